@@ -1,0 +1,1 @@
+"""The agents: thin async shells over the pure cores in ``agents.core``."""

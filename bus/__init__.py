@@ -1,0 +1,1 @@
+"""What every agent shares: events, subjects, streams, objects, recordings and the embedded broker."""

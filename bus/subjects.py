@@ -1,0 +1,103 @@
+"""Builds and parses every subject of the bus; nothing else does.
+
+``ev.<run>.<noun>.<verb>[.<round>[.<user>[.<attempt>]]]`` for durable events, ``progress.<run>.<round>.<user>`` and
+``hb.<role>.<id>`` for what is not kept, ``dlq.<stream sequence>`` for what could not be understood.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from bus.errors import MalformedSubjectError
+from bus.events import ImagesLabelled, Payload, Progress, RoundExtended, RoundPayload, UpdateRejected, UserPayload
+
+EVENTS = "ev.>"
+DEAD_LETTERS = "dlq.>"
+_TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_RUN_LEVEL = 4
+
+
+@dataclass(frozen=True)
+class EventSubject:
+    """The parts of a durable event's subject; ``rest`` is the round, user or attempt in order, as text."""
+
+    run: str
+    type: str
+    rest: tuple[str, ...]
+
+
+def event_subject(payload: Payload) -> str:
+    """The one subject that this payload may be published on."""
+    tokens: list[str] = ["ev", payload.run, *payload.TYPE.split(".")]
+    if isinstance(payload, ImagesLabelled):
+        tokens.append(payload.user)
+    if isinstance(payload, RoundPayload):
+        tokens.append(str(payload.round))
+    if isinstance(payload, UserPayload):
+        tokens.append(payload.user)
+    if isinstance(payload, UpdateRejected):
+        tokens.append(payload.attempt)
+    if isinstance(payload, RoundExtended):
+        tokens.append(str(payload.extension))
+    return ".".join(tokens)
+
+
+def parse_event_subject(subject: str) -> EventSubject:
+    """The parts of ``subject``.
+
+    Raises:
+        MalformedSubjectError: it is not the subject of a durable event.
+    """
+    tokens = subject.split(".")
+    if len(tokens) < _RUN_LEVEL or tokens[0] != "ev" or not all(_TOKEN.fullmatch(token) for token in tokens):
+        raise MalformedSubjectError(f"{subject!r} is not ev.<run>.<noun>.<verb>…")
+    return EventSubject(tokens[1], f"{tokens[2]}.{tokens[3]}", tuple(tokens[4:]))
+
+
+def events_of(run: str) -> str:
+    """Filter: every event of one run."""
+    return f"ev.{checked(run)}.>"
+
+
+def events_of_type(type_: str, run: str = "*") -> str:
+    """Filter: every event of one type, of one run or of all."""
+    suffix = "" if type_ in ("run.started", "run.finished") else ".>"
+    return f"ev.{run if run == '*' else checked(run)}.{type_}{suffix}"
+
+
+def progress_subject(progress: Progress) -> str:
+    """Where a task's live progress goes."""
+    return f"progress.{progress.run}.{progress.round}.{progress.user}"
+
+
+def progress_of(run: str) -> str:
+    """Filter: the live progress of one run."""
+    return f"progress.{checked(run)}.>"
+
+
+def heartbeat_subject(role: str, id_: str) -> str:
+    """Where an agent's heartbeats go."""
+    return f"hb.{checked(role)}.{checked(id_)}"
+
+
+HEARTBEATS = "hb.>"
+
+
+def dead_letter_subject(sequence: int) -> str:
+    """Where the message with this stream sequence goes when nobody can understand it."""
+    return f"dlq.{sequence}"
+
+
+def checked(token: str) -> str:
+    """``token`` itself when it is safe as one token of a subject.
+
+    Raises:
+        MalformedSubjectError: it is empty, too long (64), or has a character besides letters, digits, ``-`` and ``_``.
+    """
+    if not _TOKEN.fullmatch(token):
+        raise MalformedSubjectError(
+            f"{token!r} cannot be a name",
+            hint="use 1 to 64 letters, digits, '-' and '_', beginning with a letter or digit",
+        )
+    return token

@@ -1,0 +1,1 @@
+"""Datasets of fedbus: the folder format, partitions, shards and the shipped sample."""
