@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -41,6 +42,15 @@ class Event(BaseModel):
     def to_json(self) -> bytes:
         """The event as it goes on the wire."""
         return self.model_dump_json(exclude_none=True).encode()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An event with its place in the stream: its sequence number and the time at which the broker took it."""
+
+    sequence: int
+    time: datetime
+    event: Event
 
 
 def new_event(data: Payload, *, source: str, cause: Event | None = None) -> Event:
