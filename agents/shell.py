@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from bus.client import Bus
-from bus.errors import FedbusError
-from bus.events import Heartbeat
 from bus.logs import configure
 from bus.settings import BusSettings
+
+from bus.errors import FedbusError
+from bus.events import Heartbeat
 
 T = TypeVar("T")
 Body = Callable[[Bus, asyncio.Event], Awaitable[None]]
@@ -70,12 +71,18 @@ async def run_agent(role: str, body: Body, *, settings: BusSettings | None = Non
 @contextlib.asynccontextmanager
 async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Runs ``work`` beside the body of the ``async with`` and cancels it at its end; its failure ends the body."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(work)
-        try:
-            yield
-        finally:
-            task.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
+            try:
+                yield
+            finally:
+                task.cancel()
+    except BaseExceptionGroup as failures:
+        # One failure is the usual case: raised as itself, so that callers can name the error they expect.
+        if len(failures.exceptions) == 1:
+            raise failures.exceptions[0] from None
+        raise
 
 
 class Ticker(Generic[T]):

@@ -123,27 +123,12 @@ def _warp(
     return (upper * (256 - fy) + lower * fy + (1 << 15)) >> 16
 
 
-def normalisation_table(mean: float, std: float) -> NDArray[np.float32]:
-    """What each pixel value 0..255 becomes for one channel: ``(v/255 - mean)/std`` in float64, then float32 [256]."""
-    return ((np.arange(256, dtype=np.float64) / 255.0 - mean) / std).astype(np.float32)
-
-
-def to_pixel_values(images: NDArray[np.uint8], tables: NDArray[np.float32]) -> NDArray[np.float32]:
-    """uint8 [n, height, width, channels] to the model's float32 [n, channels, height, width].
-
-    Args:
-        tables: float32 [channels, 256], one ``normalisation_table`` per channel.
-    """
-    planes = [tables[channel][images[..., channel]] for channel in range(images.shape[-1])]
-    return np.ascontiguousarray(np.stack(planes, axis=1))
-
-
 def default_augmentation() -> AugmentationSpec:
     """The ranges of the default task: flips, 2 pixels, ±10 degrees, ±10 % zoom, some brightness and contrast."""
     one = 1 << 16
     degrees = np.deg2rad(np.arange(-10, 11))
     return AugmentationSpec(
-        cos=tuple(int(round(value)) for value in np.cos(degrees) * one),
-        sin=tuple(int(round(value)) for value in np.sin(degrees) * one),
-        inverse_scale=tuple(int(round(one * 100 / percent)) for percent in range(90, 111)),
+        cos=tuple(round(float(value)) for value in np.cos(degrees) * one),
+        sin=tuple(round(float(value)) for value in np.sin(degrees) * one),
+        inverse_scale=tuple(round(one * 100 / percent) for percent in range(90, 111)),
     )

@@ -164,9 +164,7 @@ class RoundState:
             return
         del self.counted[rejected.user]
         self.excluded.add(rejected.user)
-        self.refused[candidate.sequence] = Refusal(
-            candidate.sequence, candidate.update, rejected.code, rejected.reason
-        )
+        self.refused[candidate.sequence] = Refusal(candidate.sequence, candidate.update, rejected.code, rejected.reason)
         if self.plan is not None and len(self.counted) < self.plan.quorum:
             self.quorum_at = None
 

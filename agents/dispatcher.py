@@ -1,0 +1,140 @@
+"""The dispatcher: plans rounds, assigns their tasks, starts the next round and ends the run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+
+from bus.client import Bus, CaughtUp
+
+from agents.core.dispatch import AssignTasks, Intent, PlanRound, RunState, Say
+from agents.shell import main
+from artifacts.manifest import ArtifactManifest
+from artifacts.optimizer import with_learning_rate
+from bus.envelope import Event, Stored
+from bus.errors import ConflictingEventError, ObjectMissingError
+from bus.events import Payload, RoundPlanned, RunFinished, RunStarted
+from bus.spec import RunDataset, TaskSpec
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """The shell around ``RunState``: feeds it the stream and does what it decides."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._runs: dict[str, RunState] = {}
+        self._manifests: dict[str, ArtifactManifest] = {}
+        self._live = False
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Follows the stream for ever; decides only once it has read all that there is."""
+        async with self._bus.follow("ev.>") as items:
+            async for item in items:
+                if isinstance(item, CaughtUp):
+                    self._live = True
+                    for run in list(self._runs):
+                        await self._act(run, None)
+                else:
+                    await self._take(item)
+                if stop.is_set():
+                    return
+
+    async def _take(self, stored: Stored) -> None:
+        data = stored.event.data
+        if isinstance(data, RunStarted) and data.run not in self._runs:
+            await self._open(data)
+        state = self._runs.get(data.run)
+        if state is None:
+            return
+        state.fold(stored)
+        if isinstance(data, RunFinished):
+            del self._runs[data.run]
+            log.info("run %s", data.status, extra={"run": data.run})
+        elif self._live:
+            await self._act(data.run, stored.event)
+
+    async def _open(self, started: RunStarted) -> None:
+        try:
+            dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
+        except (ObjectMissingError, ValueError) as error:
+            await self._publish(
+                RunFinished(run=started.run, status="failed", reason=f"dataset: {error}"[:500], rounds=0), None
+            )
+            return
+        self._runs[started.run] = RunState(started, tuple(user.user for user in dataset.users))
+
+    async def _act(self, run: str, cause: Event | None) -> None:
+        """Does what the state asks for; the events that come of it bring the next decision."""
+        state = self._runs.get(run)
+        intent = state.decide() if state else None
+        if state is not None and intent is not None:
+            await self._do(state, intent, cause)
+
+    async def _do(self, state: RunState, intent: Intent, cause: Event | None) -> None:
+        match intent:
+            case Say(data):
+                await self._publish(data, cause)
+            case AssignTasks(tasks):
+                await self._bus.publish_many(tasks, cause=cause)
+                log.info("assigned %d tasks", len(tasks), extra={"run": state.run, "round": tasks[0].round})
+            case PlanRound():
+                await self._plan(state, intent, cause)
+
+    async def _plan(self, state: RunState, plan: PlanRound, cause: Event | None) -> None:
+        config, number = state.started.config, plan.started.round
+        manifest = await self._manifest(state.started)
+        template = await self._bus.objects.get(manifest.files.optimizer_model.sha256)
+        optimizer = with_learning_rate(template, manifest, plan.learning_rate)
+        spec = TaskSpec(
+            run=state.run,
+            round=number,
+            artifacts=state.started.artifacts,
+            base_model=plan.base_model,
+            optimizer=await self._bus.objects.put(optimizer, media_type="application/onnx"),
+            learning_rate=plan.learning_rate,
+            epochs=config.training.epochs,
+            augmentations=config.training.augmentations,
+            augmentation=config.training.augmentation,
+            encoding=config.training.encoding,
+        )
+        ref = await self._bus.objects.put(spec.model_dump_json().encode(), media_type="application/json")
+        planned = RoundPlanned(
+            run=state.run,
+            round=number,
+            base_model=plan.base_model,
+            spec=ref,
+            users=len(plan.users),
+            quorum=plan.quorum,
+            learning_rate=plan.learning_rate,
+            deadline=datetime.now(UTC) + timedelta(seconds=plan.deadline_s),
+            deadline_s=plan.deadline_s,
+        )
+        await self._publish(planned, cause)
+        log.info(
+            "planned for %d users, quorum %d", planned.users, planned.quorum, extra={"run": state.run, "round": number}
+        )
+
+    async def _manifest(self, started: RunStarted) -> ArtifactManifest:
+        key = started.artifacts.sha256
+        if key not in self._manifests:
+            self._manifests[key] = ArtifactManifest.model_validate_json(await self._bus.objects.get(started.artifacts))
+        return self._manifests[key]
+
+    async def _publish(self, data: Payload, cause: Event | None) -> None:
+        try:
+            await self._bus.publish(data, cause=cause)
+        except ConflictingEventError:
+            # Another dispatcher was faster; what it said arrives through the stream and counts.
+            log.info("%s was already said by another dispatcher", data.TYPE, extra={"run": data.run})
+
+
+async def serve(bus: Bus, stop: asyncio.Event) -> None:
+    """The body of the dispatcher agent."""
+    await Dispatcher(bus).serve(stop)
+
+
+if __name__ == "__main__":
+    main("dispatcher", serve)

@@ -1,0 +1,141 @@
+"""The native engine: onnxruntime's training sessions without the parts of its Python API that import torch."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.capi import _pybind_state as ort
+
+from artifacts.errors import EngineError
+from artifacts.manifest import ArtifactManifest
+
+
+class NativeTrainer:
+    """Predicts with and trains one copy of the model; not safe for use from several threads at once.
+
+    `files` maps the roles training_model, eval_model, checkpoint and optimizer_model to paths. It raises EngineError
+    when onnxruntime refuses one of them.
+    """
+
+    def __init__(self, manifest: ArtifactManifest, files: Mapping[str, Path], *, threads: int = 1) -> None:
+        self.manifest = manifest
+        self._files = {role: os.fspath(path) for role, path in files.items()}
+        self._device = ort.OrtDevice(ort.OrtDevice.cpu(), ort.OrtDevice.default_memory(), 0)
+        self._options = ort.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._optimizer_model: bytes | None = None
+        self._open()
+
+    def load_parameters(self, parameters: NDArray[np.float32]) -> None:
+        """Set the trainable parameters from the contiguous buffer, float32 [trainable_count]."""
+        expected = (self.manifest.trainable_count,)
+        if parameters.shape != expected or parameters.dtype != np.float32:
+            raise EngineError(f"parameters are {parameters.dtype} {parameters.shape}, expected float32 {expected}")
+        self._copy_in(np.ascontiguousarray(parameters))
+
+    def parameters(self) -> NDArray[np.float32]:
+        """Return a copy of the trainable parameters as one buffer, float32 [trainable_count]."""
+        shape = [self.manifest.trainable_count]
+        value = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device)
+        self._module.copy_parameters_to_buffer(value, True)
+        # OrtValue.numpy() may share memory with the value, which dies here.
+        return np.array(value.numpy(), dtype=np.float32, copy=True)
+
+    def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits float32 [n, classes] for pixel values float32 [n, C, H, W]."""
+        self._check_pixels(pixel_values)
+        return self._evaluate(pixel_values, np.zeros(len(pixel_values), dtype=np.int64))[1]
+
+    def evaluate(
+        self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float32]]:
+        """Return the loss (mean over the batch, with label smoothing) and logits float32 [n, classes]."""
+        self._check_pixels(pixel_values)
+        self._check_labels(labels, len(pixel_values))
+        return self._evaluate(pixel_values, labels)
+
+    def train_step(self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+        """Take one optimizer step on the batch, float32 [n, C, H, W] and int64 [n]; return its loss before the step."""
+        self._check_pixels(pixel_values)
+        self._check_labels(labels, len(pixel_values))
+        fetches = ort.OrtValueVector()
+        self._module.train_step([np.ascontiguousarray(pixel_values), labels], fetches)
+        self._optimizer.optimizer_step()
+        self._module.lazy_reset_grad()
+        return float(fetches[0].numpy())
+
+    def set_optimizer(self, model: bytes | Path) -> None:
+        """Replace the optimizer model, as a round does to set its learning rate; the state of AdamW starts afresh."""
+        self._optimizer_model = model if isinstance(model, bytes) else model.read_bytes()
+        if self.manifest.optimizer.stateless:
+            self._open_optimizer()
+        else:
+            self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Forget what the optimizer remembers, so that nothing leaks into another user's task; keep the parameters.
+
+        A stateless optimizer has nothing to forget. For others it costs opening the sessions again, because the
+        moments live in a checkpoint state that cannot be cleared.
+        """
+        if not self.manifest.optimizer.stateless:
+            parameters = self.parameters()
+            self._open()
+            self.load_parameters(parameters)
+
+    def _open(self) -> None:
+        try:
+            self._state = ort.load_checkpoint(self._files["checkpoint"])
+            self._module = ort.Module(
+                self._files["training_model"], self._state, self._files["eval_model"], self._device, self._options
+            )
+        except KeyError as error:
+            raise EngineError(f"no path was given for the file {error}") from error
+        except RuntimeError as error:
+            raise EngineError(f"onnxruntime cannot open the artifacts: {error}") from error
+        found = self._module.get_parameters_size(True)
+        if found != self.manifest.trainable_count:
+            raise EngineError(f"the artifacts train {found} parameters, the manifest says otherwise")
+        self._open_optimizer()
+
+    def _open_optimizer(self) -> None:
+        if self._optimizer_model is None:
+            self._optimizer_model = Path(self._files["optimizer_model"]).read_bytes()
+        # The C++ constructor takes nothing but a path.
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as stream:
+            stream.write(self._optimizer_model)
+            stream.flush()
+            try:
+                self._optimizer = ort.Optimizer(stream.name, self._state, self._device, self._options)
+            except RuntimeError as error:
+                raise EngineError(f"onnxruntime cannot open the optimizer model: {error}") from error
+
+    def _copy_in(self, parameters: NDArray[np.float32]) -> None:
+        value = ort.OrtValue.ortvalue_from_numpy(parameters, self._device)
+        self._module.copy_buffer_to_parameters(value, True)
+
+    def _evaluate(
+        self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float32]]:
+        fetches = ort.OrtValueVector()
+        self._module.eval_step([np.ascontiguousarray(pixel_values), labels], fetches)
+        logits: NDArray[Any] = fetches[1].numpy()
+        return float(fetches[0].numpy()), np.array(logits, dtype=np.float32, copy=True)
+
+    def _check_pixels(self, pixel_values: NDArray[np.float32]) -> None:
+        model = self.manifest.model
+        expected = (model.channels, model.image_size, model.image_size)
+        shape = pixel_values.shape
+        if pixel_values.dtype != np.float32 or len(shape) != 4 or shape[1:] != expected or not shape[0]:
+            raise EngineError(f"pixel values are {pixel_values.dtype} {shape}, expected float32 [n, *{expected}]")
+
+    def _check_labels(self, labels: NDArray[np.int64], count: int) -> None:
+        if labels.dtype != np.int64 or labels.shape != (count,):
+            raise EngineError(f"labels are {labels.dtype} {labels.shape}, expected int64 ({count},)")
+        if count and not (labels.min() >= 0 and labels.max() < len(self.manifest.model.classes)):
+            raise EngineError(f"labels must lie in 0..{len(self.manifest.model.classes) - 1}")
