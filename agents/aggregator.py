@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
-from bus.client import Bus, CaughtUp
 
-from agents.core.aggregation import inputs_digest
+from agents.core.aggregation import FixedPointSum, inputs_digest
 from agents.core.rounds import Candidate, Refusal, RoundState
 from agents.core.updates import decode_update
-from agents.shell import Ticker
+from agents.shell import Ticker, main, until
+from bus.client import Bus, CaughtUp
 from bus.envelope import Event, Stored
-from bus.errors import ConflictingEventError, FedbusError
-from bus.events import ModelPublished, Payload, RoundPayload, RunFinished, RunStarted
+from bus.errors import (
+    BrokerUnavailableError,
+    ConflictingEventError,
+    FedbusError,
+    ObjectCorruptError,
+    ObjectMissingError,
+    ObjectTimeoutError,
+)
+from bus.events import ModelPublished, Payload, RejectionCode, RoundPayload, RunFinished, RunStarted
 from bus.values import Ref
 
 log = logging.getLogger(__name__)
 RoundKey = tuple[str, int]
+
+
+@dataclass
+class OpenRound:
+    """A round that has no model yet: its state, its running sum, and the counted updates still to be added."""
+
+    state: RoundState
+    pending: list[Candidate] = field(default_factory=list)
+    added: set[int] = field(default_factory=set)
+    total: FixedPointSum | None = None
+
+    @property
+    def extra(self) -> dict[str, object]:
+        """What a log line about this round says beside its message."""
+        return {"run": self.state.run, "round": self.state.round}
 
 
 class Aggregator:
@@ -32,32 +55,34 @@ class Aggregator:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._runs: dict[str, RunStarted] = {}
-        self._rounds: dict[RoundKey, RoundState] = {}
-        self._sums: dict[RoundKey, Tally] = {}
+        self._rounds: dict[RoundKey, OpenRound] = {}
         self._live = False
+        self._seen = 0
+        self._own = 0
+        self._held = False
 
-    async def serve(self, stop: asyncio.Event) -> None:
+    async def serve(self) -> None:
         """Follows the stream for ever, and wakes up for deadlines."""
         async with self._bus.follow("ev.>") as items, Ticker(items) as ticker:
-            while not stop.is_set():
+            while True:
                 item = await ticker.next_or_tick(self._next_tick())
-                if item is None:
-                    await self._decide_all()
-                elif isinstance(item, CaughtUp):
-                    self._live = True
-                    await self._decide_all()
-                else:
+                if isinstance(item, Stored):
                     await self._take(item)
+                    if not self._held or self._seen < self._own:
+                        continue
+                self._live = self._live or isinstance(item, CaughtUp)
+                self._held = False
+                for opened in list(self._rounds.values()):
+                    await self._act(opened, None)
 
     def _next_tick(self) -> datetime | None:
-        times = [at for state in self._rounds.values() if (at := state.next_decision_at()) is not None]
-        return min(times, default=None) if self._live else None
-
-    async def _decide_all(self) -> None:
-        for key in list(self._rounds):
-            await self._act(key, None)
+        if not self._live or self._seen < self._own:
+            return None
+        times = [at for one in self._rounds.values() if (at := one.state.next_decision_at()) is not None]
+        return min(times, default=None)
 
     async def _take(self, stored: Stored) -> None:
+        self._seen = stored.sequence
         data = stored.event.data
         if isinstance(data, RunStarted):
             self._runs.setdefault(data.run, data)
@@ -65,81 +90,93 @@ class Aggregator:
             self._forget(data.run)
         elif isinstance(data, RoundPayload) and data.run in self._runs:
             key = (data.run, data.round)
-            state = self._rounds.setdefault(key, RoundState(data.run, data.round, self._runs[data.run].config.quorum))
-            verdict = state.fold(stored)
-            if isinstance(verdict, Refusal):
-                await self._refuse(verdict, stored.event)
+            if (opened := self._rounds.get(key)) is None:
+                state = RoundState(data.run, data.round, self._runs[data.run].config.quorum)
+                opened = self._rounds[key] = OpenRound(state)
+            verdict = opened.state.fold(stored)
+            if isinstance(verdict, Candidate):
+                opened.pending.append(verdict)
             if self._live:
-                await self._act(key, stored.event)
+                await self._act(opened, stored.event)
 
     def _forget(self, run: str) -> None:
         self._runs.pop(run, None)
         for key in [key for key in self._rounds if key[0] == run]:
             del self._rounds[key]
-            self._sums.pop(key, None)
 
-    async def _refuse(self, refusal: Refusal, cause: Event) -> None:
-        log.info("update refused: %s", refusal.code, extra=_where(refusal.update))
-        await self._publish(refusal.as_event(), cause)
-
-    async def _act(self, key: RoundKey, cause: Event | None) -> None:
-        state = self._rounds.get(key)
-        if state is None or state.plan is None or state.published is not None or state.failed is not None:
-            self._sums.pop(key, None)
+    async def _act(self, opened: OpenRound, cause: Event | None) -> None:
+        if self._seen < self._own:
+            # What this aggregator said last has not come back through the stream: deciding now would say it again.
+            self._held = True
             return
-        if state.open and await self._add_new(key, state):
+        state = opened.state
+        for refusal in state.unsaid():
+            await self._refuse(refusal, cause)
+        if state.plan is None or state.published is not None or state.failed is not None:
+            opened.total, opened.pending = None, []
+            return
+        await self._add_pending(opened)
+        if self._seen < self._own:
+            self._held = True
             return
         if (decision := state.decide(datetime.now(UTC))) is not None:
+            log.info("%s", decision.TYPE, extra=opened.extra)
             await self._publish(decision, cause)
         elif state.closed is not None:
-            await self._publish_model(key, state, cause)
+            await self._publish_model(opened, cause)
 
-    async def _add_new(self, key: RoundKey, state: RoundState) -> bool:
-        """Adds the counted updates that are not in the sum yet; true when one turned out bad and was refused."""
-        assert state.plan is not None
-        tally = self._sums.setdefault(key, Tally())
-        bad = False
-        for candidate in state.accepted().values():
-            if candidate.sequence in tally.sequences:
+    async def _refuse(self, refusal: Refusal, cause: Event | None) -> None:
+        log.info("update of %s refused: %s", refusal.update.user, refusal.code, extra={"run": refusal.update.run})
+        await self._publish(refusal.as_event(), cause)
+
+    async def _add_pending(self, opened: OpenRound) -> None:
+        """Adds the counted updates that are not in the sum yet; those whose bytes are bad are refused."""
+        pending, opened.pending = opened.pending, []
+        for candidate in pending:
+            if opened.state.counted.get(candidate.update.user) != candidate:
                 continue
             try:
-                await self._add(tally, state, candidate)
+                await self._add(opened, candidate)
+            except (ObjectTimeoutError, BrokerUnavailableError):
+                raise
             except FedbusError as error:
-                bad = True
-                refusal = Refusal(candidate.sequence, candidate.update, _rejection_code(error), error.message[:500])
-                await self._refuse(refusal, None)
-        return bad
+                reason = error.message[:500]
+                await self._refuse(Refusal(candidate.sequence, candidate.update, _code_of(error), reason), None)
 
-    async def _add(self, tally: Tally, state: RoundState, candidate: Candidate) -> None:
-        delta = decode_update(await self._bus.objects.get(candidate.update.update), candidate.update.encoding)
-        tally.add(candidate, delta, await self._parameters(state))
+    async def _add(self, opened: OpenRound, candidate: Candidate) -> None:
+        assert opened.state.plan is not None
+        parameters = opened.state.plan.base_model.size // 4
+        if opened.total is None:
+            opened.total = FixedPointSum(parameters)
+        update = candidate.update
+        delta = decode_update(await self._bus.objects.get(update.update), update.encoding, parameters)
+        opened.total.add(delta, candidate.weight)
+        opened.added.add(candidate.sequence)
 
-    async def _parameters(self, state: RoundState) -> int:
-        assert state.plan is not None
-        return state.plan.base_model.size // 4
-
-    async def _publish_model(self, key: RoundKey, state: RoundState, cause: Event | None) -> None:
+    async def _publish_model(self, opened: OpenRound, cause: Event | None) -> None:
+        state = opened.state
         assert state.plan is not None
         accepted = state.accepted()
-        tally = self._sums.get(key)
-        if tally is None or tally.sequences != {one.sequence for one in accepted.values()}:
-            # Another aggregator closed the round earlier in the stream than this one would have, or this one has
-            # just started: the closed event decides what counts, so the sum is built again from exactly that.
-            tally = self._sums[key] = Tally()
+        if opened.added != {one.sequence for one in accepted.values()}:
+            # Something was added that the closed event leaves out; it decides, so the sum is built again from that.
+            opened.total, opened.added = None, set()
             for candidate in accepted.values():
-                await self._add(tally, state, candidate)
-        parent = np.frombuffer(await self._bus.objects.get(state.plan.base_model), "<f4")
-        model = tally.applied_to(parent)
-        ref = await self._bus.objects.put(model.astype("<f4").tobytes(), media_type=state.plan.base_model.media_type)
+                await self._add(opened, candidate)
+        model = await self._bus.objects.get(state.plan.base_model)
+        if opened.total is not None:
+            model = opened.total.applied_to(np.frombuffer(model, "<f4")).astype("<f4").tobytes()
+        ref = await self._bus.objects.put(model, media_type=state.plan.base_model.media_type)
         await self._publish(model_published(state, accepted, ref), cause)
-        log.info("model %s from %d updates", ref.sha256[:12], len(accepted), extra={"run": key[0], "round": key[1]})
+        log.info("model %s from %d updates", ref.sha256[:12], len(accepted), extra=opened.extra)
 
     async def _publish(self, data: Payload, cause: Event | None) -> None:
         try:
-            await self._bus.publish(data, cause=cause)
+            published = await self._bus.publish(data, cause=cause)
         except ConflictingEventError:
             # Another aggregator was faster; what it said arrives through the stream and counts.
             log.info("%s was already said by another aggregator", data.TYPE, extra={"run": data.run})
+        else:
+            self._own = max(self._own, published.sequence)
 
 
 def model_published(state: RoundState, accepted: dict[str, Candidate], model: Ref) -> ModelPublished:
@@ -156,3 +193,19 @@ def model_published(state: RoundState, accepted: dict[str, Candidate], model: Re
         updates=len(inputs),
         examples=sum(weight for _, _, weight in inputs),
     )
+
+
+def _code_of(error: FedbusError) -> RejectionCode:
+    """The rejection code that says what is wrong with an update's bytes."""
+    if isinstance(error, ObjectMissingError | ObjectCorruptError):
+        return "digest"
+    return error.code if error.code in ("size", "shape", "nonfinite") else "shape"  # type: ignore[return-value]
+
+
+async def serve(bus: Bus, stop: asyncio.Event) -> None:
+    """The body of the aggregator agent."""
+    await until(stop, Aggregator(bus).serve())
+
+
+if __name__ == "__main__":
+    main("aggregator", serve)

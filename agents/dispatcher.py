@@ -6,15 +6,17 @@ import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
 
-from bus.client import Bus, CaughtUp
+from pydantic import ValidationError
 
-from agents.core.dispatch import AssignTasks, Intent, PlanRound, RunState, Say
-from agents.shell import main
+from agents.core.dispatch import AssignTasks, PlanRound, RunState, Say
+from agents.shell import main, until
+from artifacts.errors import OptimizerModelError
 from artifacts.manifest import ArtifactManifest
 from artifacts.optimizer import with_learning_rate
+from bus.client import Bus, CaughtUp
 from bus.envelope import Event, Stored
-from bus.errors import ConflictingEventError, ObjectMissingError
-from bus.events import Payload, RoundPlanned, RunFinished, RunStarted
+from bus.errors import ConflictingEventError, ObjectCorruptError, ObjectMissingError
+from bus.events import Payload, RoundFailed, RoundPlanned, RunFinished, RunStarted
 from bus.spec import RunDataset, TaskSpec
 
 log = logging.getLogger(__name__)
@@ -27,22 +29,27 @@ class Dispatcher:
         self._bus = bus
         self._runs: dict[str, RunState] = {}
         self._manifests: dict[str, ArtifactManifest] = {}
+        self._causes: dict[str, Event] = {}
+        self._changed: set[str] = set()
         self._live = False
+        self._seen = 0
+        self._own = 0
 
-    async def serve(self, stop: asyncio.Event) -> None:
+    async def serve(self) -> None:
         """Follows the stream for ever; decides only once it has read all that there is."""
         async with self._bus.follow("ev.>") as items:
             async for item in items:
                 if isinstance(item, CaughtUp):
                     self._live = True
-                    for run in list(self._runs):
-                        await self._act(run, None)
                 else:
                     await self._take(item)
-                if stop.is_set():
-                    return
+                if self._live and self._seen >= self._own:
+                    for run in list(self._changed):
+                        self._changed.discard(run)
+                        await self._act(run)
 
     async def _take(self, stored: Stored) -> None:
+        self._seen = stored.sequence
         data = stored.event.data
         if isinstance(data, RunStarted) and data.run not in self._runs:
             await self._open(data)
@@ -50,43 +57,48 @@ class Dispatcher:
         if state is None:
             return
         state.fold(stored)
+        self._causes[data.run] = stored.event
+        self._changed.add(data.run)
         if isinstance(data, RunFinished):
-            del self._runs[data.run]
+            del self._runs[data.run], self._causes[data.run]
             log.info("run %s", data.status, extra={"run": data.run})
-        elif self._live:
-            await self._act(data.run, stored.event)
 
     async def _open(self, started: RunStarted) -> None:
         try:
             dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
-        except (ObjectMissingError, ValueError) as error:
+        except (ObjectMissingError, ObjectCorruptError, ValidationError) as error:
             await self._publish(
                 RunFinished(run=started.run, status="failed", reason=f"dataset: {error}"[:500], rounds=0), None
             )
             return
         self._runs[started.run] = RunState(started, tuple(user.user for user in dataset.users))
 
-    async def _act(self, run: str, cause: Event | None) -> None:
+    async def _act(self, run: str) -> None:
         """Does what the state asks for; the events that come of it bring the next decision."""
         state = self._runs.get(run)
-        intent = state.decide() if state else None
-        if state is not None and intent is not None:
-            await self._do(state, intent, cause)
-
-    async def _do(self, state: RunState, intent: Intent, cause: Event | None) -> None:
+        if state is None or (intent := state.decide()) is None:
+            return
+        cause = self._causes.get(run)
         match intent:
             case Say(data):
                 await self._publish(data, cause)
             case AssignTasks(tasks):
-                await self._bus.publish_many(tasks, cause=cause)
-                log.info("assigned %d tasks", len(tasks), extra={"run": state.run, "round": tasks[0].round})
+                published = await self._bus.publish_many(tasks, cause=cause)
+                self._own = max(self._own, *(one.sequence for one in published))
+                log.info("assigned %d tasks", len(tasks), extra={"run": run, "round": tasks[0].round})
             case PlanRound():
-                await self._plan(state, intent, cause)
+                try:
+                    await self._plan(state, intent, cause)
+                except (ObjectMissingError, ObjectCorruptError, OptimizerModelError, ValidationError) as error:
+                    reason = f"the round cannot be planned: {error}"[:500]
+                    await self._publish(RoundFailed(run=run, round=intent.started.round, reason=reason), cause)
 
     async def _plan(self, state: RunState, plan: PlanRound, cause: Event | None) -> None:
         config, number = state.started.config, plan.started.round
         manifest = await self._manifest(state.started)
-        template = await self._bus.objects.get(manifest.files.optimizer_model.sha256)
+        if await self._bus.objects.info(plan.base_model.name) is None:
+            raise ObjectMissingError(f"base model {plan.base_model.name} is not in the object store")
+        template = await self._bus.objects.get(manifest.files.optimizer_model.ref)
         optimizer = with_learning_rate(template, manifest, plan.learning_rate)
         spec = TaskSpec(
             run=state.run,
@@ -125,15 +137,17 @@ class Dispatcher:
 
     async def _publish(self, data: Payload, cause: Event | None) -> None:
         try:
-            await self._bus.publish(data, cause=cause)
+            published = await self._bus.publish(data, cause=cause)
         except ConflictingEventError:
             # Another dispatcher was faster; what it said arrives through the stream and counts.
             log.info("%s was already said by another dispatcher", data.TYPE, extra={"run": data.run})
+        else:
+            self._own = max(self._own, published.sequence)
 
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:
     """The body of the dispatcher agent."""
-    await Dispatcher(bus).serve(stop)
+    await until(stop, Dispatcher(bus).serve())
 
 
 if __name__ == "__main__":

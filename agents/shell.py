@@ -69,13 +69,13 @@ async def run_agent(role: str, body: Body, *, settings: BusSettings | None = Non
 
 
 @contextlib.asynccontextmanager
-async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
     """Runs ``work`` beside the body of the ``async with`` and cancels it at its end; its failure ends the body."""
     try:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work)
             try:
-                yield
+                yield task
             finally:
                 task.cancel()
     except BaseExceptionGroup as failures:
@@ -83,6 +83,20 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         if len(failures.exceptions) == 1:
             raise failures.exceptions[0] from None
         raise
+
+
+async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Runs ``work`` and cancels it when ``stop`` is set: for work that may be cut anywhere, because the stream has it.
+
+    Raises:
+        whatever ``work`` raises.
+    """
+    async with background(work) as running:
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
 
 
 class Ticker(Generic[T]):

@@ -79,6 +79,7 @@ class RoundState:
     counted: dict[str, Candidate] = field(default_factory=dict)
     refused: dict[int, Refusal] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
     deadline: datetime | None = None
     extensions: int = 0
     quorum_at: datetime | None = None
@@ -94,8 +95,7 @@ class RoundState:
 
     def accepted(self) -> dict[str, Candidate]:
         """The updates that make the model, by user; final once the round is closed."""
-        through = self.closed.through if self.closed else self.last_sequence
-        return {user: one for user, one in sorted(self.counted.items()) if one.sequence <= through}
+        return dict(sorted(self.counted.items()))
 
     def fold(self, stored: Stored) -> Candidate | Refusal | None:
         """Takes one event of this round in; for an update, says whether it counts.
@@ -122,6 +122,7 @@ class RoundState:
             case RoundClosed():
                 if self.open:
                     self.closed = data
+                    self._mark_late(data.through)
             case RoundFailed():
                 if self.closed is None and self.failed is None:
                     self.failed = data
@@ -158,7 +159,19 @@ class RoundState:
             return "stale", "the update was trained from another model"
         return None, ""
 
+    def _mark_late(self, through: int) -> None:
+        """What arrived between the decision to close and the closed event itself does not count."""
+        for user, late in list(self.counted.items()):
+            if late.sequence > through:
+                del self.counted[user]
+                self.refused[late.sequence] = Refusal(late.sequence, late.update, "stale", "the round had ended")
+
+    def unsaid(self) -> list[Refusal]:
+        """The refusals that no ``update.rejected`` in the stream states yet, in the order of their updates."""
+        return [self.refused[at] for at in sorted(self.refused) if attempt_of(at) not in self.said]
+
     def _rejected(self, rejected: UpdateRejected) -> None:
+        self.said.add(rejected.attempt)
         candidate = self.counted.get(rejected.user)
         if candidate is None or rejected.attempt != attempt_of(candidate.sequence) or not self.open:
             return

@@ -1,0 +1,73 @@
+"""Finds Chromium and says how to start it without a window, training on its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import urlencode
+
+from agents.cli.processes import Command
+from bus.errors import FedbusError
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--headless=new",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-background-timer-throttling",
+    "--disable-renderer-backgrounding",
+    "--disable-extensions",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-quic",
+    "--mute-audio",
+    "--enable-logging=stderr",
+)
+
+
+class ChromiumMissingError(FedbusError):
+    """No Chromium on this machine."""
+
+    code = "chromium_missing"
+
+
+def find_chromium() -> Path:
+    """The Chromium to use: ``FEDBUS_CHROMIUM`` when set, else the first of the usual names on PATH.
+
+    Raises:
+        ChromiumMissingError: there is none.
+    """
+    if chosen := os.environ.get("FEDBUS_CHROMIUM"):
+        if Path(chosen).is_file():
+            return Path(chosen)
+        raise ChromiumMissingError(f"FEDBUS_CHROMIUM names {chosen}, which is no file")
+    for name in NAMES:
+        if found := shutil.which(name):
+            return Path(found)
+    raise ChromiumMissingError(
+        "no Chromium found",
+        hint="install it (Debian: apt-get install -y chromium), set FEDBUS_CHROMIUM, or train with --clients native:2",
+    )
+
+
+def browser_client(name: str, gateway: str, token: str, *, profile: Path, log_path: Path, threads: int = 1) -> Command:
+    """The command of one headless browser that opens the gateway's page and trains at once."""
+    query = urlencode({"client": name, "autostart": "1", "threads": str(threads)})
+    # Chromium refuses its sandbox to root, and only to root.
+    sandbox = ("--no-sandbox",) if os.geteuid() == 0 else ()
+    return Command(
+        name=name,
+        argv=(
+            str(find_chromium()),
+            *FLAGS,
+            *sandbox,
+            f"--user-data-dir={profile}",
+            "--window-size=1280,900",
+            f"{gateway}/?{query}#token={token}",
+        ),
+        log_path=log_path,
+        prepare=lambda: shutil.rmtree(profile, ignore_errors=True),
+    )
