@@ -89,7 +89,7 @@ class TaskSpec(Frozen):
 
 
 class UserShard(Frozen):
-    """One user's images: a safetensors object with the uint8 tensor ``images`` of shape [n, height, width, channels]."""
+    """One user's images: a safetensors object with the uint8 tensor ``images``, [n, height, width, channels]."""
 
     user: Name
     shard: Ref

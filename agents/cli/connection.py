@@ -41,7 +41,7 @@ class Connection(BaseModel):
 
 
 def use_running_fedbus(store: Path = DEFAULT_STORE) -> None:
-    """Makes this process talk to the fedbus that ``fedbus up`` runs in this folder, unless the environment says other."""
+    """Makes this process talk to the fedbus that runs in this folder, unless the environment names another."""
     if "NATS_URL" in os.environ:
         return
     try:

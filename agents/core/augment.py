@@ -2,14 +2,15 @@
 
 The rules, for the copy ``c`` (1, 2, …; copy 0 is the original) of the shard's image ``i`` under a task's ``seed``:
 
-1. Draws come from a counter-based generator. ``draw(slot) = mix(mix(seed) + (1 + slot + 8 * (c + 64 * i)) * 0x9E3779B9)``
-   in 32-bit unsigned arithmetic, where ``mix`` is the ``lowbias32`` finaliser of Chris Wellons' hash prospector.
-   ``below(slot, n) = draw(slot) * n >> 32``.
+1. Draws come from a counter-based generator in 32-bit unsigned arithmetic:
+   ``draw(slot) = mix(mix(seed) + (1 + slot + 8 * (c + 64 * i)) * 0x9E3779B9)``, where ``mix`` is the ``lowbias32``
+   finaliser of Chris Wellons' hash prospector. ``below(slot, n) = draw(slot) * n >> 32``.
 2. Slots: 0 flip, 1 shift in x, 2 shift in y, 3 rotation, 4 zoom, 5 brightness, 6 contrast.
-3. Each output pixel (x, y) looks up its source: ``dx = ±(2x - (W-1))``, ``dy = 2y - (H-1)`` (half pixels, ``dx`` negated
-   when flipped); ``a = cos*zoom + 2**15 >> 16``, ``b = sin*zoom + 2**15 >> 16``; ``X = a*dx + b*dy + ((W-1) - 2*shift_x) << 16``
-   and ``Y = a*dy - b*dx + ((H-1) - 2*shift_y) << 16`` are the source's position with 17 fractional bits.
-4. The four neighbours (edge pixels repeat) are weighted by the upper 8 of those bits and rounded: ``sum + 2**15 >> 16``.
+3. Each output pixel (x, y) looks up its source: ``dx = ±(2x - (W-1))`` (negated when flipped) and
+   ``dy = 2y - (H-1)`` in half pixels; ``a = cos*zoom + 2**15 >> 16``, ``b = sin*zoom + 2**15 >> 16``; the source's
+   position with 17 fractional bits is ``X = a*dx + b*dy + ((W-1) - 2*shift_x) << 16`` and
+   ``Y = a*dy - b*dx + ((H-1) - 2*shift_y) << 16``.
+4. The four neighbours (edge pixels repeat) are weighted by the upper 8 of those bits; ``sum + 2**15 >> 16`` rounds.
 5. ``m`` is the floor of the mean of the result over all pixels and channels; then
    ``clamp(m + ((v - m) * gain + 128 >> 8) + offset)`` with ``gain = 256 ± contrast`` and ``offset = ± brightness``.
 
@@ -120,7 +121,8 @@ def _warp(
     pixels = images.astype(np.int32)
     upper = pixels[which, top, left] * (256 - fx) + pixels[which, top, right] * fx
     lower = pixels[which, bottom, left] * (256 - fx) + pixels[which, bottom, right] * fx
-    return (upper * (256 - fy) + lower * fy + (1 << 15)) >> 16
+    blended: NDArray[np.int32] = (upper * (256 - fy) + lower * fy + (1 << 15)) >> 16
+    return blended
 
 
 def default_augmentation() -> AugmentationSpec:
