@@ -1,0 +1,120 @@
+"""``fedbus demo``: one federated run from nothing to its report, on this machine alone."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agents.cli import options as o
+from agents.cli.chromium import find_chromium
+from agents.cli.display import console, run_display
+from agents.cli.inspect_run import follow_to_the_end, make_report
+from agents.cli.reload import PAGE_FOLDER
+from agents.cli.runs import CONNECT_S, new_run_name
+from agents.cli.serve import until_interrupted
+from agents.cli.system import running_system
+from agents.run_setup import RunSources, start_run
+from bus.client import Bus
+from bus.errors import FedbusError
+from bus.events import RoundStarted
+from bus.logs import configure
+from bus.recording import record
+from bus.settings import BusSettings
+from bus.spec import RunConfig
+
+RECORDING = "recording.jsonl.gz"
+
+
+class PageMissingError(FedbusError):
+    """The browser client was not built."""
+
+    code = "page_missing"
+
+
+def demo(
+    users: o.Users = 100,
+    images: o.Images = 20,
+    rounds: o.Rounds = 10,
+    clients: Annotated[str, typer.Option("--clients", help="browser:2, native:2 or browser:1,native:1.")] = "browser:2",
+    seed: o.Seed = 0,
+    quorum: o.Quorum = 1.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: runs/RUN.")] = None,
+    artifacts: o.Artifacts = o.ARTIFACTS,
+    data: o.Data = o.DATA,
+    held_out: o.HeldOut = o.HELD_OUT,
+    labeller: o.Labeller = "truth",
+    label_model: o.LabelModel = "gpt-4o",
+    learning_rate: o.LearningRate = None,
+    epochs: o.Epochs = 1,
+    encoding: o.Encoding = "float32",
+    threads: Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")] = 1,
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of the page; 0: a free one.")] = 0,
+) -> None:
+    """Run everything once: broker, agents, clients, all rounds; then the report, and exit 0 if the run completed."""
+    mix = o.parse_clients(clients)
+    if mix.browser:
+        find_chromium()
+        check_page()
+    config = o.make_config(
+        artifacts=artifacts,
+        users=users,
+        images=images,
+        rounds=rounds,
+        seed=seed,
+        quorum=quorum,
+        labeller=labeller,
+        label_model=label_model,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        encoding=encoding,
+    )
+    configure("demo")
+    run = new_run_name("demo")
+    sources = RunSources(artifacts, data, held_out)
+    status = asyncio.run(
+        until_interrupted(_demo(run, config, sources, mix, out or Path("runs") / run, threads=threads, port=port))
+    )
+    if status != "completed":
+        raise typer.Exit(1)
+
+
+def check_page() -> None:
+    """Sees to it that the browser client is built.
+
+    Raises:
+        PageMissingError: it is not.
+    """
+    if not (PAGE_FOLDER / "dist" / "index.html").is_file():
+        raise PageMissingError(
+            "the browser client is not built",
+            hint="make setup builds it (needs Node 20), or train with --clients native:2",
+        )
+
+
+async def _demo(
+    run: str, config: RunConfig, sources: RunSources, mix: o.ClientMix, out: Path, *, threads: int, port: int
+) -> str:
+    """Runs the demo and answers with the run's final status."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fedbus-demo-", ignore_cleanup_errors=True) as folder:
+        console.print(f"{run}: starting broker and agents; their logs are in {out / 'logs'}")
+        async with running_system(Path(folder), out / "logs", nats_port=None, gateway_port=port) as system:
+            url = f"{system.connection.gateway_url}/#token={system.connection.join_token}"
+            console.print(f"clients {mix}; a page of your own may join: {url}", soft_wrap=True)
+            system.start_clients(mix, threads=threads)
+            settings = BusSettings.model_validate(
+                {"url": system.connection.nats_url, "token": system.connection.nats_token}
+            )
+            async with Bus.connect(settings, name="demo", wait_s=CONNECT_S) as bus:
+                await start_run(bus, run, config, sources)
+                await bus.publish(RoundStarted(run=run, round=1))
+                with run_display(run) as display:
+                    finished = await follow_to_the_end(bus, run, display)
+                await record(bus, run, out / RECORDING, include="replay")
+                await make_report(bus, run, out, clients=mix)
+                console.print(str(out / RECORDING), soft_wrap=True)
+    return finished.status

@@ -1,0 +1,154 @@
+"""The commands that look at runs: ``watch``, ``record``, ``replay`` and ``report``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from agents.cli.connection import use_running_fedbus
+from agents.cli.display import RunDisplay, console, errors, run_display
+from agents.cli.options import ClientMix
+from agents.cli.runs import CONNECT_S, find_run
+from agents.core.replay import replay_run
+from agents.report import build_report, summary_table, write_report
+from agents.shell import background
+from bus.client import Bus, CaughtUp
+from bus.envelope import Stored
+from bus.events import ModelEvaluated, RunFinished
+from bus.recording import load_recording, record
+from bus.subjects import events_of
+
+RunArgument = Annotated[str, typer.Argument(help="The run.")]
+
+
+def watch(
+    run: RunArgument,
+    since: Annotated[int, typer.Option("--since", min=0, help="Begin after this stream sequence.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: sequence, time, event.")] = False,
+) -> None:
+    """Show a run from its beginning (or --since) and follow it live to its end; join as late as you like."""
+    use_running_fedbus()
+    status = asyncio.run(_watch(run, since, as_json))
+    raise typer.Exit(0 if status == "completed" else 1)
+
+
+async def _watch(run: str, since: int, as_json: bool) -> str:
+    async with Bus.connect(name="watch", wait_s=CONNECT_S) as bus:
+        await find_run(bus, run)
+        if as_json:
+            async with bus.follow(events_of(run), after=since) as items:
+                async for item in items:
+                    if isinstance(item, Stored):
+                        typer.echo(as_json_line(item))
+                        if isinstance(item.event.data, RunFinished):
+                            return item.event.data.status
+            return "cut"
+        with run_display(run) as display:
+            return (await follow_to_the_end(bus, run, display, since=since)).status
+
+
+def as_json_line(stored: Stored) -> str:
+    """One event with its place in the stream, as one line of JSON."""
+    body = {"sequence": stored.sequence, "time": stored.time.isoformat(), "event": json.loads(stored.event.to_json())}
+    return json.dumps(body, separators=(",", ":"))
+
+
+async def follow_to_the_end(bus: Bus, run: str, display: RunDisplay, *, since: int = 0) -> RunFinished:
+    """Shows every event and all live progress until the run is finished."""
+    async with background(_show_progress(bus, run, display)), bus.follow(events_of(run), after=since) as items:
+        async for item in items:
+            if isinstance(item, CaughtUp):
+                continue
+            display.take(item)
+            if isinstance(item.event.data, RunFinished):
+                return item.event.data
+    raise AssertionError("a live subscription has no end")
+
+
+async def _show_progress(bus: Bus, run: str, display: RunDisplay) -> None:
+    async with bus.progress(run) as items:
+        async for progress in items:
+            display.note(progress)
+
+
+def record_command(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", help="NAME.jsonl or NAME.jsonl.gz.")],
+    include: Annotated[
+        str, typer.Option("--include", help="replay: what a replay needs; all: images and artifacts too.")
+    ] = "replay",
+) -> None:
+    """Write a run's events and the objects that they name to one file."""
+    if include not in ("replay", "all"):
+        raise typer.BadParameter("--include is replay or all")
+    use_running_fedbus()
+    kind: Literal["replay", "all"] = "all" if include == "all" else "replay"
+    asyncio.run(_record(run, out, kind))
+
+
+async def _record(run: str, out: Path, include: Literal["replay", "all"]) -> None:
+    async with Bus.connect(name="record", wait_s=CONNECT_S) as bus:
+        await find_run(bus, run)
+        counts = await record(bus, run, out, include=include)
+    console.print(f"{out}: {counts.events} events, {counts.objects} objects, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="A recording.", exists=True, dir_okay=False)],
+) -> None:
+    """Run the pure cores over a recording, without broker, browser or labeller, and compare every model's bits."""
+    recording = load_recording(file)
+    outcome = replay_run(recording.events, recording.objects)
+    console.print(f"{recording.run}: {len(recording.events)} events, {len(outcome.models)} rounds")
+    for number, digest in sorted(outcome.models.items()):
+        console.print(f"round {number:>3}  {digest}", soft_wrap=True)
+    if outcome.differences:
+        errors.print(f"[red]differs[/red], first at {outcome.differences[0]}", soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"final model {outcome.final_model or 'none'}: the same bits as recorded", soft_wrap=True)
+
+
+def report(
+    run: RunArgument,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder; default: runs/RUN.")] = None,
+) -> None:
+    """Write report.json and report.html of a run, finished or not."""
+    use_running_fedbus()
+    asyncio.run(_report(run, out or Path("runs") / run))
+
+
+async def _report(run: str, out: Path) -> None:
+    async with Bus.connect(name="report", wait_s=CONNECT_S) as bus:
+        await find_run(bus, run)
+        await make_report(bus, run, out)
+
+
+async def make_report(bus: Bus, run: str, out: Path, *, clients: ClientMix | None = None) -> None:
+    """Reads the run, writes its report into ``out`` and prints the summary with the paths.
+
+    Args:
+        clients: how many of each kind were started; without it, those that gave an update are counted.
+    """
+    events = await events_so_far(bus, run)
+    details = {}
+    for stored in events:
+        if isinstance(stored.event.data, ModelEvaluated):
+            ref = stored.event.data.details
+            details[ref.sha256] = json.loads(await bus.objects.get(ref))
+    counts = {"browser": clients.browser, "native": clients.native} if clients else None
+    result = build_report(events, details, clients=counts)
+    paths = write_report(result, out)
+    console.print(summary_table(result))
+    for path in paths:
+        console.print(str(path), soft_wrap=True)
+
+
+async def events_so_far(bus: Bus, run: str) -> Sequence[Stored]:
+    """All events that the run has now, in order."""
+    async with bus.follow(events_of(run), live=False) as items:
+        return [item async for item in items if isinstance(item, Stored)]

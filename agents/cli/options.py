@@ -1,0 +1,140 @@
+"""What several commands take: the clients of a run and the options that make its config."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agents.core.augment import default_augmentation
+from agents.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from artifacts.manifest import load_manifest
+from bus.spec import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
+
+MAX_CLIENTS = 256
+
+
+@dataclass(frozen=True)
+class ClientMix:
+    """How many clients of each kind train."""
+
+    browser: int = 0
+    native: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{kind}:{count}" for kind, count in (("browser", self.browser), ("native", self.native)) if count]
+        return ",".join(parts) or "none"
+
+
+def parse_clients(text: str) -> ClientMix:
+    """The clients that ``browser:2``, ``native:2``, ``browser:1,native:1`` or ``none`` names.
+
+    Raises:
+        typer.BadParameter: it names something else, or more than ``MAX_CLIENTS``.
+    """
+    counts = {"browser": 0, "native": 0}
+    if text == "none":
+        return ClientMix()
+    for part in text.split(","):
+        found = re.fullmatch(r"(browser|native):(\d{1,4})", part.strip())
+        if found is None:
+            raise typer.BadParameter(f"{part!r} is not browser:N or native:N (several are joined by a comma)")
+        counts[found[1]] += int(found[2])
+    if not 0 < sum(counts.values()) <= MAX_CLIENTS:
+        raise typer.BadParameter(f"1 to {MAX_CLIENTS} clients, not {sum(counts.values())}")
+    return ClientMix(**counts)
+
+
+Users = Annotated[int, typer.Option("--users", min=1, max=100_000, help="Simulated users.")]
+Images = Annotated[int, typer.Option("--images", min=1, max=1_000, help="Images of each user.")]
+Rounds = Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Federated rounds.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Everything random follows from it.")]
+Quorum = Annotated[
+    float,
+    typer.Option(
+        "--quorum", min=0.0001, help="Updates that close a round: a share of its users (up to 1), or a count."
+    ),
+]
+Fraction = Annotated[float, typer.Option("--fraction", min=0.0001, max=1, help="Share of the users in each round.")]
+Labeller = Annotated[str, typer.Option("--labeller", help="Who labels: truth, recorded or openai.")]
+LabelModel = Annotated[str, typer.Option("--label-model", help="Model that the openai labeller asks.")]
+LabelNoise = Annotated[float, typer.Option("--label-noise", min=0, max=1, help="truth only: share of wrong labels.")]
+Artifacts = Annotated[Path, typer.Option("--artifacts", help="Folder of training artifacts.")]
+Data = Annotated[Path, typer.Option("--data", help="Dataset folder with the users' images.")]
+HeldOut = Annotated[Path, typer.Option("--held-out", help="Dataset folder to evaluate on.")]
+Partition = Annotated[
+    str, typer.Option("--partition", help="Who gets which images: iid, dirichlet:ALPHA, pathological:K or folder.")
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", min=1e-9, max=100, help="Of round 1; default: the artifacts' own.")
+]
+LearningRateDecay = Annotated[
+    float, typer.Option("--learning-rate-decay", min=0.0001, max=1, help="Factor for each further round.")
+]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, max=100, help="Passes over the mismatched images.")]
+Augmentations = Annotated[int, typer.Option("--augmentations", min=0, max=63, help="Copies beside the original.")]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of updates: float32, float16, int8 or topk:FRACTION.")]
+Deadline = Annotated[float, typer.Option("--deadline", min=1, max=86_400, help="Seconds that a round may take.")]
+Grace = Annotated[float, typer.Option("--grace", min=0, max=3_600, help="Seconds for stragglers after the quorum.")]
+MaxNorm = Annotated[float | None, typer.Option("--max-update-norm", min=0, help="Refuse updates of a larger L2 norm.")]
+
+ARTIFACTS, DATA, HELD_OUT = DEFAULT_ARTIFACTS, DEFAULT_USERS_DATA, DEFAULT_HELD_OUT_DATA
+LABELLERS = ("truth", "recorded", "openai")
+
+
+def make_config(
+    *,
+    artifacts: Path,
+    users: int,
+    images: int,
+    rounds: int,
+    seed: int,
+    quorum: float,
+    fraction: float = 1.0,
+    labeller: str = "truth",
+    label_model: str = "gpt-4o",
+    label_noise: float = 0.05,
+    learning_rate: float | None = None,
+    learning_rate_decay: float = 0.75,
+    epochs: int = 1,
+    augmentations: int = 6,
+    encoding: str = "float32",
+    deadline: float = 300.0,
+    grace: float = 0.0,
+    max_update_norm: float | None = None,
+) -> RunConfig:
+    """The run config that the options name.
+
+    Raises:
+        typer.BadParameter: an option is out of range in a way that typer cannot check.
+    """
+    if labeller not in LABELLERS:
+        raise typer.BadParameter(f"--labeller is one of {', '.join(LABELLERS)}, not {labeller!r}")
+    if quorum > 1 and quorum != int(quorum):
+        raise typer.BadParameter("--quorum is a share up to 1, or a whole number of updates")
+    if quorum > users:
+        raise typer.BadParameter(f"--quorum {quorum:g} is more than the run's {users} users")
+    rate = learning_rate or load_manifest(artifacts, verify=False).optimizer.learning_rate
+    return RunConfig(
+        seed=seed,
+        rounds=rounds,
+        users=users,
+        images_per_user=images,
+        fraction=fraction,
+        quorum=QuorumSpec(fraction=quorum if quorum <= 1 else quorum / users, deadline_s=deadline, grace_s=grace),
+        labelling=LabellingSpec.model_validate(
+            {"provider": labeller, "model": label_model, "error_rate": label_noise if labeller == "truth" else 0.0}
+        ),
+        training=TrainingSpec(
+            epochs=epochs,
+            augmentations=augmentations,
+            learning_rate=rate,
+            learning_rate_decay=learning_rate_decay,
+            augmentation=default_augmentation(),
+            encoding=encoding,
+        ),
+        max_update_norm=max_update_norm,
+    )

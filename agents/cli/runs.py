@@ -1,0 +1,128 @@
+"""The commands that start things: ``run start`` and ``round start``."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from agents.cli import options as o
+from agents.cli.connection import use_running_fedbus
+from agents.cli.display import console
+from agents.run_setup import RunSources, start_run
+from bus.client import Bus
+from bus.errors import FedbusError
+from bus.events import RoundStarted, RunStarted
+from bus.spec import RunConfig
+from bus.subjects import checked, events_of_type
+
+CONNECT_S = 5.0
+run_app = typer.Typer(no_args_is_help=True, help="Start runs.")
+round_app = typer.Typer(no_args_is_help=True, help="Start rounds.")
+
+
+class RunUnknownError(FedbusError):
+    """There is no run of this name on the bus."""
+
+    code = "run_unknown"
+
+
+def new_run_name(prefix: str = "run") -> str:
+    """A name that sorts by time and that no other run has."""
+    return f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+async def find_run(bus: Bus, run: str) -> RunStarted:
+    """The event that started ``run``.
+
+    Raises:
+        RunUnknownError: there is no such run.
+    """
+    stored = await bus.find(events_of_type("run.started", checked(run)))
+    if stored is None or not isinstance(stored.event.data, RunStarted):
+        raise RunUnknownError(f"there is no run {run!r} on this bus", hint="start one: fedbus run start")
+    return stored.event.data
+
+
+@run_app.command("start")
+def run_start(
+    name: Annotated[str, typer.Option("--name", help="Name of the run; default: made from the time.")] = "",
+    go: Annotated[bool, typer.Option("--go", help="Start round 1 too.")] = False,
+    users: o.Users = 100,
+    images: o.Images = 20,
+    rounds: o.Rounds = 10,
+    seed: o.Seed = 0,
+    quorum: o.Quorum = 1.0,
+    fraction: o.Fraction = 1.0,
+    labeller: o.Labeller = "truth",
+    label_model: o.LabelModel = "gpt-4o",
+    label_noise: o.LabelNoise = 0.05,
+    artifacts: o.Artifacts = o.ARTIFACTS,
+    data: o.Data = o.DATA,
+    held_out: o.HeldOut = o.HELD_OUT,
+    partition: o.Partition = "iid",
+    learning_rate: o.LearningRate = None,
+    learning_rate_decay: o.LearningRateDecay = 0.75,
+    epochs: o.Epochs = 1,
+    augmentations: o.Augmentations = 6,
+    encoding: o.Encoding = "float32",
+    deadline: o.Deadline = 300.0,
+    grace: o.Grace = 0.0,
+    max_update_norm: o.MaxNorm = None,
+) -> None:
+    """Put a run's data and model on the bus and publish run.started; the labeller begins at once."""
+    config = o.make_config(
+        artifacts=artifacts,
+        users=users,
+        images=images,
+        rounds=rounds,
+        seed=seed,
+        quorum=quorum,
+        fraction=fraction,
+        labeller=labeller,
+        label_model=label_model,
+        label_noise=label_noise,
+        learning_rate=learning_rate,
+        learning_rate_decay=learning_rate_decay,
+        epochs=epochs,
+        augmentations=augmentations,
+        encoding=encoding,
+        deadline=deadline,
+        grace=grace,
+        max_update_norm=max_update_norm,
+    )
+    run = checked(name or new_run_name())
+    use_running_fedbus()
+    asyncio.run(_run_start(run, config, RunSources(artifacts, data, held_out, partition), go))
+    console.print(f"{run}: {users} users with {images} images each, {rounds} rounds")
+    if go:
+        console.print(f"round 1 started; watch it: fedbus watch {run}")
+    else:
+        console.print(f"start its first round: fedbus round start {run}")
+
+
+async def _run_start(run: str, config: RunConfig, sources: RunSources, go: bool) -> None:
+    async with Bus.connect(name="cli", wait_s=CONNECT_S) as bus:
+        await start_run(bus, run, config, sources)
+        if go:
+            await bus.publish(RoundStarted(run=run, round=1))
+
+
+@round_app.command("start")
+def round_start(
+    run: Annotated[str, typer.Argument(help="The run.")],
+    number: Annotated[int, typer.Option("--round", min=1, help="Which round.")] = 1,
+) -> None:
+    """Publish round.started: anyone may, with any NATS client; later rounds of the run follow by themselves."""
+    use_running_fedbus()
+    created = asyncio.run(_round_start(run, number))
+    console.print(f"round {number} of {run} {'started' if created else 'had been started before'}")
+
+
+async def _round_start(run: str, number: int) -> bool:
+    async with Bus.connect(name="cli", wait_s=CONNECT_S) as bus:
+        await find_run(bus, run)
+        return (await bus.publish(RoundStarted(run=run, round=number))).created

@@ -1,0 +1,138 @@
+"""The commands that run parts of fedbus and keep running: ``up``, ``broker``, ``agent`` and ``client``."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from agents.cli.connection import DEFAULT_STORE, Connection, use_running_fedbus
+from agents.cli.display import console
+from agents.cli.options import ClientMix, parse_clients
+from agents.cli.processes import supervisor
+from agents.cli.reload import reload_on_change
+from agents.cli.system import AGENTS, client_commands, running_system
+from agents.shell import main as run_agent_process
+from bus.logs import configure
+from bus.server import embedded_server
+
+Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")]
+NatsPort = Annotated[int, typer.Option("--nats-port", min=0, max=65_535, help="Port of the broker; 0: a free one.")]
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def up(
+    store: Store = DEFAULT_STORE,
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of the page; 0: a free one.")] = 8700,
+    host: Annotated[str, typer.Option("--host", help="Address that the page is served on.")] = "127.0.0.1",
+    nats_port: NatsPort = 4222,
+    clients: Annotated[str, typer.Option("--clients", help="Clients to start too: browser:2, native:2 …")] = "none",
+    threads: Threads = 1,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart what changed when a source file is saved.")] = False,
+) -> None:
+    """Run everything (broker, agents, page) and keep serving until Ctrl-C."""
+    mix = parse_clients(clients)
+    configure("up")
+    asyncio.run(until_interrupted(_up(store, port, host, nats_port or None, mix, threads, reload)))
+
+
+async def _up(
+    store: Path, port: int, host: str, nats_port: int | None, mix: ClientMix, threads: int, reload: bool
+) -> None:
+    async with running_system(store, store / "logs", nats_port=nats_port, gateway_port=port, host=host) as system:
+        system.connection.write(store)
+        console.print(f"page    {system.connection.gateway_url}/#token={system.connection.join_token}", soft_wrap=True)
+        console.print(f"broker  {system.connection.nats_url}   logs  {system.logs}", soft_wrap=True)
+        console.print("Start a run in another terminal: fedbus run start --go    Stop with Ctrl-C.")
+        system.start_clients(mix, threads=threads)
+        if reload:
+            await reload_on_change(system)
+        await asyncio.Event().wait()
+
+
+def broker(
+    store: Store = DEFAULT_STORE,
+    port: NatsPort = 4222,
+) -> None:
+    """Run the embedded nats-server alone, for agents that are started one by one."""
+    configure("broker")
+    asyncio.run(until_interrupted(_broker(store, port or None)))
+
+
+async def _broker(store: Path, port: int | None) -> None:
+    async with embedded_server(store / "nats", port=port) as server:
+        Connection(nats_url=server.url, nats_token=server.token).write(store)
+        console.print(f"NATS on {server.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
+        console.print(f"Elsewhere: export NATS_URL={server.url} NATS_TOKEN={server.token}", soft_wrap=True)
+        code = await server.wait()
+        log.error("the broker ended with code %s", code)
+        raise typer.Exit(1)
+
+
+def agent(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(AGENTS)}.")],
+) -> None:
+    """Run one agent in this terminal; it waits for the broker and stops on Ctrl-C."""
+    if name not in AGENTS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(AGENTS)}")
+    use_running_fedbus()
+    run_agent_process(name, importlib.import_module(f"agents.{name}").serve)
+
+
+def client(
+    native: Annotated[int, typer.Option("--native", min=0, max=256, help="Native clients to run.")] = 0,
+    browser: Annotated[int, typer.Option("--browser", min=0, max=64, help="Headless Chromium clients to run.")] = 0,
+    gateway: Annotated[str, typer.Option("--gateway", envvar="FEDBUS_GATEWAY_URL", help="URL of the gateway.")] = "",
+    token: Annotated[str, typer.Option("--token", envvar="FEDBUS_GATEWAY_JOIN_TOKEN", help="Join token.")] = "",
+    threads: Threads = 1,
+) -> None:
+    """Run clients that train for a gateway until Ctrl-C."""
+    if not native and not browser:
+        raise typer.BadParameter("say how many: --native N or --browser N")
+    use_running_fedbus()
+    url = gateway or os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700")
+    join = token or os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", "")
+    configure("client")
+    connection = Connection(nats_url="nats://unused", gateway_url=url.rstrip("/"), join_token=join)
+    asyncio.run(until_interrupted(_clients(ClientMix(browser, native), connection, threads)))
+
+
+async def _clients(mix: ClientMix, connection: Connection, threads: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="fedbus-client-", ignore_cleanup_errors=True) as folder:
+        store = Path(folder)
+        prefix = f"{os.uname().nodename.split('.')[0][:20]}-{os.getpid()}-"
+        async with supervisor() as processes:
+            for command in client_commands(mix, connection, store=store, logs=store, threads=threads, prefix=prefix):
+                processes.start(command)
+            console.print(f"{mix} training for {connection.gateway_url}; logs in {store}. Stop with Ctrl-C.")
+            await asyncio.Event().wait()
+
+
+async def until_interrupted(work: Coroutine[Any, Any, T]) -> T | None:
+    """Runs ``work`` to its result, or answers with nothing once SIGINT or SIGTERM has cancelled it."""
+    loop, running = asyncio.get_running_loop(), asyncio.create_task(work)
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
+        running.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        return await running
+    except asyncio.CancelledError:
+        if not interrupted:
+            raise
+        return None

@@ -1,0 +1,149 @@
+"""A whole fedbus on this machine: the embedded broker, the five agents and the clients that were asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.cli.chromium import browser_client
+from agents.cli.connection import Connection
+from agents.cli.options import ClientMix
+from agents.cli.processes import Command, Supervisor, supervisor
+from agents.shell import background
+from bus.errors import FedbusError
+from bus.server import EmbeddedServer, embedded_server
+
+AGENTS = ("labeller", "dispatcher", "aggregator", "evaluator", "gateway")
+GATEWAY_READY_S = 60.0
+BROKER_PAUSE_S = 0.5
+log = logging.getLogger(__name__)
+
+
+class GatewayNotReadyError(FedbusError):
+    """The gateway did not say where it listens."""
+
+    code = "gateway_not_ready"
+
+
+@dataclass
+class System:
+    """A running fedbus and its processes."""
+
+    connection: Connection
+    processes: Supervisor
+    store: Path
+    logs: Path
+    environment: dict[str, str]
+
+    def start_clients(self, mix: ClientMix, *, threads: int = 1) -> None:
+        """Starts headless browsers and native clients that train for the gateway until the system stops."""
+        for command in client_commands(mix, self.connection, store=self.store, logs=self.logs, threads=threads):
+            self.processes.start(command)
+
+
+def agent_command(name: str, logs: Path, environment: dict[str, str]) -> Command:
+    """The command that runs one agent in a process of its own."""
+    return Command(name, (sys.executable, "-m", f"agents.{name}"), logs / f"{name}.log", environment)
+
+
+def client_commands(
+    mix: ClientMix, connection: Connection, *, store: Path, logs: Path, threads: int = 1, prefix: str = ""
+) -> list[Command]:
+    """The commands of the clients of ``mix``, named ``browser-1``, ``native-1`` and so on after ``prefix``."""
+    commands = []
+    for index in range(1, mix.browser + 1):
+        name = f"{prefix}browser-{index}"
+        commands.append(
+            browser_client(
+                name,
+                connection.gateway_url,
+                connection.join_token,
+                profile=(store / "browsers" / name).absolute(),
+                log_path=logs / f"{name}.log",
+                threads=threads,
+            )
+        )
+    for index in range(1, mix.native + 1):
+        name = f"{prefix}native-{index}"
+        argv = (sys.executable, "-m", "agents.client", "--gateway", connection.gateway_url, "--name", name)
+        commands.append(Command(name, (*argv, "--threads", str(threads)), logs / f"{name}.log", connection.env()))
+    return commands
+
+
+@contextlib.asynccontextmanager
+async def running_system(
+    store: Path, logs: Path, *, nats_port: int | None, gateway_port: int, host: str = "127.0.0.1"
+) -> AsyncIterator[System]:
+    """Runs the broker and the five agents, each as a process of its own, until the block ends.
+
+    Args:
+        store: the directory of everything that has to outlive a restart.
+        logs: where each process writes its log.
+        nats_port: port of the broker; none picks a free one.
+        gateway_port: port of the gateway; 0 picks a free one.
+        host: address that the gateway listens on.
+
+    Raises:
+        StoreLockedError, PortTakenError, ServerStartError: the broker cannot start.
+        GatewayNotReadyError: the gateway did not start in time.
+        ProcessFailedError: an agent keeps ending.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or secrets.token_urlsafe(16)
+    url_file = store / "gateway.url"
+    url_file.unlink(missing_ok=True)
+    ready: asyncio.Future[EmbeddedServer] = asyncio.get_running_loop().create_future()
+    async with background(_keep_broker(store / "nats", nats_port, ready)):
+        server = await ready
+        connection = Connection(nats_url=server.url, nats_token=server.token, join_token=join_token)
+        environment = connection.env() | {
+            "FEDBUS_GATEWAY_HOST": host,
+            "FEDBUS_GATEWAY_PORT": str(gateway_port),
+            "FEDBUS_GATEWAY_URL_FILE": str(url_file.absolute()),
+            "FEDBUS_GATEWAY_SPOOL_DIR": str((store / "spool").absolute()),
+            "FEDBUS_LABELLER_CACHE_DIR": str((store / "labels").absolute()),
+        }
+        async with supervisor() as processes:
+            # The gateway first: clients wait for it.
+            for name in reversed(AGENTS):
+                processes.start(agent_command(name, logs, environment))
+            url = await _gateway_url(url_file, logs)
+            connection = connection.model_copy(update={"gateway_url": url})
+            yield System(connection, processes, store, logs, environment)
+
+
+async def _keep_broker(store: Path, port: int | None, ready: asyncio.Future[EmbeddedServer]) -> None:
+    """Runs the broker and starts it again, on the same port, when it ends by itself."""
+    while True:
+        try:
+            async with embedded_server(store, port=port) as server:
+                port = server.port
+                if not ready.done():
+                    ready.set_result(server)
+                code = await server.wait()
+        except FedbusError as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+            return
+        log.warning("the broker ended with code %s and is started again", code)
+        await asyncio.sleep(BROKER_PAUSE_S)
+
+
+async def _gateway_url(url_file: Path, logs: Path) -> str:
+    try:
+        async with asyncio.timeout(GATEWAY_READY_S):
+            while not url_file.exists():
+                await asyncio.sleep(0.05)
+            return url_file.read_text().strip()
+    except TimeoutError:
+        raise GatewayNotReadyError(
+            f"the gateway was not ready within {GATEWAY_READY_S:g} s", hint=f"see {logs / 'gateway.log'}"
+        ) from None
