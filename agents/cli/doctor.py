@@ -56,7 +56,7 @@ def examine() -> Iterator[Finding]:
     """All findings on this machine, in the order in which a newcomer needs them."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding(
-        "Python 3.11", sys.version_info[:2] == (3, 11), version, "install Python 3.11 (apt install python3.11)"
+        "Python 3.11", sys.version_info[:2] == (3, 11), version, "apt-get install -y python3.11"
     )
     yield _imported("onnxruntime.capi._pybind_state", "training natively", "make setup (onnxruntime-training-cpu)")
     yield _tried("nats-server", lambda: _version_of(find_nats_server()))

@@ -55,7 +55,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Everyth
 Quorum = Annotated[
     float,
     typer.Option(
-        "--quorum", min=0.0001, help="Updates that close a round: a share of its users (up to 1), or a count."
+        "--quorum", min=0.0001, help="Updates that close a round: a share up to 1, or a count."
     ),
 ]
 Fraction = Annotated[float, typer.Option("--fraction", min=0.0001, max=1, help="Share of the users in each round.")]

@@ -1,0 +1,71 @@
+# The vocabulary of the project. `make demo` and `make test` set up whatever they need first.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+PAGE := browser_client
+PAGE_SOURCES := $(shell find $(PAGE)/src $(PAGE)/plugins $(PAGE)/public $(PAGE)/index.html $(PAGE)/vite.config.ts $(PAGE)/tsconfig.json -type f 2>/dev/null)
+
+.PHONY: help setup setup-dev demo test test-large lint format types page-tests pytest bench chaos fuzz load clean
+
+help:           ## Say what can be made.
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
+
+setup: $(VENV)/installed $(PAGE)/dist/index.html  ## Install what running fedbus needs and build the page.
+
+setup-dev: setup $(VENV)/installed-dev  ## Install what tests and building artifacts need too (torch).
+
+demo: setup     ## Run one federated run of 100 users in two headless browsers, and write its report.
+	@$(VENV)/bin/fedbus demo $(ARGS)
+
+test: setup-dev lint page-tests pytest  ## Pass all tests: ruff, mypy, tsc, Vitest, pytest with real broker and browser.
+
+test-large: setup-dev  ## Pass the full-size cases as well (ViT-base, 346 MB); takes long.
+	@$(PY) -m pytest -m large
+
+lint: setup-dev  ## Check style and types.
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@cd $(PAGE) && npm run --silent check
+
+format: setup-dev  ## Format the Python sources.
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+page-tests: setup
+	@cd $(PAGE) && npm test --silent
+
+pytest: setup-dev
+	@$(PY) -m pytest -m "not large"
+
+bench: setup-dev  ## Measure, as ratios; prints tables and writes benchmarks/out/.
+	@$(PY) -m benchmarks $(ARGS)
+
+clean:          ## Remove what was built (not runs/).
+	rm -rf $(VENV) $(PAGE)/node_modules $(PAGE)/dist
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "fedbus needs Python 3.11: apt-get install -y python3.11 python3.11-venv (or: make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11, which onnxruntime-training needs" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "cannot make a virtual environment: apt-get install -y python3.11-venv" >&2; exit 1; }
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing Python packages into $(VENV) ..."
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing test tools and torch into $(VENV) ..."
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,export]'
+	@touch $@
+
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json
+	@command -v npm >/dev/null || { echo "building the page needs Node 20 with npm: apt-get install -y nodejs npm" >&2; exit 1; }
+	@echo "Installing the page's packages ..."
+	@cd $(PAGE) && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+$(PAGE)/dist/index.html: $(PAGE)/node_modules/.package-lock.json $(PAGE_SOURCES)
+	@echo "Building the page ..."
+	@cd $(PAGE) && npm run --silent build
+	@touch $@
