@@ -1,9 +1,11 @@
 """Base training of the default task: a small ViT that has hardly seen sneakers and bags."""
 
+from __future__ import annotations
+
+import logging
 import math
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from data.fashion_mnist_source import CLASSES, DEFAULT_SOURCE, load_split
 
 MEAN, STD = (0.5,), (0.5,)
 RARE_CLASSES = (CLASSES.index("sneaker"), CLASSES.index("bag"))
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,6 @@ def train_base(
     settings: BaseTraining,
     *,
     source: Path = DEFAULT_SOURCE,
-    report: Callable[[str], None] = print,
 ) -> ViTForImageClassification:
     """Return the trained base model, in eval mode; about three minutes on one thread.
 
@@ -88,11 +92,10 @@ def train_base(
         for batch in torch.randperm(len(labels), generator=order).split(settings.batch):
             loss = torch.nn.functional.cross_entropy(model(pixel_values=images[batch]).logits, labels[batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.item() * len(batch)
-        report(
-            f"epoch {epoch + 1}/{settings.epochs}: loss {total / len(labels):.4f}, {time.monotonic() - started:.0f} s"
-        )
+        elapsed = time.monotonic() - started
+        log.info("epoch %d/%d: loss %.4f, %.0f s", epoch + 1, settings.epochs, total / len(labels), elapsed)
     return model.eval()

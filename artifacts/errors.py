@@ -1,5 +1,7 @@
 """Typed errors of the artifacts package."""
 
+from __future__ import annotations
+
 from bus.errors import FedbusError
 
 

@@ -1,5 +1,7 @@
 """The manifest of an artifact folder: what is in it, what trains, and the digests that prove it."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from pathlib import Path, PurePosixPath

@@ -1,5 +1,7 @@
 """Training modes: which parameters of a Vision Transformer a run trains."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from typing import Literal

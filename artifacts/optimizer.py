@@ -1,5 +1,7 @@
 """Optimizer models: how a training step applies gradients, as a small ONNX graph that carries its learning rate."""
 
+from __future__ import annotations
+
 from typing import Any, Literal
 
 import numpy as np

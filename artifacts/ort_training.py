@@ -1,5 +1,7 @@
 """The native engine: onnxruntime's training sessions without the parts of its Python API that import torch."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """Normalisation of uint8 pixels by a table, so that every engine feeds its model the same float32 bits."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

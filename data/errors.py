@@ -1,5 +1,7 @@
 """Typed errors of the data package."""
 
+from __future__ import annotations
+
 from bus.errors import FedbusError
 
 

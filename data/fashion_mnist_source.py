@@ -1,5 +1,7 @@
 """Fashion-MNIST as the Debian package dataset-fashion-mnist installs it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Reader of the IDX format, in which the MNIST family of datasets is published."""
 
+from __future__ import annotations
+
 import gzip
 import math
 import struct
