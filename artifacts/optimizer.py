@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from artifacts.errors import OptimizerModelError
+from artifacts.manifest import ArtifactManifest
 
 LEARNING_RATE_INITIALIZER = "fedbus.learning_rate"
 _GAIN = "fedbus.learning_rate_gain"
@@ -85,25 +86,27 @@ def build_optimizer(
     return _serialize(model)
 
 
-def with_learning_rate(optimizer_model: bytes, initializer: str, learning_rate: float) -> bytes:
+def with_learning_rate(optimizer_model: bytes, manifest: ArtifactManifest, learning_rate: float) -> bytes:
     """Return the optimizer model with another learning rate; the same arguments always give the same bytes.
 
-    Raises OptimizerModelError when the model cannot be read, has no such initializer, or the rate is not a positive
+    Raises OptimizerModelError when the model cannot be read, lacks the initializer that the manifest names, or the rate is not a positive
     finite float32.
     """
     model = _parse(optimizer_model)
     rate = np.float32(learning_rate)
     if not (np.isfinite(rate) and rate > 0):
         raise OptimizerModelError(f"the learning rate {learning_rate} is not a positive finite number")
+    initializer = manifest.optimizer.learning_rate_initializer
     _find(model, initializer).CopyFrom(_scalar(initializer, learning_rate))
     return _serialize(model)
 
 
-def learning_rate_of(optimizer_model: bytes, initializer: str) -> float:
+def learning_rate_of(optimizer_model: bytes, manifest: ArtifactManifest) -> float:
     """Return the learning rate that an optimizer model carries, rounded to float32.
 
-    Raises OptimizerModelError when the model cannot be read or has no such initializer.
+    Raises OptimizerModelError when the model cannot be read or lacks the initializer that the manifest names.
     """
+    initializer = manifest.optimizer.learning_rate_initializer
     return float(numpy_helper.to_array(_find(_parse(optimizer_model), initializer)).reshape(-1)[0])
 
 
