@@ -1,0 +1,186 @@
+"""The bus as every agent sees it: publish facts once, follow the stream, say what goes on, reach the objects."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from bus.connection import Connection, connection
+from bus.consumer import PullConsumer, pull_consumer
+from bus.envelope import Event, Stored, new_event
+from bus.events import Heartbeat, Payload, Progress
+from bus.follow import CaughtUp, Follower
+from bus.live import LiveReader
+from bus.objects import ObjectStore
+from bus.publishing import Published, Publisher, parsed
+from bus.settings import BusSettings
+from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
+from bus.topology import EVENT_STREAM, ensure_topology
+
+__all__ = ["Bus", "BusStatistics", "CaughtUp", "Published"]
+
+
+@dataclass(frozen=True)
+class BusStatistics:
+    """What one connection did so far.
+
+    ``repeated`` are events that had been said before, ``losses`` lost connections, ``retries`` requests made again,
+    ``unsaid`` live messages that were not sent because the broker was away.
+    """
+
+    connected: bool
+    published: int
+    repeated: int
+    conflicts: int
+    losses: int
+    retries: int
+    unsaid: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Bus:
+    """One agent's connection; make it with ``Bus.connect``."""
+
+    def __init__(self, link: Connection, name: str) -> None:
+        self._link = link
+        self._source = f"fedbus/{name}/{os.getpid()}"
+        self._publisher = Publisher(link)
+        self._unsaid = 0
+        self.objects = ObjectStore(link)
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def connect(
+        settings: BusSettings | None = None,
+        *,
+        name: str,
+        wait_s: float | None = None,
+        on_waiting: Callable[[str], object] | None = None,
+    ) -> AsyncIterator[Bus]:
+        """A connected bus whose streams exist; drained and closed at the end.
+
+        Waits for the broker for ever, or ``wait_s`` seconds, and calls ``on_waiting`` with a line that says why at
+        first and then every ten seconds. A connection that is lost later comes back by itself.
+
+        Raises:
+            BrokerUnavailableError: no broker in time, or it refuses these credentials.
+        """
+        async with connection(settings or BusSettings(), name=name, wait_s=wait_s, on_waiting=on_waiting) as link:
+            await link.persist(lambda: ensure_topology(link.js))
+            yield Bus(link, name)
+
+    async def publish(self, data: Payload, *, cause: Event | None = None) -> Published:
+        """Says ``data`` once: the first event on a subject counts.
+
+        An equal event that is there already comes back with ``created`` false; one that nobody can read is replaced.
+        Waits while the broker is away.
+
+        Raises:
+            ConflictingEventError: the event is there already and says something else.
+            MalformedEventError: the event is larger than the stream takes.
+        """
+        return await self._publisher.publish(new_event(data, source=self._source, cause=cause))
+
+    async def publish_many(self, payloads: Iterable[Payload], *, cause: Event | None = None) -> list[Published]:
+        """Like ``publish`` for each, in order and much faster; raises the first conflict after all are written."""
+        return await self._publisher.publish_many(
+            [new_event(data, source=self._source, cause=cause) for data in payloads]
+        )
+
+    async def find(self, subject: str) -> Stored | None:
+        """The newest event on ``subject``, or nothing when there is none that can be read."""
+        message = await self._link.last_message(EVENT_STREAM, subject)
+        event = parsed(message)
+        if message is None or event is None:
+            return None
+        assert message.seq is not None
+        assert message.time is not None
+        return Stored(message.seq, message.time, event)
+
+    async def last_sequence(self) -> int:
+        """The sequence of the newest event of all runs; 0 before the first."""
+        info = await self._link.persist(lambda: self._link.js.stream_info(EVENT_STREAM))
+        return info.state.last_seq
+
+    @contextlib.asynccontextmanager
+    async def follow(
+        self, filter: str | Sequence[str], *, after: int = 0, live: bool = True
+    ) -> AsyncIterator[AsyncIterator[Stored | CaughtUp]]:
+        """An iterator of the events that match ``filter`` with a sequence above ``after``, in order.
+
+        ``CaughtUp`` comes once, when everything that existed at the start has been read; without ``live`` the
+        iterator ends there. Malformed messages go to the DLQ and are skipped.
+        """
+        filters = (filter,) if isinstance(filter, str) else tuple(filter)
+        follower = Follower(self._link, filters, after=after, live=live)
+        try:
+            yield follower
+        finally:
+            await follower.close()
+
+    @contextlib.asynccontextmanager
+    async def pull(
+        self,
+        durable: str,
+        filter: str | Sequence[str],
+        *,
+        ack_wait_s: float = 30.0,
+        max_deliver: int = 5,
+        max_ack_pending: int = 64,
+        backoff: Sequence[float] | None = None,
+    ) -> AsyncIterator[PullConsumer]:
+        """A durable consumer that shares its events among all who pull it; see ``bus.consumer``."""
+        async with pull_consumer(
+            self._link,
+            durable,
+            (filter,) if isinstance(filter, str) else tuple(filter),
+            ack_wait_s=ack_wait_s,
+            max_deliver=max_deliver,
+            max_ack_pending=max_ack_pending,
+            backoff=backoff,
+        ) as consumer:
+            yield consumer
+
+    async def say(self, progress: Progress) -> None:
+        """Sends live progress to whoever listens; nothing while the broker is away."""
+        await self._send(progress_subject(progress), progress.model_dump_json().encode())
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Sends a heartbeat to whoever listens; nothing while the broker is away."""
+        await self._send(heartbeat_subject(heartbeat.role, heartbeat.id), heartbeat.model_dump_json().encode())
+
+    @contextlib.asynccontextmanager
+    async def progress(self, run: str) -> AsyncIterator[LiveReader[Progress]]:
+        """An endless iterator of the live progress of ``run``; a slow reader misses the oldest."""
+        async with LiveReader(self._link, progress_of(run), Progress).listening() as reader:
+            yield reader
+
+    @contextlib.asynccontextmanager
+    async def heartbeats(self) -> AsyncIterator[LiveReader[Heartbeat]]:
+        """An endless iterator of all heartbeats; a slow reader misses the oldest."""
+        async with LiveReader(self._link, HEARTBEATS, Heartbeat).listening() as reader:
+            yield reader
+
+    def statistics(self) -> BusStatistics:
+        """What this connection did so far."""
+        return BusStatistics(
+            connected=self._link.is_up,
+            published=self._publisher.published,
+            repeated=self._publisher.repeated,
+            conflicts=self._publisher.conflicts,
+            losses=self._link.losses,
+            retries=self._link.retries,
+            unsaid=self._unsaid,
+            bytes_in=self._link.nc.stats["in_bytes"],
+            bytes_out=self._link.nc.stats["out_bytes"],
+        )
+
+    async def _send(self, subject: str, body: bytes) -> None:
+        # Live messages are worth nothing later: they must not fill the buffer of a client that reconnects.
+        if self._link.is_up:
+            await self._link.nc.publish(subject, body)
+        else:
+            self._unsaid += 1

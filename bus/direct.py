@@ -1,0 +1,116 @@
+"""Reads stored messages of a stream in batches without a consumer (batched direct get, nats-server 2.11 and later)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from datetime import datetime
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from bus.connection import Connection
+
+_RETRY_S = 0.1
+
+
+@dataclass(frozen=True)
+class DirectMessage:
+    """A stored message; ``pending`` matching ones come after it."""
+
+    sequence: int
+    subject: str
+    time: datetime
+    data: bytes
+    headers: dict[str, str]
+    pending: int
+
+
+async def read_stored(
+    connection: Connection, stream: str, subject: str, *, start: int, batch: int, stall_s: float
+) -> AsyncGenerator[DirectMessage, None]:
+    """The stored messages that match ``subject`` from sequence ``start`` on, in order; holds at most ``batch``.
+
+    Waits out lost connections and goes on where it stopped. Close it (``contextlib.aclosing``) when leaving early.
+
+    Raises:
+        TimeoutError: the broker is there, but nothing came for ``stall_s`` seconds.
+    """
+    request_subject = f"$JS.API.DIRECT.GET.{stream}"
+    inbox = _Inbox()
+    name = connection.nc.new_inbox()
+    subscription = await connection.nc.subscribe(name, cb=inbox.receive)
+    try:
+        with connection.waking(inbox):
+            deadline = time.monotonic() + stall_s
+            while True:
+                if not connection.is_up:
+                    await connection.connected()
+                    deadline = time.monotonic() + stall_s
+                losses = connection.losses
+                request = {"seq": start, "next_by_subj": subject, "batch": batch}
+                with contextlib.suppress(nats.errors.OutboundBufferLimitError):
+                    await connection.nc.publish(request_subject, json.dumps(request).encode(), name)
+                end: Msg | None = None
+                while end is None and connection.losses == losses:
+                    message = await inbox.next(deadline)
+                    if message is None:
+                        continue
+                    headers = message.headers or {}
+                    if "Nats-Sequence" not in headers:
+                        end = message
+                        continue
+                    start = int(headers["Nats-Sequence"]) + 1
+                    yield _stored(message, headers)
+                    # The reader's own time does not count.
+                    deadline = time.monotonic() + stall_s
+                status = (end.headers or {}).get("Status") if end else None
+                if status == "404" or (end and status == "204" and (end.headers or {})["Nats-Num-Pending"] == "0"):
+                    return
+                if end is not None and status != "204":
+                    # The broker has just started and does not know its streams yet.
+                    await asyncio.sleep(_RETRY_S)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"the broker answers with status {status}")
+    finally:
+        if not connection.nc.is_closed and not connection.nc.is_draining:
+            await subscription.unsubscribe()
+
+
+def _stored(message: Msg, headers: dict[str, str]) -> DirectMessage:
+    return DirectMessage(
+        sequence=int(headers["Nats-Sequence"]),
+        subject=headers["Nats-Subject"],
+        time=datetime.fromisoformat(headers["Nats-Time-Stamp"]),
+        data=message.data,
+        headers=headers,
+        pending=int(headers.get("Nats-Num-Pending", "0")),
+    )
+
+
+class _Inbox:
+    """Messages that have come and were not read yet."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+
+    async def receive(self, message: Msg) -> None:
+        self._messages.append(message)
+        self._arrived.set()
+
+    async def next(self, deadline: float) -> Msg | None:
+        """The next message; nothing when woken because the connection changed."""
+        if not self._messages:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._arrived.wait()
+        self._arrived.clear()
+        return self._messages.popleft() if self._messages else None
+
+    def wake(self) -> None:
+        self._arrived.set()

@@ -1,0 +1,160 @@
+"""Write-once publishing: the broker takes an event if its subject is still empty; otherwise the first one counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nats.errors
+from nats.js.api import PubAck, RawStreamMsg
+from nats.js.errors import APIError
+
+from bus.connection import Connection
+from bus.dead_letters import WRONG_LAST_SEQUENCE
+from bus.envelope import Event, parse_event
+from bus.errors import ConflictingEventError, MalformedEventError
+from bus.subjects import event_subject
+from bus.topology import EVENT_STREAM, MAX_EVENT_BYTES
+
+WINDOW = 256
+ANSWER_S = 10.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """What publishing came to: the event that counts, its place in the stream, and whether it is the caller's own.
+
+    ``created`` is false when an equal event had been there before.
+    """
+
+    sequence: int
+    event: Event
+    created: bool
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    event: Event
+    subject: str
+    body: bytes
+
+
+class Publisher:
+    """Publishes events; ``published``, ``repeated`` and ``conflicts`` count what it came to."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.published = 0
+        self.repeated = 0
+        self.conflicts = 0
+
+    async def publish(self, event: Event) -> Published:
+        """Writes ``event`` once, waiting out broker outages.
+
+        Raises:
+            ConflictingEventError: another event with other data is there already.
+            MalformedEventError: the event is larger than the stream takes.
+        """
+        return await self._settle(_outgoing(event))
+
+    async def publish_many(self, events: Sequence[Event]) -> list[Published]:
+        """Writes all events, many at once; raises the first conflict after all the others have been written."""
+        outgoing = [_outgoing(event) for event in events]
+        results: list[Published] = []
+        conflict: ConflictingEventError | None = None
+        for start in range(0, len(outgoing), WINDOW):
+            window = outgoing[start : start + WINDOW]
+            for item, ack in zip(window, await self._pipeline(window), strict=True):
+                if ack is not None and not ack.duplicate:
+                    self.published += 1
+                    results.append(Published(ack.seq, item.event, created=True))
+                    continue
+                try:
+                    results.append(await self._settle(item))
+                except ConflictingEventError as error:
+                    conflict = conflict or error
+        if conflict is not None:
+            raise conflict
+        return results
+
+    async def _pipeline(self, window: Sequence[_Outgoing]) -> list[PubAck | None]:
+        """The acknowledgements that came in time, in order; nothing where an event needs a closer look."""
+
+        await self._connection.connected()
+        futures: list[asyncio.Future[PubAck]] = []
+        with contextlib.suppress(nats.errors.Error):
+            for item in window:
+                headers = _once(item.event, 0)
+                futures.append(await self._connection.js.publish_async(item.subject, item.body, headers=headers))
+        if not futures:
+            return [None] * len(window)
+        await asyncio.wait(futures, timeout=ANSWER_S)
+        for future in futures:
+            future.cancel()
+        acks = [None if one.cancelled() or one.exception() is not None else one.result() for one in futures]
+        return acks + [None] * (len(window) - len(acks))
+
+    async def _settle(self, item: _Outgoing) -> Published:
+        expected = 0
+        while True:
+            try:
+                ack = await self._write(item, expected)
+                self.published += 1
+                return Published(ack.seq, item.event, created=True)
+            except APIError as error:
+                if error.err_code != WRONG_LAST_SEQUENCE:
+                    raise
+            found = await self._connection.last_message(EVENT_STREAM, item.subject)
+            existing = parsed(found)
+            if found is None or existing is None:
+                # Nobody can read what is there: the first event that can be read takes its place.
+                expected = found.seq or 0 if found else 0
+                continue
+            return self._compare(item, existing, found.seq or 0)
+
+    def _compare(self, item: _Outgoing, existing: Event, sequence: int) -> Published:
+        if existing.id == item.event.id:
+            # Ours: the broker took it and its answer was lost.
+            self.published += 1
+            return Published(sequence, existing, created=True)
+        if existing.data == item.event.data:
+            self.repeated += 1
+            return Published(sequence, existing, created=False)
+        self.conflicts += 1
+        raise ConflictingEventError(
+            f"{item.subject} says something else already (sequence {sequence})",
+            hint="read the event that is there; the first one counts",
+        )
+
+    async def _write(self, item: _Outgoing, expected: int) -> PubAck:
+        return await self._connection.persist(
+            lambda: self._connection.js.publish(item.subject, item.body, headers=_once(item.event, expected))
+        )
+
+
+def parsed(message: RawStreamMsg | None) -> Event | None:
+    """The event in a stored message; nothing when there is none that can be read and belongs there."""
+    if message is None:
+        return None
+    try:
+        event = parse_event(message.data or b"")
+    except MalformedEventError:
+        return None
+    return event if event_subject(event.data) == message.subject else None
+
+
+def _outgoing(event: Event) -> _Outgoing:
+    body = event.to_json()
+    if len(body) > MAX_EVENT_BYTES - 1024:
+        raise MalformedEventError(
+            f"{event.type} is {len(body)} bytes long, the limit is {MAX_EVENT_BYTES - 1024}",
+            hint="put what is large into the object store and its reference into the event",
+        )
+    return _Outgoing(event, event_subject(event.data), body)
+
+
+def _once(event: Event, expected: int) -> dict[str, str]:
+    """Headers of a compare-and-set; a new dict each time, because the client changes what it is given."""
+    return {"Nats-Expected-Last-Subject-Sequence": str(expected), "Nats-Msg-Id": event.id}

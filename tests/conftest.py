@@ -1,0 +1,48 @@
+"""The broker that the tests share, and how they wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from bus.client import Bus
+from bus.server import EmbeddedServer, embedded_server
+
+T = TypeVar("T")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
+    """One nats-server for the whole session, on a free loopback port."""
+    async with embedded_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def bus(nats: EmbeddedServer) -> AsyncIterator[Bus]:
+    """A connected bus; the broker is shared, so use a run of your own."""
+    async with Bus.connect(nats.settings, name="test", wait_s=10) as connected:
+        yield connected
+
+
+@pytest.fixture
+def unique_run() -> str:
+    """A run name that nobody else uses."""
+    return f"run-{uuid4().hex[:12]}"
+
+
+async def wait_for(condition: Callable[[], Awaitable[T | None] | T | None], *, within_s: float = 10.0) -> T:
+    """Polls until ``condition`` gives something true, and returns that; fails the test after ``within_s``."""
+    async with asyncio.timeout(within_s):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found  # type: ignore[return-value]
+            await asyncio.sleep(0.01)
