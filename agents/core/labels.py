@@ -1,0 +1,64 @@
+"""What a labeller says about a user's images: a class or a reason for each, and the simulated labeller's errors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.core.label_matching import Ambiguous, LabelMatcher, Matched
+from bus.events import DroppedImage
+
+_MAX_ANSWER = 500
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a labeller said about one image; ``failure`` replaces the text when it gave none."""
+
+    text: str | None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class UserLabels:
+    """One user's labels: a class index for each image, or none where ``dropped`` says why."""
+
+    labels: tuple[int | None, ...]
+    dropped: tuple[DroppedImage, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def settle(answers: Sequence[Answer], matcher: LabelMatcher) -> UserLabels:
+    """The labels that ``answers``, one for each image in order, amount to; what matches no single class is dropped."""
+    labels: list[int | None] = []
+    dropped: list[DroppedImage] = []
+    for index, answer in enumerate(answers):
+        verdict = None if answer.failure else matcher.match(answer.text)
+        labels.append(verdict.index if isinstance(verdict, Matched) else None)
+        if not isinstance(verdict, Matched):
+            reason = answer.failure if verdict is None else _reason(verdict)
+            image = {"index": index, "reason": reason, "answer": (answer.text or "")[:_MAX_ANSWER]}
+            dropped.append(DroppedImage.model_validate(image))
+    return UserLabels(tuple(labels), tuple(dropped))
+
+
+def _reason(verdict: object) -> str:
+    return "ambiguous" if isinstance(verdict, Ambiguous) else str(getattr(verdict, "reason", "failed"))
+
+
+def simulated_labels(
+    truth: Sequence[int], classes: int, *, error_rate: float, seed: int, user: str
+) -> tuple[int | None, ...]:
+    """The true class indices with errors: each is replaced with probability ``error_rate`` by another class, uniformly.
+
+    Whether and how image ``i`` is mislabelled depends on seed, user and ``i`` alone.
+    """
+    true = np.asarray(truth, np.int64)
+    key = hashlib.sha256(f"{seed}/labels/{user}".encode()).digest()
+    draws = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "big"))).random((len(true), 2))
+    wrong = (true + 1 + (draws[:, 1] * (classes - 1)).astype(np.int64)) % classes
+    return tuple(np.where(draws[:, 0] < error_rate, wrong, true).tolist())
