@@ -1,0 +1,89 @@
+"""A recorded run replays to the same bits, or the replay says where it first differs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from agents.aggregator import model_published
+from agents.core.replay import aggregate, replay_run
+from agents.core.rounds import RoundState
+from bus.errors import ObjectMissingError
+from bus.events import ModelPublished, RoundClosed, RoundStarted
+from tests.builders import BASE, BASE_REF, RUN, Stream, assigned, config, planned, ref_of, run_started, submitted
+
+
+def recorded_run() -> tuple[Stream, dict[str, bytes]]:
+    """One round of three users with a quorum of two, and a late update."""
+    objects = {BASE_REF.sha256: BASE.tobytes()}
+    stream = Stream()
+    stream.add(run_started(config(users=3)))
+    state = RoundState(RUN, 1, config().quorum)
+    for data in (RoundStarted(run=RUN, round=1), planned(3, 2), *map(assigned, ("u0", "u1", "u2"))):
+        state.fold(stream.add(data))
+    for index, user in enumerate(("u1", "u0")):
+        delta = np.arange(4, dtype=np.float32) + index
+        state.fold(stream.add(submitted(user, delta, examples=index + 1, objects=objects), after_s=1))
+    closed = state.decide(stream.now)
+    assert closed is not None
+    state.fold(stream.add(submitted("u2", objects=objects)))
+    state.fold(stream.add(closed))
+    model = aggregate(state, objects).tobytes()
+    objects[ref_of(model).sha256] = model
+    stream.add(model_published(state, state.accepted(), ref_of(model)))
+    return stream, objects
+
+
+def test_a_recorded_run_replays_to_the_recorded_model() -> None:
+    stream, objects = recorded_run()
+    outcome = replay_run(stream.events, objects)
+    published = stream.events[-1].event.data
+    assert isinstance(published, ModelPublished)
+    assert outcome.differences == []
+    assert outcome.final_model == published.model.sha256
+
+
+def test_the_model_is_the_weighted_mean_of_the_accepted_updates_alone() -> None:
+    stream, objects = recorded_run()
+    published = stream.events[-1].event.data
+    assert isinstance(published, ModelPublished)
+    model = np.frombuffer(objects[published.model.sha256], "<f4")
+    np.testing.assert_allclose(model, np.arange(4) + 2 / 3, rtol=1e-6)
+
+
+def with_data(stream: Stream, index: int, **changes: object) -> list:
+    events = list(stream.events)
+    event = events[index].event
+    data = event.data.model_copy(update=changes)
+    events[index] = dataclasses.replace(events[index], event=event.model_copy(update={"data": data}))
+    return events
+
+
+def test_a_model_with_other_bits_is_named() -> None:
+    stream, objects = recorded_run()
+    outcome = replay_run(with_data(stream, -1, model=BASE_REF), objects)
+    assert [one.what for one in outcome.differences] == ["the model of round 1"]
+    assert outcome.differences[0].sequence == stream.events[-1].sequence
+
+
+def test_a_decision_that_the_events_do_not_lead_to_is_named() -> None:
+    stream, objects = recorded_run()
+    index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, RoundClosed))
+    outcome = replay_run(with_data(stream, index, accepted=3), objects)
+    assert outcome.differences[0].what == "the decision on round 1"
+    assert '"accepted":3' in outcome.differences[0].recorded
+
+
+def test_an_update_that_the_recording_lacks_is_named() -> None:
+    stream, objects = recorded_run()
+    del objects[next(key for key in objects if key != BASE_REF.sha256)]
+    outcome = replay_run(stream.events, objects)
+    assert "no object" in outcome.differences[0].replayed
+
+
+def test_a_recording_without_its_start_is_refused() -> None:
+    stream, objects = recorded_run()
+    with pytest.raises(ObjectMissingError, match=r"run\.started"):
+        replay_run(stream.events[1:], objects)
