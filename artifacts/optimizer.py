@@ -89,8 +89,8 @@ def build_optimizer(
 def with_learning_rate(optimizer_model: bytes, manifest: ArtifactManifest, learning_rate: float) -> bytes:
     """Return the optimizer model with another learning rate; the same arguments always give the same bytes.
 
-    Raises OptimizerModelError when the model cannot be read, lacks the initializer that the manifest names, or the rate is not a positive
-    finite float32.
+    Raises OptimizerModelError when the model cannot be read, lacks the initializer that the manifest names, or the rate
+    is not a positive finite float32.
     """
     model = _parse(optimizer_model)
     rate = np.float32(learning_rate)
