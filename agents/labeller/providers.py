@@ -54,8 +54,8 @@ class TruthProvider:
     """The true labels with seeded errors: a labeller for offline use."""
 
     name = "truth"
-    model = None
-    prompt_version = None
+    model: str | None = None
+    prompt_version: str | None = None
     users_at_once = 10_000
 
     def __init__(self, truth: bytes, *, classes: int, error_rate: float, seed: int) -> None:
@@ -71,9 +71,7 @@ class TruthProvider:
         if truth is None or any(not 0 <= label < self._classes for label in truth):
             raise TruthMissingError(f"the truth of user {user.user} is missing or not within the classes")
         return UserLabels(
-            simulated_labels(
-                truth, self._classes, error_rate=self._error_rate, seed=self._seed, user=user.user
-            )
+            simulated_labels(truth, self._classes, error_rate=self._error_rate, seed=self._seed, user=user.user)
         )
 
 
@@ -85,8 +83,8 @@ class RecordedProvider:
     """
 
     name = "recorded"
-    model = None
-    prompt_version = None
+    model: str | None = None
+    prompt_version: str | None = None
     users_at_once = 64
 
     def __init__(self, path: Path | None, classes: Sequence[str], load: LoadImages, *, threshold: float) -> None:

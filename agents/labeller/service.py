@@ -1,0 +1,135 @@
+"""The labeller agent: on ``run.started`` it publishes ``images.labelled`` for every user of the run, once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from agents.core.labels import UserLabels
+from agents.labeller.errors import LabellingError, TruthMissingError
+from agents.labeller.providers import Provider, RecordedProvider, TruthProvider
+from agents.labeller.settings import LabellerSettings
+from agents.shell import until
+from bus.client import Bus
+from bus.consumer import work
+from bus.envelope import Event, Stored
+from bus.errors import ConflictingEventError
+from bus.events import ImagesLabelled, RunFinished, RunStarted
+from bus.spec import RunDataset, UserShard
+from bus.subjects import events_of_type
+from bus.values import Ref
+from data.shards import decode_shard
+
+RUNS_AT_ONCE = 4
+log = logging.getLogger(__name__)
+
+
+class Labeller:
+    """The shell around the providers: reads the run's dataset and says each user's labels."""
+
+    def __init__(self, bus: Bus, settings: LabellerSettings) -> None:
+        self._bus = bus
+        self._settings = settings
+
+    async def handle(self, stored: Stored) -> None:
+        """Labels the users of the run that this ``run.started`` opens and that have no labels yet.
+
+        A run that cannot be labelled ends as failed, with a reason that says what to change.
+        """
+        started = stored.event.data
+        assert isinstance(started, RunStarted)
+        if await self._bus.find(events_of_type("run.finished", started.run)) is not None:
+            return
+        done = await self._labelled_users(started.run)
+        if len(done) >= started.users:
+            return
+        try:
+            await self._label(started, done, stored.event)
+        except LabellingError as error:
+            log.error("%s [%s] %s", error.message, error.code, error.hint, extra={"run": started.run})
+            reason = f"labelling: {error.message}" + (f" ({error.hint})" if error.hint else "")
+            await self._bus.publish(
+                RunFinished(run=started.run, status="failed", reason=reason[:500], rounds=0), cause=stored.event
+            )
+
+    async def _label(self, started: RunStarted, done: set[str], cause: Event) -> None:
+        try:
+            dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
+        except ValidationError as error:
+            raise LabellingError(f"the run's dataset object is malformed: {error.errors()[0]['msg']}") from None
+        waiting = [user for user in dataset.users if user.user not in done]
+        provider = await self._provider(started, dataset)
+        for start in range(0, len(waiting), provider.users_at_once):
+            users = waiting[start : start + provider.users_at_once]
+            await self._say(started.run, provider, users, await _labels(provider, users), cause)
+
+    async def _provider(self, started: RunStarted, dataset: RunDataset) -> Provider:
+        spec = started.config.labelling
+        if spec.provider == "truth":
+            if dataset.truth is None:
+                raise TruthMissingError("the run's dataset has no truth", hint="choose another labeller for it")
+            truth = await self._bus.objects.get(dataset.truth)
+            return TruthProvider(
+                truth, classes=len(dataset.classes), error_rate=spec.error_rate, seed=started.config.seed
+            )
+        threshold = self._settings.match_threshold
+        return RecordedProvider(self._settings.labels_file, dataset.classes, self._images, threshold=threshold)
+
+    async def _images(self, shard: Ref) -> NDArray[np.uint8]:
+        return decode_shard(await self._bus.objects.get(shard))[0]
+
+    async def _say(
+        self, run: str, provider: Provider, users: Sequence[UserShard], labels: Sequence[UserLabels], cause: Event
+    ) -> None:
+        events = [
+            ImagesLabelled(
+                run=run,
+                user=user.user,
+                shard=user.shard,
+                labels=one.labels,
+                dropped=one.dropped,
+                provider=provider.name,
+                model=provider.model,
+                prompt_version=provider.prompt_version,
+                prompt_tokens=one.prompt_tokens,
+                completion_tokens=one.completion_tokens,
+            )
+            for user, one in zip(users, labels, strict=True)
+        ]
+        try:
+            await self._bus.publish_many(events, cause=cause)
+        except ConflictingEventError as error:
+            # Another labeller was faster; the first labels of a user count.
+            log.info("%s", error.message, extra={"run": run})
+        dropped = sum(len(one.dropped) for one in labels)
+        log.info("labelled %d users, %d images dropped", len(events), dropped, extra={"run": run})
+
+    async def _labelled_users(self, run: str) -> set[str]:
+        found = set()
+        async with self._bus.follow(events_of_type("images.labelled", run), live=False) as items:
+            async for item in items:
+                if isinstance(item, Stored) and isinstance(item.event.data, ImagesLabelled):
+                    found.add(item.event.data.user)
+        return found
+
+
+async def _labels(provider: Provider, users: Sequence[UserShard]) -> list[UserLabels]:
+    """The labels of each user; the first failure, if there is one, as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(provider.label(user)) for user in users]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def serve(bus: Bus, stop: asyncio.Event) -> None:
+    """The body of the labeller agent."""
+    labeller = Labeller(bus, LabellerSettings())
+    async with bus.pull("labeller", events_of_type("run.started"), max_ack_pending=RUNS_AT_ONCE) as consumer:
+        await until(stop, work(consumer, labeller.handle, concurrency=RUNS_AT_ONCE))
