@@ -29,13 +29,13 @@ from artifacts.manifest import (
     TrainableTensor,
     artifact_paths,
     describe_file,
-    write_atomically,
 )
 from artifacts.modes import parse_mode
 from artifacts.optimizer import LEARNING_RATE_INITIALIZER, build_optimizer
 from artifacts.ort_training import NativeTrainer
 from artifacts.self_check import Agreement, check_artifacts
 from artifacts.training_graph import TrainingGraphs, build_training_graphs
+from data.files import write_atomically
 
 _ONNX, _BYTES = "application/onnx", "application/octet-stream"
 _FILES = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -11,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from artifacts.errors import ArtifactIntegrityError, ManifestError
 from bus.values import Ref
+from data.files import sha256_of
 
 MANIFEST_NAME = "manifest.json"
-_BLOCK = 1 << 20
 
 
 class _Frozen(BaseModel):
@@ -175,20 +173,7 @@ def artifact_paths(manifest: ArtifactManifest, directory: Path) -> dict[str, Pat
 def describe_file(directory: Path, name: str, media_type: str) -> ArtifactFile:
     """Return the manifest entry of a file that lies in the folder."""
     path = directory / name
-    return ArtifactFile(path=name, size=path.stat().st_size, sha256=_sha256(path), media_type=media_type)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader or a crash sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return ArtifactFile(path=name, size=path.stat().st_size, sha256=sha256_of(path), media_type=media_type)
 
 
 def _verify(directory: Path, file: ArtifactFile) -> None:
@@ -197,14 +182,6 @@ def _verify(directory: Path, file: ArtifactFile) -> None:
         raise ArtifactIntegrityError(f"{path} is missing")
     if path.stat().st_size != file.size:
         raise ArtifactIntegrityError(f"{path} has {path.stat().st_size} bytes, the manifest says {file.size}")
-    digest = _sha256(path)
+    digest = sha256_of(path)
     if digest != file.sha256:
         raise ArtifactIntegrityError(f"{path} has SHA-256 {digest}, the manifest says {file.sha256}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
