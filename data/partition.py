@@ -53,31 +53,30 @@ def dirichlet(labels: NDArray[np.int64], users: int, per_user: int, *, alpha: fl
 
 
 def pathological(labels: NDArray[np.int64], users: int, per_user: int, *, classes: int, seed: int) -> Partition:
-    """Give each user images of exactly `classes` classes, in equal shares up to one image.
+    """Give each user images of `classes` classes, in equal shares up to one image.
 
-    After the pathological split of McMahan et al. 2017 (arXiv 1602.05629), without its shards that straddle classes:
-    each user takes the classes of which most images are left, which succeeds whenever any choice does.
+    After the pathological split of McMahan et al. 2017 (arXiv 1602.05629). Each user takes the classes of which most
+    images are left. Where the last users find too few in any such choice, they fill up from further classes; this
+    does not happen when the classes are of equal size and a share divides it.
     """
     if not 1 <= classes <= per_user:
         raise PartitionError(f"{per_user} images cannot show {classes} classes")
     _check_enough(len(labels), users, per_user)
     generator = np.random.default_rng(seed)
     pools = _shuffled_pools(labels, generator)
-    shares = [per_user // classes + (place < per_user % classes) for place in range(classes)]
+    if classes > len(pools):
+        raise PartitionError(f"the dataset shows {len(pools)} classes, {classes} were asked for each user")
     partition: Partition = []
     for _ in range(users):
         ties = generator.permutation(len(pools))
-        fullest = sorted(range(len(pools)), key=lambda label: (-len(pools[label]), ties[label]))[:classes]
-        if len(fullest) < classes or any(
-            len(pools[label]) < share for label, share in zip(fullest, shares, strict=True)
-        ):
-            raise PartitionError(
-                f"the images do not reach for {users} users with {per_user} images of {classes} classes each",
-                hint="ask for fewer users, fewer images a user, or fewer classes each",
-            )
-        partition.append(
-            [pools[label].pop() for label, share in zip(fullest, shares, strict=True) for _ in range(share)]
-        )
+        fullest = sorted(range(len(pools)), key=lambda label: (-len(pools[label]), ties[label]))
+        chosen: list[int] = []
+        for place, label in enumerate(fullest[:classes]):
+            # The first r classes give one image more when the shares are not equal.
+            fair = per_user // classes + (place < per_user % classes)
+            chosen.extend(pools[label].pop() for _ in range(min(fair, len(pools[label]))))
+        chosen.extend(_leftovers(pools, per_user - len(chosen)))
+        partition.append(chosen)
     return partition
 
 
@@ -114,6 +113,11 @@ def _shuffled_pools(labels: NDArray[np.int64], generator: np.random.Generator) -
         )
     pools = [generator.permutation(np.flatnonzero(labels == label)).tolist() for label in range(int(labels.max()) + 1)]
     return [pool for pool in pools if pool]
+
+
+def _leftovers(pools: list[list[int]], count: int) -> list[int]:
+    """Take `count` images from whichever classes still have some."""
+    return [max(pools, key=len).pop() for _ in range(count)]
 
 
 def _check_enough(count: int, users: int, per_user: int) -> None:
