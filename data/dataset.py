@@ -7,8 +7,9 @@ each of which holds one uint8 tensor `images` [n, height, width, channels] of at
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -98,7 +99,7 @@ class DatasetManifest(Frozen):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder that was opened; images are read when they are asked for."""
+    """A dataset folder that was opened."""
 
     directory: Path
     manifest: DatasetManifest
@@ -113,21 +114,22 @@ class Dataset:
         values = [UNLABELLED if image.label is None else indices[image.label] for image in self.manifest.images]
         return np.array(values, dtype=np.int64)
 
-    def images(self, indices: Sequence[int] | None = None) -> NDArray[np.uint8]:
-        """Return images uint8 [k, size, size, channels] by index, in the order asked for; all of them by default.
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """All images uint8 [n, size, size, channels], read from the parts when first asked for.
 
-        Raises DatasetError when an index is out of range or a part cannot be read.
+        Raises DatasetError when a part cannot be read.
         """
-        wanted = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64).reshape(-1)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise DatasetError(f"{self.directory} has images 0 to {len(self) - 1}, others were asked for")
         image = self.manifest.image
-        out = np.empty((len(wanted), image.size, image.size, image.channels), np.uint8)
+        images = np.empty((len(self), image.size, image.size, image.channels), np.uint8)
         for part in self.manifest.parts:
-            here = np.flatnonzero((wanted >= part.first) & (wanted < part.first + part.count))
-            if len(here):
-                out[here] = self._read(part)[wanted[here] - part.first]
-        return out
+            images[part.first : part.first + part.count] = self._read(part)
+        return images
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        return self.manifest.classes
 
     def _read(self, part: Part) -> NDArray[np.uint8]:
         path, image = self.directory / part.path, self.manifest.image

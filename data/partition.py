@@ -8,9 +8,37 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from data.dataset import Dataset
 from data.errors import PartitionError
 
 Partition = list[list[int]]
+SCHEMES = "in-order, iid, dirichlet:ALPHA, pathological:CLASSES or by-folder"
+
+
+def partition(dataset: Dataset, users: int, per_user: int, scheme: str, *, seed: int) -> Partition:
+    """Return the images of each user under a scheme in words, such as "iid", "dirichlet:0.3" or "pathological:2".
+
+    "by-folder" gives each folder's owner the first `per_user` of its images and needs `users` folders.
+
+    Raises PartitionError when the scheme is unknown or the dataset cannot give it.
+    """
+    name, _, argument = scheme.partition(":")
+    count, labels = len(dataset), dataset.labels
+    try:
+        match name, argument:
+            case "in-order", "":
+                return in_order(count, users, per_user)
+            case "iid", "":
+                return iid(count, users, per_user, seed=seed)
+            case "dirichlet", _:
+                return dirichlet(labels, users, per_user, alpha=float(argument), seed=seed)
+            case "pathological", _:
+                return pathological(labels, users, per_user, classes=int(argument), seed=seed)
+            case "by-folder", "":
+                return _bounded(by_folder([image.source for image in dataset.manifest.images]), users, per_user)
+    except ValueError as error:
+        raise PartitionError(f"{scheme!r} has no usable number: {error}", hint=f"use {SCHEMES}") from error
+    raise PartitionError(f"there is no partition {scheme!r}", hint=f"use {SCHEMES}")
 
 
 def in_order(count: int, users: int, per_user: int) -> Partition:
@@ -94,6 +122,16 @@ def by_folder(sources: Sequence[str]) -> Partition:
             )
         owners.setdefault(parts[0], []).append(index)
     return [owners[name] for name in sorted(owners)]
+
+
+def _bounded(owned: Partition, users: int, per_user: int) -> Partition:
+    if len(owned) < users or any(len(images) < per_user for images in owned[:users]):
+        raise PartitionError(
+            f"{users} folders with {per_user} images each are needed; there are {len(owned)}, the smallest with "
+            f"{min(map(len, owned), default=0)}",
+            hint="ask for fewer users or fewer images a user",
+        )
+    return [images[:per_user] for images in owned[:users]]
 
 
 def class_counts(partition: Partition, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
