@@ -1,0 +1,204 @@
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from nats.js import JetStreamContext
+
+from bus.client import Bus, CaughtUp
+from bus.envelope import Stored, new_event
+from bus.errors import BrokerUnavailableError
+from bus.events import Heartbeat, Progress, RoundFailed
+from bus.server import EmbeddedServer, embedded_server
+from bus.subjects import event_subject, events_of, events_of_type
+from tests.broker.bus.conftest import failed
+from tests.conftest import wait_for
+
+
+async def all_of(bus: Bus, run: str, after: int = 0) -> list[Stored | CaughtUp]:
+    async with bus.follow(events_of(run), after=after, live=False) as items:
+        return [item async for item in items]
+
+
+def rounds(items: list[Stored | CaughtUp]) -> list[int]:
+    return [
+        item.event.data.round for item in items if isinstance(item, Stored) and isinstance(item.event.data, RoundFailed)
+    ]
+
+
+async def test_a_follower_reads_what_there_is_then_says_so_then_waits_for_more(bus: Bus, unique_run: str) -> None:
+    await bus.publish_many(failed(unique_run, number) for number in range(3))
+    async with asyncio.timeout(10), bus.follow(events_of(unique_run)) as items:
+        seen = [await anext(items) for _ in range(4)]
+        assert isinstance(seen[3], CaughtUp)
+        last = await bus.publish(failed(unique_run, 3))
+        new = await anext(items)
+    assert rounds(seen) == [0, 1, 2]
+    assert isinstance(new, Stored)
+    assert new.sequence == last.sequence
+
+
+async def test_an_empty_run_is_caught_up_at_once(bus: Bus, unique_run: str) -> None:
+    async with asyncio.timeout(10):
+        assert [type(item) for item in await all_of(bus, unique_run)] == [CaughtUp]
+
+
+async def test_a_late_reader_can_begin_after_any_sequence(bus: Bus, unique_run: str) -> None:
+    published = await bus.publish_many(failed(unique_run, number) for number in range(5))
+    assert rounds(await all_of(bus, unique_run, after=published[2].sequence)) == [3, 4]
+
+
+async def test_more_events_than_a_batch_arrive_in_order(bus: Bus, unique_run: str) -> None:
+    await bus.publish_many(failed(unique_run, number) for number in range(1200))
+    assert rounds(await all_of(bus, unique_run)) == list(range(1200))
+
+
+async def test_several_filters_are_followed_in_stream_order(bus: Bus, unique_run: str) -> None:
+    other = f"{unique_run}-2"
+    for number in range(4):
+        await bus.publish(failed(unique_run if number % 2 else other, number))
+    filters = [events_of_type("round.failed", unique_run), events_of_type("round.failed", other)]
+    async with bus.follow(filters, live=False) as items:
+        assert rounds([item async for item in items]) == [0, 1, 2, 3]
+
+
+async def test_a_cancelled_read_loses_nothing(bus: Bus, unique_run: str) -> None:
+    async with asyncio.timeout(10), bus.follow(events_of(unique_run)) as items:
+        assert isinstance(await anext(items), CaughtUp)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(items)
+        await bus.publish(failed(unique_run))
+        assert rounds([await anext(items)]) == [1]
+
+
+async def test_malformed_messages_are_buried_once_with_their_reason_and_skipped(
+    bus: Bus, raw: JetStreamContext, unique_run: str
+) -> None:
+    subject = event_subject(failed(unique_run, 7))
+    bad = await raw.publish(subject, b"{broken\x00", headers={"Status": "409", "Description": "Consumer Deleted"})
+    misplaced = await raw.publish(subject, new_event(failed(unique_run, 8), source="test").to_json())
+    await bus.publish(failed(unique_run, 9))
+    for _ in range(2):
+        assert rounds(await all_of(bus, unique_run)) == [9]
+    buried = await raw.get_last_msg("DLQ", f"dlq.{bad.seq}")
+    assert buried.data == b"{broken\x00"
+    assert buried.headers is not None
+    assert buried.headers["Fedbus-Subject"] == subject
+    assert "CloudEvents" in buried.headers["Fedbus-Reason"]
+    reason = (await raw.get_last_msg("DLQ", f"dlq.{misplaced.seq}")).headers
+    assert reason is not None
+    assert "failed.8" in reason["Fedbus-Reason"]
+    info = await raw.stream_info("DLQ", subjects_filter=f"dlq.{bad.seq}")
+    assert info.state.subjects == {f"dlq.{bad.seq}": 1}
+
+
+async def test_a_follower_survives_the_loss_of_its_consumer(bus: Bus, raw: JetStreamContext, unique_run: str) -> None:
+    async with asyncio.timeout(20), bus.follow(events_of(unique_run)) as items:
+        assert isinstance(await anext(items), CaughtUp)
+        reading = asyncio.create_task(anext(items))  # type: ignore[arg-type]
+        for consumer in await raw.consumers_info("EVENTS"):
+            if consumer.config.filter_subjects == [events_of(unique_run)] or (
+                consumer.config.filter_subject == events_of(unique_run)
+            ):
+                assert await raw.delete_consumer("EVENTS", consumer.name)
+        await bus.publish(failed(unique_run, 4))
+        assert rounds([await reading]) == [4]
+
+
+@contextlib.asynccontextmanager
+async def following(bus: Bus, run: str) -> AsyncIterator[list[Stored | CaughtUp]]:
+    """What a follower in the background has read so far."""
+    seen: list[Stored | CaughtUp] = []
+
+    async def read() -> None:
+        async with bus.follow(events_of(run)) as items:
+            async for item in items:
+                seen.append(item)
+
+    task = asyncio.create_task(read())
+    try:
+        yield seen
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_follower_and_a_publisher_continue_across_a_killed_broker_without_gap_or_duplicate(
+    tmp_path: Path, unique_run: str
+) -> None:
+    async with embedded_server(tmp_path / "store") as first:
+        port = first.port
+        connecting = Bus.connect(first.settings, name="test", wait_s=10)
+        bus = await connecting.__aenter__()
+        reading = following(bus, unique_run)
+        seen = await reading.__aenter__()
+        await bus.publish_many(failed(unique_run, number) for number in range(50))
+        await wait_for(lambda: len(seen) >= 20)
+        first.process.send_signal(signal.SIGKILL)
+        await first.wait()
+    publishing = asyncio.create_task(bus.publish_many(failed(unique_run, number) for number in range(50, 100)))
+    async with embedded_server(tmp_path / "store", port=port):
+        published = await asyncio.wait_for(publishing, 20)
+        await wait_for(lambda: len(seen) >= 101)
+        await reading.__aexit__(None, None, None)
+        assert bus.statistics().losses == 1
+        await connecting.__aexit__(None, None, None)
+    assert all(one.created for one in published)
+    assert rounds(seen) == list(range(100))
+    assert sum(isinstance(item, CaughtUp) for item in seen) == 1
+
+
+async def test_a_single_publish_waits_for_the_broker_to_come_back(tmp_path: Path, unique_run: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with embedded_server(tmp_path / "store") as first:
+            bus = await stack.enter_async_context(Bus.connect(first.settings, name="test", wait_s=10))
+        publishing = asyncio.create_task(bus.publish(failed(unique_run)))
+        await wait_for(lambda: not bus.statistics().connected)
+        await bus.beat(Heartbeat(role="r", id="i", time="2026-01-01T00:00:00Z", uptime_s=0))  # type: ignore[arg-type]
+        assert bus.statistics().unsaid == 1
+        await stack.enter_async_context(embedded_server(tmp_path / "store", port=first.port))
+        assert (await asyncio.wait_for(publishing, 20)).created
+        await stack.pop_all().aclose()
+
+
+async def test_live_progress_reaches_its_run_only_and_is_counted_when_malformed(
+    bus: Bus, raw: JetStreamContext, nats: EmbeddedServer, unique_run: str
+) -> None:
+    said = Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=3)
+    async with asyncio.timeout(10), bus.progress(unique_run) as items:
+        await bus.say(said.model_copy(update={"run": f"{unique_run}-2"}))
+        await raw._nc.publish(f"progress.{unique_run}.1.u", b"garbage")
+        await raw._nc.flush()
+        await bus.say(said)
+        assert await anext(items) == said
+        assert items.malformed == 1
+
+
+async def test_heartbeats_of_all_agents_arrive(bus: Bus) -> None:
+    beat = Heartbeat.model_validate(
+        {"role": "tester", "id": "1", "time": "2026-01-01T00:00:00Z", "uptime_s": 1.5, "state": {"queue": 3}}
+    )
+    async with asyncio.timeout(10), bus.heartbeats() as items:
+        await bus.beat(beat)
+        assert await anext(items) == beat
+
+
+async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(
+    bus: Bus, unique_run: str, monkeypatch: object
+) -> None:
+    async with asyncio.timeout(20), bus.progress(unique_run) as items:
+        for number in range(4100):
+            await bus.say(Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=number))
+        await wait_for(lambda: items.dropped == 4)
+        assert (await anext(items)).images_seen == 4
+
+
+async def test_readers_of_a_closed_connection_end_with_an_error(nats: EmbeddedServer, unique_run: str) -> None:
+    async with Bus.connect(nats.settings, name="test", wait_s=10) as bus, bus.progress(unique_run) as items:
+        reading = asyncio.create_task(anext(items))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        await bus._link.nc.close()
+        results = await asyncio.wait_for(asyncio.gather(reading, return_exceptions=True), 10)
+    assert isinstance(results[0], BrokerUnavailableError)

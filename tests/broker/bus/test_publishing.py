@@ -1,0 +1,116 @@
+import asyncio
+
+import pytest
+from nats.js import JetStreamContext
+from nats.js.errors import APIError
+
+from bus.client import Bus
+from bus.envelope import new_event
+from bus.errors import ConflictingEventError, MalformedEventError
+from bus.events import ImagesLabelled, RoundClosed
+from bus.server import EmbeddedServer
+from bus.subjects import event_subject
+from bus.topology import STREAMS, ensure_topology
+from bus.values import Ref
+from tests.broker.bus.conftest import failed
+
+
+async def test_an_event_is_created_once_and_an_equal_one_is_recognised(bus: Bus, unique_run: str) -> None:
+    first = await bus.publish(failed(unique_run))
+    again = await bus.publish(failed(unique_run))
+    assert first.created
+    assert not again.created
+    assert (again.sequence, again.event.id) == (first.sequence, first.event.id)
+    assert bus.statistics().repeated == 1
+
+
+async def test_second_round_closed_event_is_refused_by_the_broker(
+    bus: Bus, raw: JetStreamContext, unique_run: str
+) -> None:
+    closed = RoundClosed(run=unique_run, round=1, reason="quorum", accepted=1, missing=0, rejected=0, through=1)
+    await bus.publish(closed)
+    with pytest.raises(ConflictingEventError) as caught:
+        await bus.publish(closed.model_copy(update={"accepted": 2}))
+    assert caught.value.code == "conflicting_event"
+    with pytest.raises(APIError) as refused:
+        await raw.publish(event_subject(closed), b"{}", headers={"Nats-Expected-Last-Subject-Sequence": "0"})
+    assert refused.value.err_code == 10071
+
+
+async def test_of_two_publishers_at_the_same_time_one_wins_and_both_know_the_winner(
+    bus: Bus, nats: EmbeddedServer, unique_run: str
+) -> None:
+    async with Bus.connect(nats.settings, name="other", wait_s=10) as other:
+        results = await asyncio.gather(*[one.publish(failed(unique_run, r)) for r in range(20) for one in (bus, other)])
+    for mine, theirs in zip(results[::2], results[1::2], strict=True):
+        assert mine.created != theirs.created
+        assert mine.event.id == theirs.event.id
+
+
+async def test_a_malformed_event_is_superseded(bus: Bus, raw: JetStreamContext, unique_run: str) -> None:
+    data = failed(unique_run)
+    bad = await raw.publish(event_subject(data), b"not an event")
+    assert await bus.find(event_subject(data)) is None
+    published = await bus.publish(data)
+    assert published.created
+    assert published.sequence > bad.seq
+    found = await bus.find(event_subject(data))
+    assert found is not None
+    assert found.event.data == data
+
+
+async def test_an_event_on_the_wrong_subject_does_not_count_as_said(
+    bus: Bus, raw: JetStreamContext, unique_run: str
+) -> None:
+    data = failed(unique_run, 1)
+    await raw.publish(event_subject(data), new_event(failed(unique_run, 2), source="test").to_json())
+    assert (await bus.publish(data)).created
+
+
+async def test_many_events_keep_their_order_and_the_first_conflict_is_raised_after_all_are_written(
+    bus: Bus, unique_run: str
+) -> None:
+    await bus.publish(failed(unique_run, 3, "something else"))
+    equal = await bus.publish(failed(unique_run, 5))
+    with pytest.raises(ConflictingEventError, match=r"failed\.3"):
+        await bus.publish_many(failed(unique_run, number) for number in range(300))
+    results = await bus.publish_many(failed(unique_run, number) for number in range(300) if number != 3)
+    assert not any(one.created for one in results)
+    assert results[4].sequence == equal.sequence
+    others = [one.sequence for one in results if one.sequence != equal.sequence]
+    assert others == sorted(others)
+
+
+async def test_the_cause_of_an_event_is_kept_with_its_trace(bus: Bus, unique_run: str) -> None:
+    cause = (await bus.publish(failed(unique_run, 1))).event
+    effect = (await bus.publish(failed(unique_run, 2), cause=cause)).event
+    assert effect.causationid == cause.id
+    assert effect.traceparent is not None
+    assert cause.traceparent is not None
+    assert effect.traceparent.split("-")[1] == cause.traceparent.split("-")[1]
+
+
+async def test_an_event_that_is_too_large_is_refused_before_it_is_sent(bus: Bus, unique_run: str) -> None:
+    ref = Ref(name=f"sha256-{'0' * 64}", size=0, sha256="0" * 64)
+    labels = ImagesLabelled(run=unique_run, user="u", shard=ref, labels=(10**70,) * 1000, provider="truth")
+    with pytest.raises(MalformedEventError, match="bytes long"):
+        await bus.publish(labels)
+
+
+async def test_the_topology_can_be_set_up_again_and_mends_what_differs(bus: Bus, raw: JetStreamContext) -> None:
+    info = await raw.stream_info("DLQ")
+    await raw.update_stream(info.config.evolve(description="changed by hand"))
+    await ensure_topology(raw)
+    await ensure_topology(raw)
+    for wanted in STREAMS:
+        assert wanted.name is not None
+        found = (await raw.stream_info(wanted.name)).config
+        assert (found.description, found.subjects) == (wanted.description, wanted.subjects)
+    events = (await raw.stream_info("EVENTS")).config
+    assert (events.deny_delete, events.deny_purge, events.max_msg_size) == (True, True, 65536)
+
+
+async def test_events_cannot_be_purged(bus: Bus, raw: JetStreamContext, unique_run: str) -> None:
+    await bus.publish(failed(unique_run))
+    with pytest.raises(APIError):
+        await raw.purge_stream("EVENTS", subject=f"ev.{unique_run}.>")
