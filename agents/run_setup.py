@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ async def _put_dataset(bus: Bus, users: Dataset, owned: Sequence[Sequence[int]],
         classes=tuple(users.classes),
         users=tuple(UserShard(user=name, shard=shard) for name, shard in zip(names, shards, strict=True)),
         held_out=await bus.objects.put(encode_shard(held_out.images, held_out.labels)),
-        truth=await bus.objects.put_json(truth),
+        truth=await bus.objects.put(json.dumps(truth).encode(), media_type="application/json"),
     )
     return await bus.objects.put(dataset.model_dump_json().encode(), media_type="application/json")
 
