@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bus.connection import Connection
 from bus.dead_letters import WRONG_LAST_SEQUENCE
 from bus.direct import DirectMessage, read_stored
+from bus.pipeline import Ack, Pipeline
 from bus.topology import BUCKET, OBJECT_STREAM
 from bus.values import Ref
 
@@ -55,8 +56,9 @@ class Meta(BaseModel):
 class Bucket:
     """Reads and writes the parts of objects."""
 
-    def __init__(self, connection: Connection, *, stall_s: float) -> None:
+    def __init__(self, connection: Connection, pipeline: Pipeline, *, stall_s: float) -> None:
         self.connection = connection
+        self._pipeline = pipeline
         self._stall_s = stall_s
 
     async def find(self, name: str) -> tuple[Meta | None, int]:
@@ -84,10 +86,10 @@ class Bucket:
         """
         await self.connection.connected()
         first = count = 0
-        window: list[asyncio.Future[PubAck]] = []
+        window: list[asyncio.Future[Ack]] = []
         try:
             async for chunk in chunks:
-                window.append(await self.connection.js.publish_async(f"{_CHUNKS}{nuid}", chunk))
+                window.append(await self._pipeline.send(f"{_CHUNKS}{nuid}", chunk))
                 count += 1
                 while len(window) >= _WINDOW or (window and window[0].done()):
                     sequence = await _acknowledged(window.pop(0))
@@ -96,10 +98,7 @@ class Bucket:
                 sequence = await _acknowledged(window.pop(0))
                 first = first or sequence
         finally:
-            for future in window:
-                # A failure that nobody asks for any more must be looked at, or asyncio complains.
-                if not future.cancel() and not future.cancelled():
-                    future.exception()
+            self._pipeline.forget(window)
         return first, count
 
     async def write_meta(self, ref: Ref, nuid: str, *, first: int, chunks: int, replaces: int) -> bool:
@@ -181,6 +180,6 @@ def meta_subject(name: str) -> str:
     return f"{_METAS}{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
-async def _acknowledged(future: asyncio.Future[PubAck]) -> int:
+async def _acknowledged(future: asyncio.Future[Ack]) -> int:
     async with asyncio.timeout(_ACK_S):
-        return (await future).seq
+        return (await future).sequence

@@ -14,6 +14,7 @@ from bus.events import Heartbeat, Payload, Progress
 from bus.follow import CaughtUp, Follower
 from bus.live import LiveReader
 from bus.objects import ObjectStore
+from bus.pipeline import Pipeline
 from bus.publishing import Published, Publisher, parsed
 from bus.settings import BusSettings
 from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
@@ -47,9 +48,10 @@ class Bus:
     def __init__(self, link: Connection, name: str) -> None:
         self._link = link
         self._source = f"fedbus/{name}/{os.getpid()}"
-        self._publisher = Publisher(link)
+        pipeline = Pipeline(link)
+        self._publisher = Publisher(link, pipeline)
         self._unsaid = 0
-        self.objects = ObjectStore(link)
+        self.objects = ObjectStore(link, pipeline)
 
     @staticmethod
     @contextlib.asynccontextmanager

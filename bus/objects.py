@@ -20,6 +20,7 @@ from nats.nuid import NUID
 from bus.bucket import CHUNK, FIRST_SEQUENCE, MEDIA_TYPE, Bucket, Meta
 from bus.connection import Connection
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
+from bus.pipeline import Pipeline
 from bus.topology import BUCKET
 from bus.values import Ref
 
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 class ObjectStore:
     """The bucket ``objects``; ``stall_s`` is how long a reader waits for the next chunk while the broker is there."""
 
-    def __init__(self, connection: Connection, *, stall_s: float = STALL_S) -> None:
-        self._bucket = Bucket(connection, stall_s=stall_s)
+    def __init__(self, connection: Connection, pipeline: Pipeline, *, stall_s: float = STALL_S) -> None:
+        self._bucket = Bucket(connection, pipeline, stall_s=stall_s)
         self._nuid = NUID()
 
     async def put(self, data: bytes | memoryview, *, media_type: str = _DEFAULT_TYPE) -> Ref:

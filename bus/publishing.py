@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import nats.errors
 from nats.js.api import PubAck, RawStreamMsg
 from nats.js.errors import APIError
 
@@ -15,6 +13,7 @@ from bus.connection import Connection
 from bus.dead_letters import WRONG_LAST_SEQUENCE
 from bus.envelope import Event, parse_event
 from bus.errors import ConflictingEventError, MalformedEventError
+from bus.pipeline import Ack, Pipeline
 from bus.subjects import event_subject
 from bus.topology import EVENT_STREAM, MAX_EVENT_BYTES
 
@@ -44,8 +43,9 @@ class _Outgoing:
 class Publisher:
     """Publishes events; ``published``, ``repeated`` and ``conflicts`` count what it came to."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, pipeline: Pipeline) -> None:
         self._connection = connection
+        self._pipeline = pipeline
         self.published = 0
         self.repeated = 0
         self.conflicts = 0
@@ -66,10 +66,10 @@ class Publisher:
         conflict: ConflictingEventError | None = None
         for start in range(0, len(outgoing), WINDOW):
             window = outgoing[start : start + WINDOW]
-            for item, ack in zip(window, await self._pipeline(window), strict=True):
+            for item, ack in zip(window, await self._attempt(window), strict=True):
                 if ack is not None and not ack.duplicate:
                     self.published += 1
-                    results.append(Published(ack.seq, item.event, created=True))
+                    results.append(Published(ack.sequence, item.event, created=True))
                     continue
                 try:
                     results.append(await self._settle(item))
@@ -79,22 +79,14 @@ class Publisher:
             raise conflict
         return results
 
-    async def _pipeline(self, window: Sequence[_Outgoing]) -> list[PubAck | None]:
+    async def _attempt(self, window: Sequence[_Outgoing]) -> list[Ack | None]:
         """The acknowledgements that came in time, in order; nothing where an event needs a closer look."""
 
         await self._connection.connected()
-        futures: list[asyncio.Future[PubAck]] = []
-        with contextlib.suppress(nats.errors.Error):
-            for item in window:
-                headers = _once(item.event, 0)
-                futures.append(await self._connection.js.publish_async(item.subject, item.body, headers=headers))
-        if not futures:
-            return [None] * len(window)
+        futures = [await self._pipeline.send(item.subject, item.body, _once(item.event, 0)) for item in window]
         await asyncio.wait(futures, timeout=ANSWER_S)
-        for future in futures:
-            future.cancel()
-        acks = [None if one.cancelled() or one.exception() is not None else one.result() for one in futures]
-        return acks + [None] * (len(window) - len(acks))
+        self._pipeline.forget(futures)
+        return [None if one.cancelled() or one.exception() is not None else one.result() for one in futures]
 
     async def _settle(self, item: _Outgoing) -> Published:
         expected = 0

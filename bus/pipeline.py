@@ -1,0 +1,95 @@
+"""Publishes to JetStream without waiting for each answer in turn; every future ends, with an answer or an error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+
+from bus.connection import Connection
+
+_NO_RESPONDERS = "503"
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The broker has the message; ``duplicate`` when it had it before."""
+
+    sequence: int
+    duplicate: bool
+
+
+class Pipeline:
+    """One inbox for the answers to many messages.
+
+    nats-py has ``publish_async`` for this, but a message that the broker refuses never settles its future (2.16).
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._prefix = connection.nc.new_inbox() + "."
+        self._numbers = itertools.count()
+        self._waiting: dict[str, asyncio.Future[Ack]] = {}
+        self._open = contextlib.ExitStack()
+        self._subscribing = asyncio.Lock()
+        self._subscribed = False
+
+    async def send(self, subject: str, body: bytes, headers: dict[str, str] | None = None) -> asyncio.Future[Ack]:
+        """Publishes now and returns a future of the answer: an Ack, an APIError, or an outage (``nats.errors.Error``).
+
+        Wait for it with a deadline, and ``forget`` it when that has passed.
+        """
+        if not self._subscribed:
+            await self._subscribe()
+        token = str(next(self._numbers))
+        future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = future
+        try:
+            await self._connection.nc.publish(subject, body, self._prefix + token, headers)
+        except nats.errors.Error as error:
+            del self._waiting[token]
+            future.set_exception(error)
+        return future
+
+    def forget(self, futures: Iterable[asyncio.Future[Ack]]) -> None:
+        """Gives up on the answers that have not come."""
+        for future in futures:
+            if not future.cancel() and not future.cancelled():
+                # A failure that nobody asks for must be looked at, or asyncio complains.
+                future.exception()
+        self._waiting = {token: future for token, future in self._waiting.items() if not future.done()}
+
+    def wake(self) -> None:
+        """The connection was lost or found: answers to what was sent before may never come."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(nats.errors.StaleConnectionError())
+        self._waiting.clear()
+
+    async def _subscribe(self) -> None:
+        async with self._subscribing:
+            if not self._subscribed:
+                await self._connection.nc.subscribe(f"{self._prefix}*", cb=self._receive)
+                # For as long as the connection lives.
+                self._open.enter_context(self._connection.waking(self))
+                self._subscribed = True
+
+    async def _receive(self, message: Msg) -> None:
+        future = self._waiting.pop(message.subject[len(self._prefix) :], None)
+        if future is None or future.done():
+            return
+        if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
+            future.set_exception(nats.js.errors.NoStreamResponseError())
+            return
+        answer = json.loads(message.data)
+        if "error" in answer:
+            future.set_exception(nats.js.errors.APIError(**answer["error"]))
+        else:
+            future.set_result(Ack(answer["seq"], answer.get("duplicate", False)))
