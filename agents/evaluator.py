@@ -28,7 +28,7 @@ from bus.values import Ref
 from data.shards import decode_shard
 
 MODELS_KEPT = 2
-BATCH_PIXELS = 1 << 18
+BATCH_PIXELS = 1 << 17
 log = logging.getLogger(__name__)
 
 

@@ -13,6 +13,7 @@ from bus.values import Frozen
 
 MAX_LOSS = 1e4
 """Cross-entropy of one image is cut off here, nats, so that a model that diverged still has a finite loss."""
+_LOWEST = -2.0 * float(np.finfo(np.float32).max)
 
 
 class ClassScores(Frozen):
@@ -62,4 +63,4 @@ def by_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> ClassSco
 
 def _finite(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
-    return np.where(np.isfinite(wide), wide, -2.0 * np.finfo(np.float32).max)
+    return np.where(np.isfinite(wide), wide, _LOWEST)

@@ -1,0 +1,141 @@
+"""The labeller agent on a real broker: what it says of a run, once, and how a run that it cannot label ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.core.labels import simulated_labels
+from agents.labeller.providers import image_digest
+from agents.labeller.service import serve
+from agents.run_setup import RunSources, start_run
+from agents.shell import background
+from bus.client import Bus
+from bus.envelope import Stored
+from bus.events import ImagesLabelled, RunFinished, RunStarted
+from bus.spec import LabellingSpec, RunDataset
+from bus.subjects import events_of, events_of_type
+from data.shards import decode_shard
+from tests.builders import config
+from tests.conftest import wait_for
+
+
+def labelling(users: int, images: int, **spec: object):
+    return config(users=users).model_copy(
+        update={"images_per_user": images, "labelling": LabellingSpec.model_validate(spec), "seed": 11}
+    )
+
+
+async def labels_of(bus: Bus, run: str) -> dict[str, ImagesLabelled]:
+    found = {}
+    async with bus.follow(events_of_type("images.labelled", run), live=False) as items:
+        async for item in items:
+            if isinstance(item, Stored):
+                assert isinstance(item.event.data, ImagesLabelled)
+                found[item.event.data.user] = item.event.data
+    return found
+
+
+async def all_labelled(bus: Bus, run: str, users: int) -> dict[str, ImagesLabelled] | None:
+    found = await labels_of(bus, run)
+    return found if len(found) == users else None
+
+
+async def dataset_of(bus: Bus, started: RunStarted) -> RunDataset:
+    return RunDataset.model_validate_json(await bus.objects.get(started.dataset))
+
+
+async def ended(bus: Bus, run: str) -> RunFinished:
+    stored = await wait_for(lambda: bus.find(events_of_type("run.finished", run)))
+    assert isinstance(stored.event.data, RunFinished)
+    return stored.event.data
+
+
+async def test_a_hundred_users_get_the_truth_with_seeded_errors_in_well_under_a_second(bus: Bus, unique_run: str):
+    async with background(serve(bus, asyncio.Event())):
+        started = await start_run(bus, unique_run, labelling(100, 20, error_rate=0.05), RunSources())
+        begin = time.perf_counter()
+        found = await wait_for(lambda: all_labelled(bus, unique_run, 100))
+        seconds = time.perf_counter() - begin
+    dataset = await dataset_of(bus, started)
+    assert dataset.truth is not None
+    truth = json.loads(await bus.objects.get(dataset.truth))
+    wrong = sum(a != b for user, said in found.items() for a, b in zip(said.labels, truth[user], strict=True))
+    assert 60 <= wrong <= 140
+    one = dataset.users[7]
+    assert found[one.user].shard == one.shard
+    assert found[one.user].labels == simulated_labels(truth[one.user], 10, error_rate=0.05, seed=11, user=one.user)
+    assert found[one.user].provider == "truth"
+    assert seconds < 2
+
+
+async def test_users_that_have_labels_keep_them_when_the_event_comes_again(bus: Bus, unique_run: str):
+    started = await start_run(bus, unique_run, labelling(4, 3, error_rate=0.0), RunSources())
+    user = (await dataset_of(bus, started)).users[2]
+    before = ImagesLabelled(run=unique_run, user=user.user, shard=user.shard, labels=(None, 1, 2), provider="by-hand")
+    await bus.publish(before)
+    async with background(serve(bus, asyncio.Event())):
+        found = await wait_for(lambda: all_labelled(bus, unique_run, 4))
+    assert found.pop(user.user) == before
+    assert {one.provider for one in found.values()} == {"truth"}
+
+
+async def test_recorded_labels_are_matched_and_what_is_no_class_is_dropped(
+    bus: Bus, unique_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started = await start_run(bus, unique_run, labelling(2, 3, provider="recorded"), RunSources())
+    first, second = (await dataset_of(bus, started)).users
+    images, _ = decode_shard(await bus.objects.get(second.shard))
+    file = tmp_path / "labels.json"
+    by_image = {image_digest(images[0]): "Sneakers", image_digest(images[2]): "a coat"}
+    file.write_text(json.dumps({first.user: ["Bag", "I don't know", None], **by_image}))
+    monkeypatch.setenv("FEDBUS_LABELS_FILE", str(file))
+    async with background(serve(bus, asyncio.Event())):
+        found = await wait_for(lambda: all_labelled(bus, unique_run, 2))
+    assert found[first.user].labels == (8, None, None)
+    assert [one.reason for one in found[first.user].dropped] == ["unknown", "unknown"]
+    assert found[second.user].labels == (7, None, 4)
+
+
+async def test_a_run_without_a_labels_file_fails_with_a_reason_that_says_what_to_set(bus: Bus, unique_run: str):
+    async with background(serve(bus, asyncio.Event())):
+        await start_run(bus, unique_run, labelling(2, 2, provider="recorded"), RunSources())
+        finished = await ended(bus, unique_run)
+    assert finished.status == "failed"
+    assert "FEDBUS_LABELS_FILE" in finished.reason
+
+
+async def test_a_malformed_truth_object_ends_its_run_and_the_next_run_is_labelled(bus: Bus, unique_run: str):
+    good = await start_run(bus, f"{unique_run}-source", labelling(2, 2), RunSources())
+    dataset = await dataset_of(bus, good)
+    damaged = dataset.model_copy(update={"truth": await bus.objects.put(b'{"user-000": [99, 0]}')})
+    ref = await bus.objects.put(damaged.model_dump_json().encode())
+    async with background(serve(bus, asyncio.Event())):
+        await bus.publish(good.model_copy(update={"run": unique_run, "dataset": ref}))
+        finished = await ended(bus, unique_run)
+        await wait_for(lambda: all_labelled(bus, good.run, 2))
+    assert "truth" in finished.reason
+
+
+async def test_stopping_ends_the_agent_while_it_waits_for_runs(bus: Bus, unique_run: str):
+    stop = asyncio.Event()
+    serving = asyncio.create_task(serve(bus, stop))
+    await start_run(bus, unique_run, labelling(1, 1), RunSources())
+    await wait_for(lambda: all_labelled(bus, unique_run, 1))
+    stop.set()
+    async with asyncio.timeout(5):
+        await serving
+    assert len(await labels_of(bus, unique_run)) == 1
+    async with bus.follow(events_of(unique_run), live=False) as items:
+        kinds = [item.event.data.TYPE async for item in items if isinstance(item, Stored)]
+    assert kinds == ["run.started", "images.labelled"]
+
+
+def test_the_digest_of_an_image_depends_on_its_pixels_alone():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert image_digest(image) == image_digest(np.asfortranarray(image)) != image_digest(image + 1)
