@@ -104,7 +104,7 @@ def confusion_matrices(confusion: Confusion, names: Sequence[str]) -> str:
     shown = _most_confused(base + final)
     with matplotlib.rc_context(_STYLE):
         side = min(6.6, 1.9 + 0.3 * len(shown))
-        figure = Figure(figsize=(2 * side, side + 0.25), layout="constrained")
+        figure = Figure(figsize=(2 * side, side + 0.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, counts, title in ((left, base, "base model"), (right, final, "newest model")):
             _draw_matrix(axes, counts, shown, [_short(names[index]) for index in shown])
@@ -168,5 +168,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _svg(figure: Figure) -> str:
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        stream,
+        format="svg",
+        transparent=True,
+        bbox_inches="tight",
+        pad_inches=0.04,
+        metadata={"Date": None, "Creator": None},
+    )
     return stream.getvalue()

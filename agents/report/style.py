@@ -30,7 +30,7 @@ th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); white-space: n
 td { text-align: right; }
 th:first-child, td:first-child, .facts td { text-align: left; }
 tbody tr:last-child > * { border-bottom: 0; }
-thead th:last-child, td:last-child { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; }
+.rounds td:last-child { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; }
 .facts th { width: 160px; }
 .facts td { white-space: normal; overflow-wrap: anywhere; }
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -12,8 +13,8 @@ NONE = "–"
 
 def summary_table(report: Report) -> Table:
     """Accuracy of the base model and of each round's model, with what each round took."""
-    table = Table(title=Text(f"{report.run}: {report.status}"), title_justify="left")
-    table.add_column("model")
+    table = Table(title=Text(f"{report.run}: {report.status}"), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("model", no_wrap=True)
     for heading in ("accuracy", "loss", "mismatched", "trained", "accepted", "missing", "seconds"):
         table.add_column(heading, justify="right")
     if report.base is not None:

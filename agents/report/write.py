@@ -144,7 +144,7 @@ def _rounds(report: Report) -> str:
             ]
         )
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table class='rounds'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<section><h2>Rounds</h2><div class="scroll">{table}</div></section>'
 
 
