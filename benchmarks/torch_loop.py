@@ -133,13 +133,12 @@ class Round:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run trains; round r (1, 2, …) has the rate learning_rate * decay ** (r - first_exponent_at)."""
+    """How a run trains; round r (1, 2, …) has the rate learning_rate * decay ** (r - 1)."""
 
     rounds: int = 10
     seed: int = 0
     learning_rate: float = 0.03
     decay: float = 0.75
-    decay_first: bool = False
     weigh_by: str = "examples"
 
 
@@ -159,7 +158,7 @@ def run(
     yield Round(0, _accuracy(engine, pixels, truth), 0, 0.0)
     for number in range(1, plan.rounds + 1):
         started = time.perf_counter()
-        engine.set_learning_rate(plan.learning_rate * plan.decay ** (number if plan.decay_first else number - 1))
+        engine.set_learning_rate(plan.learning_rate * plan.decay ** (number - 1))
         total, weights, mismatches = np.zeros(len(model)), 0.0, 0
         for user, mine in zip(users, own_pixels, strict=True):
             trained = _train(engine, model, user, mine, table, _key(plan.seed, user.name, number))
@@ -230,14 +229,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=0.03)
     parser.add_argument("--decay", type=float, default=0.75)
-    parser.add_argument("--decay-first", action="store_true", help="decay before the first round too")
     parser.add_argument("--weigh-by", choices=("examples", "trained"), default="examples")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     manifest = load_manifest(DEFAULT_DIRECTORY)
     engine: Engine = (TorchEngine if given.engine == "torch" else NativeEngine)(manifest, DEFAULT_DIRECTORY)
     initial = np.fromfile(DEFAULT_DIRECTORY / manifest.files.trainable.path, dtype="<f4")
-    plan = Plan(given.rounds, given.seed, given.learning_rate, given.decay, given.decay_first, given.weigh_by)
+    plan = Plan(given.rounds, given.seed, given.learning_rate, given.decay, given.weigh_by)
     table = pixel_table(manifest.model.mean, manifest.model.std)
     rounds = []
     users, held_out = load_users(given.users, 20, given.seed), load_held_out(given.held_out)
@@ -245,7 +243,7 @@ def main() -> None:
         rounds.append(row)
         if not given.json:
             print(
-                f"round {row.round:2d}  accuracy {row.accuracy:.4f}  mismatches {row.mismatches:4d}  {row.seconds:.2f} s"
+                f"round {row.round:2d}  accuracy {row.accuracy:.4f}  {row.mismatches:4d} trained  {row.seconds:.2f} s"
             )
     if given.json:
         print(
