@@ -20,7 +20,7 @@ from bus.spec import RunConfig, RunDataset, UserShard
 from bus.values import Ref
 from data.dataset import Dataset, load_dataset
 from data.partition import partition
-from data.shards import encode_shard
+from data.shards import MEDIA_TYPE, encode_shard
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,7 +44,7 @@ class RunSources:
     artifacts: Path = DEFAULT_ARTIFACTS
     users: Path = DEFAULT_USERS_DATA
     held_out: Path = DEFAULT_HELD_OUT_DATA
-    partition: str = "iid"
+    partition: str = "in-order"
 
 
 async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) -> RunStarted:
@@ -56,17 +56,17 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
     """
     manifest = load_manifest(sources.artifacts)
     users, held_out = load_dataset(sources.users), load_dataset(sources.held_out)
-    for dataset, folder in ((users, sources.users), (held_out, sources.held_out)):
-        check_fit(manifest, dataset, folder)
+    check_fit(manifest, users, sources.users)
+    check_fit(manifest, held_out, sources.held_out)
     owned = partition(users, config.users, config.images_per_user, sources.partition, seed=config.seed)
-    dataset = await _put_dataset(bus, users, owned, held_out)
+    dataset_ref = await _put_dataset(bus, users, owned, held_out)
     for _, file in manifest.files.items():
-        await bus.objects.put_file(sources.artifacts / file.path, media_type=file.media_type)
+        await bus.objects.put_file(sources.artifacts / file.path, file.media_type)
     started = RunStarted(
         run=run,
         config=config,
         config_digest=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
-        dataset=dataset,
+        dataset=dataset_ref,
         artifacts=await bus.objects.put(manifest.model_dump_json().encode(), media_type="application/json"),
         base_model=manifest.files.trainable.ref,
         users=config.users,
@@ -99,14 +99,14 @@ async def _put_dataset(bus: Bus, users: Dataset, owned: Sequence[Sequence[int]],
     names = [user_name(index, len(owned)) for index in range(len(owned))]
 
     async def put(indices: Sequence[int]) -> Ref:
-        return await bus.objects.put(encode_shard(users.images[np.asarray(indices)]))
+        return await bus.objects.put(encode_shard(users.images[np.asarray(indices)]), media_type=MEDIA_TYPE)
 
     shards = await _in_parallel(put, owned)
     truth = {name: users.labels[np.asarray(indices)].tolist() for name, indices in zip(names, owned, strict=True)}
     dataset = RunDataset(
         classes=tuple(users.classes),
         users=tuple(UserShard(user=name, shard=shard) for name, shard in zip(names, shards, strict=True)),
-        held_out=await bus.objects.put(encode_shard(held_out.images, held_out.labels)),
+        held_out=await bus.objects.put(encode_shard(held_out.images, held_out.labels), media_type=MEDIA_TYPE),
         truth=await bus.objects.put(json.dumps(truth).encode(), media_type="application/json"),
     )
     return await bus.objects.put(dataset.model_dump_json().encode(), media_type="application/json")

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from artifacts.manifest import write_atomically
-
 DEFAULT_STORE = Path(".fedbus")
 FILE_NAME = "connection.json"
 
@@ -35,9 +33,11 @@ class Connection(BaseModel):
 
     def write(self, store: Path) -> None:
         """Leaves the file in ``store``."""
-        path = store / FILE_NAME
-        path.touch(mode=0o600)
-        write_atomically(path, self.model_dump_json(indent=2).encode(), mode=0o600)
+        store.mkdir(parents=True, exist_ok=True)
+        temporary = store / f".{FILE_NAME}.{os.getpid()}"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(self.model_dump_json(indent=2))
+        os.replace(temporary, store / FILE_NAME)
 
 
 def use_running_fedbus(store: Path = DEFAULT_STORE) -> None:

@@ -82,17 +82,19 @@ def demo(
         raise typer.Exit(1)
 
 
-def check_page() -> None:
-    """Sees to it that the browser client is built.
+def check_page() -> str:
+    """The path of the built page.
 
     Raises:
         PageMissingError: it is not.
     """
-    if not (PAGE_FOLDER / "dist" / "index.html").is_file():
+    page = PAGE_FOLDER / "dist" / "index.html"
+    if not page.is_file():
         raise PageMissingError(
             "the browser client is not built",
             hint="make setup builds it (needs Node 20), or train with --clients native:2",
         )
+    return str(page)
 
 
 async def _demo(

@@ -55,14 +55,12 @@ def doctor() -> None:
 def examine() -> Iterator[Finding]:
     """All findings on this machine, in the order in which a newcomer needs them."""
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding(
-        "Python 3.11", sys.version_info[:2] == (3, 11), version, "apt-get install -y python3.11"
-    )
+    yield Finding("Python 3.11", sys.version_info[:2] == (3, 11), version, "apt-get install -y python3.11")
     yield _imported("onnxruntime.capi._pybind_state", "training natively", "make setup (onnxruntime-training-cpu)")
     yield _tried("nats-server", lambda: _version_of(find_nats_server()))
     yield _node()
     yield _tried("Chromium", lambda: _version_of(str(find_chromium())))
-    yield _tried("built page", lambda: check_page() or "browser_client/dist")
+    yield _tried("built page", check_page)
     yield _tried("default artifacts", lambda: load_manifest(DEFAULT_ARTIFACTS).name)
     yield _tried("default images", lambda: str(len(load_dataset(DEFAULT_USERS_DATA).images)))
     yield _tried("held-out images", lambda: str(len(load_dataset(DEFAULT_HELD_OUT_DATA).images)))

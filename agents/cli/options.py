@@ -54,9 +54,7 @@ Rounds = Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Federa
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Everything random follows from it.")]
 Quorum = Annotated[
     float,
-    typer.Option(
-        "--quorum", min=0.0001, help="Updates that close a round: a share up to 1, or a count."
-    ),
+    typer.Option("--quorum", min=0.0001, help="Updates that close a round: a share up to 1, or a count."),
 ]
 Fraction = Annotated[float, typer.Option("--fraction", min=0.0001, max=1, help="Share of the users in each round.")]
 Labeller = Annotated[str, typer.Option("--labeller", help="Who labels: truth, recorded or openai.")]
@@ -66,7 +64,7 @@ Artifacts = Annotated[Path, typer.Option("--artifacts", help="Folder of training
 Data = Annotated[Path, typer.Option("--data", help="Dataset folder with the users' images.")]
 HeldOut = Annotated[Path, typer.Option("--held-out", help="Dataset folder to evaluate on.")]
 Partition = Annotated[
-    str, typer.Option("--partition", help="Who gets which images: iid, dirichlet:ALPHA, pathological:K or folder.")
+    str, typer.Option("--partition", help="Images per user: in-order, iid, dirichlet:ALPHA, pathological:K, by-folder.")
 ]
 LearningRate = Annotated[
     float | None, typer.Option("--learning-rate", min=1e-9, max=100, help="Of round 1; default: the artifacts' own.")

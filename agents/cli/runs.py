@@ -63,7 +63,7 @@ def run_start(
     artifacts: o.Artifacts = o.ARTIFACTS,
     data: o.Data = o.DATA,
     held_out: o.HeldOut = o.HELD_OUT,
-    partition: o.Partition = "iid",
+    partition: o.Partition = "in-order",
     learning_rate: o.LearningRate = None,
     learning_rate_decay: o.LearningRateDecay = 0.75,
     epochs: o.Epochs = 1,

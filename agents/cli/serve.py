@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
+import runpy
 import signal
 import tempfile
 from collections.abc import Coroutine
@@ -20,7 +20,6 @@ from agents.cli.options import ClientMix, parse_clients
 from agents.cli.processes import supervisor
 from agents.cli.reload import reload_on_change
 from agents.cli.system import AGENTS, client_commands, running_system
-from agents.shell import main as run_agent_process
 from bus.logs import configure
 from bus.server import embedded_server
 
@@ -86,7 +85,7 @@ def agent(
     if name not in AGENTS:
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(AGENTS)}")
     use_running_fedbus()
-    run_agent_process(name, importlib.import_module(f"agents.{name}").serve)
+    runpy.run_module(f"agents.{name}", run_name="__main__", alter_sys=True)
 
 
 def client(
