@@ -14,6 +14,7 @@ app = typer.Typer(
     name="fedbus",
     help="Federated learning as events on NATS, with training in the browser.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -32,13 +33,27 @@ app.command()(doctor.doctor)
 
 
 def main() -> None:
-    """Runs the command line; an error that fedbus raises on purpose becomes one line and exit code 1."""
+    """Runs the command line; a wrong argument, or an error that fedbus raises on purpose, becomes one line.
+
+    Exits with 2 for a wrong argument and 1 for any other error.
+    """
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
+    except typer.TyperException as error:
+        message = getattr(error, "format_message", lambda: "")()
+        context = getattr(error, "ctx", None)
+        if message:
+            _say(f"{message} (see {context.command_path if context else 'fedbus'} --help)")
+        sys.exit(2)
     except FedbusError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        errors.print(f"fedbus: {error.message}{hint} \\[{error.code}]", soft_wrap=True)
+        _say(f"{error.message}{f' ({error.hint})' if error.hint else ''} [{error.code}]")
         sys.exit(1)
+
+
+def _say(problem: str) -> None:
+    errors.print(f"fedbus: {problem}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":
