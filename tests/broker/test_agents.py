@@ -1,0 +1,267 @@
+"""Labeller, dispatcher, aggregator and evaluator on a real broker; updates come straight from the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents import aggregator, dispatcher, evaluator
+from agents.core.updates import encode_update
+from agents.labeller import service as labeller
+from agents.run_setup import RunSources, start_run
+from bus.client import Bus
+from bus.envelope import Stored
+from bus.errors import FedbusError
+from bus.events import (
+    ImagesLabelled,
+    ModelEvaluated,
+    ModelPublished,
+    Payload,
+    RoundClosed,
+    RoundFailed,
+    RoundPlanned,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    TaskAssigned,
+    UpdateMetrics,
+    UpdateRejected,
+    UpdateSubmitted,
+)
+from bus.server import EmbeddedServer
+from bus.spec import QuorumSpec, RunConfig
+from bus.subjects import events_of
+from bus.values import Ref
+from tests.builders import config as run_config
+
+DEADLINE_S = 60.0
+BODIES: dict[str, Callable[[Bus, asyncio.Event], Coroutine[Any, Any, None]]] = {
+    "labeller": labeller.serve,
+    "dispatcher": dispatcher.serve,
+    "aggregator": aggregator.serve,
+    "evaluator": evaluator.serve,
+}
+
+
+@contextlib.asynccontextmanager
+async def running(nats: EmbeddedServer, *names: str) -> AsyncIterator[None]:
+    """Runs these agents, each on its own connection, until the block ends."""
+    stop = asyncio.Event()
+
+    async def one(name: str) -> None:
+        async with Bus.connect(nats.settings, name=name, wait_s=10) as bus:
+            await BODIES[name](bus, stop)
+
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(one(name))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+def small(rounds: int = 1, users: int = 4, **quorum: float) -> RunConfig:
+    return run_config(rounds=rounds, users=users).model_copy(
+        update={"images_per_user": 5, "quorum": QuorumSpec.model_validate(quorum)}
+    )
+
+
+class Trainer:
+    """Answers every assigned task with an update that the test chooses."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def submit(
+        self,
+        task: TaskAssigned,
+        base: Ref,
+        delta: float = 0.01,
+        *,
+        data: bytes | None = None,
+        encoding: str = "float32",
+    ) -> None:
+        values = np.full(base.size // 4, delta, np.float32)
+        update = await self._bus.objects.put(encode_update(values, "float32") if data is None else data)
+        metrics = UpdateMetrics(
+            predictions=tuple(0 for _ in task.labels), examples=5, mismatched_images=1, trained_images=7
+        )
+        await self._bus.publish(
+            UpdateSubmitted(
+                run=task.run,
+                round=task.round,
+                user=task.user,
+                base_model=base.sha256,
+                update=update,
+                encoding=encoding,
+                metrics=metrics,
+                client="trainer",
+                engine="test",
+            )
+        )
+
+
+async def until_event(bus: Bus, run: str, *kinds: type[Payload], after: int = 0) -> Stored:
+    """The first event of one of these kinds."""
+    async with asyncio.timeout(DEADLINE_S), bus.follow(events_of(run), after=after) as items:
+        async for item in items:
+            if isinstance(item, Stored) and isinstance(item.event.data, kinds):
+                return item
+    raise AssertionError
+
+
+async def answer_all(bus: Bus, run: str, *, skip: str = "") -> None:
+    """Submits an update for each task of the run, until the run is finished."""
+    trainer, bases = Trainer(bus), {}
+    async with bus.follow(events_of(run)) as items:
+        async for item in items:
+            data = item.event.data if isinstance(item, Stored) else None
+            if isinstance(data, RoundPlanned):
+                bases[data.round] = data.base_model
+            elif isinstance(data, TaskAssigned) and data.user != skip:
+                await trainer.submit(data, bases[data.round])
+            elif isinstance(data, RunFinished):
+                return
+
+
+async def events(bus: Bus, run: str) -> list[Stored]:
+    async with bus.follow(events_of(run), live=False) as items:
+        return [item async for item in items if isinstance(item, Stored)]
+
+
+def of(stream: list[Stored], *kinds: type[Payload]) -> list[Any]:
+    return [one.event.data for one in stream if isinstance(one.event.data, kinds)]
+
+
+async def test_a_run_goes_from_its_start_to_its_end(nats: EmbeddedServer, bus: Bus, unique_run: str) -> None:
+    async with running(nats, *BODIES):
+        await start_run(bus, unique_run, small(rounds=2), RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        async with asyncio.timeout(DEADLINE_S):
+            await answer_all(bus, unique_run)
+    stream = await events(bus, unique_run)
+    (finished,) = of(stream, RunFinished)
+    models = of(stream, ModelPublished)
+    assert (finished.status, finished.rounds, finished.final_model) == ("completed", 2, models[-1].model)
+    assert [one.round for one in of(stream, ModelEvaluated)] == [0, 1, 2]
+    assert models[1].parent == models[0].model
+    parent = np.frombuffer(await bus.objects.get(models[0].parent), "<f4")
+    model = np.frombuffer(await bus.objects.get(models[0].model), "<f4")
+    np.testing.assert_allclose(model - parent, 0.01, atol=1e-6)
+
+
+async def test_agents_that_start_after_everything_was_said_finish_the_run_all_the_same(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    await start_run(bus, unique_run, small(), RunSources())
+    await bus.publish(RoundStarted(run=unique_run, round=1))
+    async with running(nats, "labeller"):
+        await until_event(bus, unique_run, ImagesLabelled)
+    async with running(nats, *BODIES), asyncio.timeout(DEADLINE_S):
+        await answer_all(bus, unique_run)
+    assert of(await events(bus, unique_run), RunFinished)[0].status == "completed"
+
+
+async def test_two_of_each_deciding_agent_say_everything_once(nats: EmbeddedServer, bus: Bus, unique_run: str) -> None:
+    async with running(nats, *BODIES), running(nats, *BODIES):
+        await start_run(bus, unique_run, small(), RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        async with asyncio.timeout(DEADLINE_S):
+            await answer_all(bus, unique_run)
+    stream = await events(bus, unique_run)
+    subjects = [one.event.subject for one in stream]
+    assert len(subjects) == len(set(subjects))
+    assert of(stream, RunFinished)[0].status == "completed"
+
+
+async def test_the_quorum_closes_the_round_and_a_late_update_is_marked_stale(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    async with running(nats, *BODIES):
+        started = await start_run(bus, unique_run, small(rounds=2, fraction=0.75), RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        tasks = [await until_event(bus, unique_run, TaskAssigned)]
+        while len(tasks) < 4:
+            tasks.append(await until_event(bus, unique_run, TaskAssigned, after=tasks[-1].sequence))
+        *prompt, late = [one.event.data for one in tasks if isinstance(one.event.data, TaskAssigned)]
+        for task in prompt:
+            await Trainer(bus).submit(task, started.base_model)
+        await until_event(bus, unique_run, ModelPublished)
+        await Trainer(bus).submit(late, started.base_model, 100.0)
+        refused = await until_event(bus, unique_run, UpdateRejected)
+        stream = await events(bus, unique_run)
+    assert isinstance(refused.event.data, UpdateRejected)
+    assert (refused.event.data.user, refused.event.data.code) == (late.user, "stale")
+    (closed,) = of(stream, RoundClosed)
+    assert (closed.reason, closed.accepted, closed.missing) == ("quorum", 3, 1)
+    assert of(stream, ModelPublished)[0].updates == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "code"),
+    [
+        (b"\0" * 12, "float32", "size"),
+        (np.full(8842, np.nan, "<f4").tobytes(), "float32", "nonfinite"),
+        (b"\0" * 12, "no-such-encoding", "shape"),
+    ],
+)
+async def test_an_update_with_bad_bytes_is_refused_and_the_round_goes_on(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, data: bytes, encoding: str, code: str
+) -> None:
+    async with running(nats, *BODIES):
+        started = await start_run(bus, unique_run, small(fraction=0.75), RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        first = await until_event(bus, unique_run, TaskAssigned)
+        assert isinstance(first.event.data, TaskAssigned)
+        await Trainer(bus).submit(first.event.data, started.base_model, data=data, encoding=encoding)
+        refused = await until_event(bus, unique_run, UpdateRejected)
+        async with asyncio.timeout(DEADLINE_S):
+            await answer_all(bus, unique_run, skip=first.event.data.user)
+    assert isinstance(refused.event.data, UpdateRejected)
+    assert refused.event.data.code == code
+    (closed,) = of(await events(bus, unique_run), RoundClosed)
+    assert (closed.reason, closed.accepted, closed.rejected) == ("all", 3, 1)
+
+
+async def test_a_round_without_quorum_fails_at_its_deadline_and_so_does_the_run(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    async with running(nats, *BODIES):
+        await start_run(bus, unique_run, small(deadline_s=0.2, extensions=1), RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        finished = await until_event(bus, unique_run, RunFinished)
+    stream = await events(bus, unique_run)
+    assert "0 of 4" in of(stream, RoundFailed)[0].reason
+    assert isinstance(finished.event.data, RunFinished)
+    assert finished.event.data.status == "failed"
+
+
+async def test_a_round_from_a_model_that_does_not_exist_fails_with_the_reason(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    missing = Ref(name="sha256-" + "0" * 64, size=4, sha256="0" * 64)
+    async with running(nats, *BODIES):
+        await start_run(bus, unique_run, small(), RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1, base_model=missing))
+        finished = await until_event(bus, unique_run, RunFinished)
+    assert isinstance(finished.event.data, RunFinished)
+    assert "not in the object store" in finished.event.data.reason
+
+
+async def test_a_run_of_the_same_name_with_another_config_is_refused(bus: Bus, unique_run: str) -> None:
+    await start_run(bus, unique_run, small(), RunSources())
+    with pytest.raises(FedbusError) as refused:
+        await start_run(bus, unique_run, small(rounds=3), RunSources())
+    assert refused.value.code == "conflicting_event"
+
+
+async def test_starting_the_same_run_twice_changes_nothing(bus: Bus, unique_run: str) -> None:
+    first = await start_run(bus, unique_run, small(), RunSources())
+    assert await start_run(bus, unique_run, small(), RunSources()) == first
+    assert len(of(await events(bus, unique_run), RunStarted)) == 1
