@@ -31,7 +31,13 @@ class NativeTrainer:
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
         self._optimizer_model: bytes | None = None
+        self._optimizer: Any = None
+        self._module: Any = None
+        self._state: Any = None
         self._open()
+
+    def __del__(self) -> None:
+        self._close()
 
     def load_parameters(self, parameters: NDArray[np.float32]) -> None:
         """Set the trainable parameters from the contiguous buffer, float32 [trainable_count]."""
@@ -90,7 +96,14 @@ class NativeTrainer:
             self._open()
             self.load_parameters(parameters)
 
+    def _close(self) -> None:
+        # Module and optimizer point into the state without keeping it alive, so they have to go before it.
+        self._optimizer = None
+        self._module = None
+        self._state = None
+
     def _open(self) -> None:
+        self._close()
         try:
             self._state = ort.load_checkpoint(self._files["checkpoint"])
             self._module = ort.Module(

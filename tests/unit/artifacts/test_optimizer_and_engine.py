@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from artifacts.base_model import BaseModel
+from artifacts.errors import EngineError, OptimizerModelError
+from artifacts.export import TrainableModel
+from artifacts.manifest import artifact_paths
+from artifacts.modes import parse_mode
+from artifacts.optimizer import build_optimizer, learning_rate_of, with_learning_rate
+from artifacts.ort_training import NativeTrainer
+from tests.unit.artifacts.conftest import Built
+
+Build = Callable[..., Built]
+
+
+def batch(seed: int) -> tuple[Any, Any]:
+    generator = np.random.default_rng(seed)
+    return generator.standard_normal((4, 3, 8, 8), dtype=np.float32), generator.integers(0, 5, 4)
+
+
+def torch_steps(
+    base: BaseModel, trainer: NativeTrainer, make: Callable[[list[Any]], Any], clip: float | None, steps: int
+) -> NDArray[np.float32]:
+    """The parameters after some steps of a torch optimizer, as the contiguous buffer."""
+    model = TrainableModel(base.model, parse_mode(trainer.manifest.mode), seed=0).eval()
+    named = dict(model.plain_parameters())
+    tensors = [named[tensor.name] for tensor in trainer.manifest.trainable]
+    optimizer = make(tensors)
+    for seed in range(steps):
+        pixels, labels = batch(seed)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(torch.from_numpy(pixels)), torch.from_numpy(labels)).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(tensors, clip)
+        optimizer.step()
+    buffer: NDArray[np.float32] = torch.nn.utils.parameters_to_vector(tensors).detach().numpy()
+    return buffer
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("rate", [0.02, 0.3])
+def test_sgd_takes_the_steps_of_torch(
+    build: Build, tiny_base: BaseModel, rate: float, decay: float, clip: float | None
+) -> None:
+    _, _, trainer = build("last-1", learning_rate=rate, weight_decay=decay, clip_norm=clip)
+    for seed in range(4):
+        trainer.train_step(*batch(seed))
+
+    def decoupled(tensors: list[Any]) -> Any:
+        return _DecoupledSgd(tensors, rate, decay)
+
+    np.testing.assert_allclose(trainer.parameters(), torch_steps(tiny_base, trainer, decoupled, clip, 4), atol=2e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+def test_adamw_takes_the_steps_of_its_definition(
+    build: Build, tiny_base: BaseModel, rate: float, decay: float, clip: float | None
+) -> None:
+    _, _, trainer = build("head", optimizer="adamw", learning_rate=rate, weight_decay=decay, clip_norm=clip)
+    for seed in range(4):
+        trainer.train_step(*batch(seed))
+
+    def adamw(tensors: list[Any]) -> Any:
+        return _AdamW(tensors, rate, decay)
+
+    np.testing.assert_allclose(trainer.parameters(), torch_steps(tiny_base, trainer, adamw, clip, 4), atol=1e-6)
+
+
+def test_adamw_takes_nearly_the_steps_of_torch(build: Build, tiny_base: BaseModel) -> None:
+    _, _, trainer = build("head", optimizer="adamw", learning_rate=1e-2, weight_decay=0.1)
+    for seed in range(4):
+        trainer.train_step(*batch(seed))
+
+    def adamw(tensors: list[Any]) -> Any:
+        return torch.optim.AdamW(tensors, lr=1e-2, weight_decay=0.1, eps=1e-6)
+
+    # torch adds epsilon after its bias correction and decays before the step.
+    np.testing.assert_allclose(trainer.parameters(), torch_steps(tiny_base, trainer, adamw, None, 4), atol=2e-4)
+
+
+class _DecoupledSgd:
+    """p <- (1 - rate * decay) (p - rate * gradient), the order in which AdamWOptimizer decays in its mode 1."""
+
+    def __init__(self, tensors: list[Any], rate: float, decay: float) -> None:
+        self._tensors, self._rate, self._decay = tensors, rate, decay
+
+    def zero_grad(self) -> None:
+        for tensor in self._tensors:
+            tensor.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for tensor in self._tensors:
+            tensor.sub_(self._rate * self._direction(tensor))
+            tensor.mul_(1 - self._rate * self._decay)
+
+    def _direction(self, tensor: Any) -> Any:
+        return tensor.grad
+
+
+class _AdamW(_DecoupledSgd):
+    """As onnxruntime defines it: epsilon 1e-6 joins the second moment before bias correction."""
+
+    def __init__(self, tensors: list[Any], rate: float, decay: float) -> None:
+        super().__init__(tensors, rate, decay)
+        self._moments = {id(tensor): [0, 0.0, 0.0] for tensor in tensors}
+
+    def _direction(self, tensor: Any) -> Any:
+        moments = self._moments[id(tensor)]
+        step, first, second = moments
+        step, first, second = step + 1, 0.9 * first + 0.1 * tensor.grad, 0.999 * second + 0.001 * tensor.grad**2
+        moments[:] = step, first, second
+        correction = (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+        return correction * first / (second**0.5 + 1e-6)
+
+
+def test_a_new_learning_rate_takes_effect_and_reads_back(build: Build) -> None:
+    manifest, directory, trainer = build("head", learning_rate=0.1)
+    template = (directory / manifest.files.optimizer_model.path).read_bytes()
+    slow = with_learning_rate(template, manifest, 0.01)
+    assert learning_rate_of(slow, manifest) == pytest.approx(0.01)
+    assert with_learning_rate(slow, manifest, 0.1) == template
+    start = trainer.parameters()
+    trainer.train_step(*batch(0))
+    fast_step = trainer.parameters() - start
+    trainer.load_parameters(start)
+    trainer.set_optimizer(slow)
+    trainer.train_step(*batch(0))
+    np.testing.assert_allclose(10 * (trainer.parameters() - start), fast_step, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf"), 1e-60])
+def test_a_learning_rate_that_is_no_positive_number_is_refused(build: Build, rate: float) -> None:
+    manifest, _, _ = build("head")
+    with pytest.raises(OptimizerModelError, match="not a positive finite"):
+        with_learning_rate(build_optimizer("sgd", learning_rate=0.1), manifest, rate)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", b"\xff" * 64])
+def test_an_optimizer_model_that_is_none_is_refused(build: Build, content: bytes) -> None:
+    manifest, _, _ = build("head")
+    with pytest.raises(OptimizerModelError):
+        with_learning_rate(content, manifest, 0.1)
+
+
+def test_sgd_remembers_nothing_from_step_to_step(build: Build) -> None:
+    _, _, trainer = build("last-1", learning_rate=0.1)
+    start = trainer.parameters()
+    trainer.train_step(*batch(1))
+    alone = trainer.parameters()
+    for seed in range(2, 6):
+        trainer.train_step(*batch(seed))
+    trainer.load_parameters(start)
+    trainer.reset_optimizer()
+    trainer.train_step(*batch(1))
+    assert np.array_equal(trainer.parameters(), alone)
+
+
+def test_resetting_adamw_forgets_its_moments_and_keeps_the_parameters(build: Build) -> None:
+    _, _, trainer = build("head", optimizer="adamw", learning_rate=0.01)
+    start = trainer.parameters()
+    trainer.train_step(*batch(1))
+    alone = trainer.parameters()
+    trainer.load_parameters(start)
+    trainer.train_step(*batch(1))
+    assert not np.array_equal(trainer.parameters(), alone)
+    trainer.load_parameters(start)
+    trainer.reset_optimizer()
+    assert np.array_equal(trainer.parameters(), start)
+    trainer.train_step(*batch(1))
+    assert np.array_equal(trainer.parameters(), alone)
+
+
+def test_changing_the_rate_of_adamw_starts_its_state_afresh(build: Build) -> None:
+    manifest, directory, trainer = build("head", optimizer="adamw", learning_rate=0.01)
+    template = (directory / manifest.files.optimizer_model.path).read_bytes()
+    start = trainer.parameters()
+    trainer.train_step(*batch(1))
+    alone = trainer.parameters()
+    trainer.load_parameters(start)
+    trainer.set_optimizer(template)
+    trainer.train_step(*batch(1))
+    assert np.array_equal(trainer.parameters(), alone)
+
+
+def test_parameters_come_back_as_they_were_loaded(build: Build) -> None:
+    manifest, _, trainer = build("lora:2")
+    values = np.arange(manifest.trainable_count, dtype=np.float32)
+    trainer.load_parameters(values)
+    assert np.array_equal(trainer.parameters(), values)
+
+
+def test_wrong_input_is_refused_before_it_reaches_onnxruntime(build: Build) -> None:
+    manifest, _, trainer = build("head")
+    pixels, labels = batch(0)
+    with pytest.raises(EngineError, match="parameters are"):
+        trainer.load_parameters(np.zeros(manifest.trainable_count + 1, np.float32))
+    for wrong in (pixels[:, :1], pixels.astype(np.float64), pixels[:0], pixels[0]):
+        with pytest.raises(EngineError, match="pixel values are"):
+            trainer.predict(wrong)
+    for bad in (labels[:-1], labels.astype(np.int32), labels + 5, labels - 9):
+        with pytest.raises(EngineError, match="labels"):
+            trainer.train_step(pixels, bad)
+
+
+def test_broken_artifacts_are_reported_as_such(build: Build, tmp_path: Path) -> None:
+    manifest, directory, _ = build("head")
+    paths = artifact_paths(manifest, directory)
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"not an artifact")
+    for role in ("training_model", "checkpoint", "optimizer_model"):
+        with pytest.raises(EngineError):
+            NativeTrainer(manifest, {**paths, role: broken})
+    with pytest.raises(EngineError, match="checkpoint"):
+        NativeTrainer(manifest, {role: path for role, path in paths.items() if role != "checkpoint"})
+    other, _, _ = build("head-weight")
+    with pytest.raises(EngineError, match="manifest says otherwise"):
+        NativeTrainer(other, paths)
