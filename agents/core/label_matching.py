@@ -47,6 +47,7 @@ class Ambiguous:
     """The answer fits several classes, given as indices with the best first."""
 
     candidates: tuple[int, ...]
+    reason: Literal["ambiguous"] = "ambiguous"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.core.label_matching import Ambiguous, LabelMatcher, Matched
+from agents.core.label_matching import LabelMatcher, Matched
 from bus.events import DroppedImage
 
 _MAX_ANSWER = 500
@@ -16,10 +16,12 @@ _MAX_ANSWER = 500
 
 @dataclass(frozen=True)
 class Answer:
-    """What a labeller said about one image; ``failure`` replaces the text when it gave none."""
+    """What a labeller said about one image; ``failure`` (refused or failed) says why it gave no text."""
 
     text: str | None
     failure: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,19 @@ def settle(answers: Sequence[Answer], matcher: LabelMatcher) -> UserLabels:
     dropped: list[DroppedImage] = []
     for index, answer in enumerate(answers):
         verdict = None if answer.failure else matcher.match(answer.text)
-        labels.append(verdict.index if isinstance(verdict, Matched) else None)
-        if not isinstance(verdict, Matched):
-            reason = answer.failure if verdict is None else _reason(verdict)
-            image = {"index": index, "reason": reason, "answer": (answer.text or "")[:_MAX_ANSWER]}
-            dropped.append(DroppedImage.model_validate(image))
-    return UserLabels(tuple(labels), tuple(dropped))
-
-
-def _reason(verdict: object) -> str:
-    return "ambiguous" if isinstance(verdict, Ambiguous) else str(getattr(verdict, "reason", "failed"))
+        if isinstance(verdict, Matched):
+            labels.append(verdict.index)
+            continue
+        labels.append(None)
+        reason = answer.failure if verdict is None else verdict.reason
+        image = {"index": index, "reason": reason, "answer": (answer.text or "")[:_MAX_ANSWER]}
+        dropped.append(DroppedImage.model_validate(image))
+    return UserLabels(
+        tuple(labels),
+        tuple(dropped),
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+    )
 
 
 def simulated_labels(

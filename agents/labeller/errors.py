@@ -23,6 +23,12 @@ class ApiRefusedError(LabellingError):
     code = "openai_refused"
 
 
+class ApiUnavailableError(FedbusError):
+    """The API does not answer now; the labelling goes on where it stopped when it is tried again."""
+
+    code = "openai_unavailable"
+
+
 class CostLimitError(LabellingError):
     """Labelling would cost more than ``max_cost`` allows, or nobody knows what it costs."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from agents.labeller.errors import LabelsFileError, TruthMissingError
 from bus.spec import UserShard
 from bus.values import Ref
 
+T = TypeVar("T")
 LoadImages = Callable[[Ref], Awaitable[NDArray[np.uint8]]]
 """Reads a shard: uint8 [n, height, width, channels]."""
 
@@ -37,6 +39,13 @@ class Provider(Protocol):
     prompt_version: str | None
     users_at_once: int
 
+    async def check_cost(self, users: Sequence[UserShard]) -> None:
+        """Refuses, before anything is spent, when labelling these users may cost more than it is allowed to.
+
+        Raises:
+            CostLimitError: it may.
+        """
+
     async def label(self, user: UserShard) -> UserLabels:
         """Labels of the user's images, in shard order.
 
@@ -50,12 +59,30 @@ def image_digest(image: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
-class TruthProvider:
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, done at the same time; the first failure, if there is one, ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+class FreeProvider:
+    """A provider that costs nothing and asks nobody."""
+
+    model: str | None = None
+    prompt_version: str | None = None
+
+    async def check_cost(self, users: Sequence[UserShard]) -> None:
+        """There is no cost."""
+
+
+class TruthProvider(FreeProvider):
     """The true labels with seeded errors: a labeller for offline use."""
 
     name = "truth"
-    model: str | None = None
-    prompt_version: str | None = None
     users_at_once = 10_000
 
     def __init__(self, truth: bytes, *, classes: int, error_rate: float, seed: int) -> None:
@@ -75,7 +102,7 @@ class TruthProvider:
         )
 
 
-class RecordedProvider:
+class RecordedProvider(FreeProvider):
     """Labels from a JSON file: user to list of answers, or image digest (see ``image_digest``) to answer.
 
     The output of ``fedbus data labels match`` is understood too, when its ids are digests; an image that it set aside
@@ -83,8 +110,6 @@ class RecordedProvider:
     """
 
     name = "recorded"
-    model: str | None = None
-    prompt_version: str | None = None
     users_at_once = 64
 
     def __init__(self, path: Path | None, classes: Sequence[str], load: LoadImages, *, threshold: float) -> None:

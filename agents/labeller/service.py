@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,13 @@ from pydantic import ValidationError
 
 from agents.core.labels import UserLabels
 from agents.labeller.errors import LabellingError, TruthMissingError
-from agents.labeller.providers import Provider, RecordedProvider, TruthProvider
+from agents.labeller.providers import Provider, RecordedProvider, TruthProvider, together
 from agents.labeller.settings import LabellerSettings
 from agents.shell import until
 from bus.client import Bus
 from bus.consumer import work
 from bus.envelope import Event, Stored
-from bus.errors import ConflictingEventError
+from bus.errors import ConflictingEventError, ObjectMissingError
 from bus.events import ImagesLabelled, RunFinished, RunStarted
 from bus.spec import RunDataset, UserShard
 from bus.subjects import events_of_type
@@ -60,25 +61,36 @@ class Labeller:
     async def _label(self, started: RunStarted, done: set[str], cause: Event) -> None:
         try:
             dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
+        except ObjectMissingError as error:
+            raise LabellingError(f"the run's dataset: {error.message}") from None
         except ValidationError as error:
             raise LabellingError(f"the run's dataset object is malformed: {error.errors()[0]['msg']}") from None
         waiting = [user for user in dataset.users if user.user not in done]
-        provider = await self._provider(started, dataset)
-        for start in range(0, len(waiting), provider.users_at_once):
-            users = waiting[start : start + provider.users_at_once]
-            await self._say(started.run, provider, users, await _labels(provider, users), cause)
+        async with self._provider(started, dataset) as provider:
+            await provider.check_cost(waiting)
+            for start in range(0, len(waiting), provider.users_at_once):
+                users = waiting[start : start + provider.users_at_once]
+                await self._say(started.run, provider, users, await together(map(provider.label, users)), cause)
 
-    async def _provider(self, started: RunStarted, dataset: RunDataset) -> Provider:
+    @contextlib.asynccontextmanager
+    async def _provider(self, started: RunStarted, dataset: RunDataset) -> AsyncIterator[Provider]:
         spec = started.config.labelling
         if spec.provider == "truth":
             if dataset.truth is None:
                 raise TruthMissingError("the run's dataset has no truth", hint="choose another labeller for it")
             truth = await self._bus.objects.get(dataset.truth)
-            return TruthProvider(
+            yield TruthProvider(
                 truth, classes=len(dataset.classes), error_rate=spec.error_rate, seed=started.config.seed
             )
-        threshold = self._settings.match_threshold
-        return RecordedProvider(self._settings.labels_file, dataset.classes, self._images, threshold=threshold)
+        elif spec.provider == "recorded":
+            threshold = self._settings.match_threshold
+            yield RecordedProvider(self._settings.labels_file, dataset.classes, self._images, threshold=threshold)
+        else:
+            # Here, because the client takes longer to import than the other providers to label a run.
+            from agents.labeller.openai_provider import openai_provider
+
+            async with openai_provider(dataset.classes, spec, self._settings, self._images) as provider:
+                yield provider
 
     async def _images(self, shard: Ref) -> NDArray[np.uint8]:
         return decode_shard(await self._bus.objects.get(shard))[0]
@@ -118,18 +130,11 @@ class Labeller:
         return found
 
 
-async def _labels(provider: Provider, users: Sequence[UserShard]) -> list[UserLabels]:
-    """The labels of each user; the first failure, if there is one, as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(provider.label(user)) for user in users]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
 async def serve(bus: Bus, stop: asyncio.Event) -> None:
     """The body of the labeller agent."""
     labeller = Labeller(bus, LabellerSettings())
-    async with bus.pull("labeller", events_of_type("run.started"), max_ack_pending=RUNS_AT_ONCE) as consumer:
+    # Without a last delivery: an API that is away for an hour must not leave a run without labels for ever.
+    async with bus.pull(
+        "labeller", events_of_type("run.started"), max_ack_pending=RUNS_AT_ONCE, max_deliver=-1
+    ) as consumer:
         await until(stop, work(consumer, labeller.handle, concurrency=RUNS_AT_ONCE))

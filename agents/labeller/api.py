@@ -1,0 +1,201 @@
+"""Asks an OpenAI-compatible API about images: retries what may pass, and tells apart what does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+import numpy as np
+import openai
+from numpy.typing import NDArray
+from openai import AsyncOpenAI
+from pydantic import BaseModel, Field, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+
+from agents.labeller.errors import ApiKeyMissingError, ApiRefusedError, ApiUnavailableError
+from agents.labeller.prompt import MalformedReply, Prompt
+from agents.labeller.settings import LabellerSettings
+
+MAX_RETRY_AFTER_S = 600.0
+_FIRST_BACKOFF_S = 0.5
+_PASSING_STATUS = (408, 409, 429)
+_FILTER_CODES = ("content_filter", "content_policy_violation", "invalid_image", "image_parse_error")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the API said about some images: an answer for each, or why there is none; and the tokens it took."""
+
+    answers: tuple[str, ...] | None
+    failure: Literal["", "refused", "failed"]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+
+
+class _Completion(BaseModel):
+    """As much of a chat completion as we need: compatible servers differ in the rest."""
+
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+class _GarbledReply(Exception):
+    """The body of an answer is no chat completion: a proxy on the way, or a connection that was cut."""
+
+
+class LabelApi:
+    """One model behind one client; at most ``concurrency`` requests are under way."""
+
+    def __init__(
+        self, client: AsyncOpenAI, settings: LabellerSettings, *, model: str, prompt: Prompt, concurrency: int
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._model = model
+        self._prompt = prompt
+        self._free = asyncio.Semaphore(concurrency)
+        self._closed_until = 0.0
+        self.requests = 0
+
+    async def ask(self, images: Sequence[NDArray[np.uint8]]) -> Reply:
+        """The reply about these images, uint8 [height, width, channels] each.
+
+        Rate limits, server errors, time-outs and lost connections are tried again, as late as ``Retry-After`` says;
+        after a rate limit no other request goes out earlier either.
+
+        Raises:
+            ApiUnavailableError: it still did not answer at the last attempt.
+            ApiRefusedError: it does not serve this key, model or request.
+        """
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._settings.attempts),
+            wait=self._wait_s,
+            retry=retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        async with self._free:
+            body = await asyncio.to_thread(self._prompt.request, images)
+            try:
+                return await retrying(self._send, body, len(images))
+            except (openai.APIError, _GarbledReply) as error:
+                return _give_up(error)
+
+    async def _send(self, body: dict[str, object], images: int) -> Reply:
+        # Again and again: another request may have been told to wait meanwhile.
+        while (wait_s := self._closed_until - time.monotonic()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(wait_s)
+        self.requests += 1
+        create = self._client.chat.completions.with_raw_response.create
+        raw = await create(model=self._model, **body)  # type: ignore[call-overload]
+        try:
+            completion = _Completion.model_validate_json(raw.content)
+        except ValidationError as error:
+            raise _GarbledReply(f"the answer is no chat completion: {error.errors()[0]['msg']}") from None
+        return self._reply(completion, images)
+
+    def _reply(self, completion: _Completion, images: int) -> Reply:
+        usage = completion.usage or _Usage()
+        choice = completion.choices[0] if completion.choices else _Choice(message=_Message())
+        if choice.message.refusal or choice.finish_reason == "content_filter":
+            return Reply(None, "refused", usage.prompt_tokens, usage.completion_tokens)
+        try:
+            answers = self._prompt.read(choice.message.content or "", images)
+        except MalformedReply as error:
+            log.info("a reply about %d images cannot be read: %s", images, error)
+            return Reply(None, "failed", usage.prompt_tokens, usage.completion_tokens)
+        return Reply(tuple(answers), "", usage.prompt_tokens, usage.completion_tokens)
+
+    def _wait_s(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = _retry_after_s(error) if isinstance(error, openai.APIStatusError) else None
+        longest = min(self._settings.max_backoff_s, _FIRST_BACKOFF_S * 2 ** (state.attempt_number - 1))
+        wait_s = min(asked, MAX_RETRY_AFTER_S) if asked is not None else random.uniform(longest / 2, longest)
+        if isinstance(error, openai.RateLimitError):
+            self._closed_until = max(self._closed_until, time.monotonic() + wait_s)
+        log.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, wait_s, _line(error))
+        return wait_s
+
+
+@contextlib.asynccontextmanager
+async def label_api(
+    settings: LabellerSettings, *, model: str, prompt: Prompt, concurrency: int
+) -> AsyncIterator[LabelApi]:
+    """The API of the settings; its connections are closed at the end.
+
+    Raises:
+        ApiKeyMissingError: there is no key.
+    """
+    if settings.openai_api_key is None or not settings.openai_api_key.get_secret_value():
+        raise ApiKeyMissingError(
+            "the labeller 'openai' needs an API key",
+            hint="set OPENAI_API_KEY (any text for a local server at OPENAI_BASE_URL), or use --labeller truth",
+        )
+    async with AsyncOpenAI(
+        api_key=settings.openai_api_key.get_secret_value(),
+        base_url=settings.openai_base_url,
+        timeout=settings.request_timeout_s,
+        max_retries=0,
+    ) as client:
+        yield LabelApi(client, settings, model=model, prompt=prompt, concurrency=concurrency)
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, openai.RateLimitError):
+        return error.code != "insufficient_quota"
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code >= 500 or error.status_code in _PASSING_STATUS
+    return isinstance(error, openai.APIConnectionError | _GarbledReply)
+
+
+def _give_up(error: openai.APIError | _GarbledReply) -> Reply:
+    """What an error that is not tried again means for the images, or for the whole run."""
+    if isinstance(error, openai.BadRequestError) and (error.code or "").startswith(_FILTER_CODES):
+        return Reply(None, "refused", 0, 0)
+    if _may_pass(error):
+        raise ApiUnavailableError(f"the label API does not answer: {_line(error)}") from None
+    raise ApiRefusedError(
+        f"the label API refuses: {_line(error)}", hint="check OPENAI_API_KEY, OPENAI_BASE_URL, quota and --label-model"
+    ) from None
+
+
+def _retry_after_s(error: openai.APIStatusError) -> float | None:
+    """Seconds that the server wants us to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date."""
+    headers = error.response.headers
+    with contextlib.suppress(ValueError):
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(milliseconds) / 1000)
+    after = headers.get("retry-after")
+    if after is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(after))
+    with contextlib.suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    return None
+
+
+def _line(error: BaseException | None) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

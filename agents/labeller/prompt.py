@@ -1,0 +1,117 @@
+"""What the API is asked about images, and how its answer is read: pure, without a client."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+MAX_ENUM = 200
+"""More classes than this stand in the prompt alone: the API takes no larger enumeration safely."""
+UNKNOWN = "I don't know"
+_INSTRUCTIONS = (
+    "You label images for training a classifier. For each image choose the one class that names what it shows, and "
+    f"write the class exactly as given. If no class fits, or you cannot tell, write: {UNKNOWN}"
+)
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+class MalformedReply(Exception):
+    """The text of a reply is not the JSON that was asked for."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The question for one set of classes and one level of detail; ``version`` changes with anything in it."""
+
+    classes: tuple[str, ...]
+    detail: Literal["low", "high"] = "low"
+
+    @cached_property
+    def system(self) -> str:
+        """The instructions, with all classes."""
+        return f"{_INSTRUCTIONS}\nClasses, one a line:\n" + "\n".join(self.classes)
+
+    @cached_property
+    def version(self) -> str:
+        """Names the question in events and in the cache."""
+        content = json.dumps([self.system, self.schema(1), self.detail])
+        return f"1-{self.detail}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+    @property
+    def answer_tokens(self) -> int:
+        """An upper estimate of the tokens that the answer about one image has."""
+        return 12 + math.ceil(max(len(name) for name in (*self.classes, UNKNOWN)) / 3)
+
+    def schema(self, images: int) -> dict[str, Any]:
+        """JSON schema of the answer: one class for each of ``image_1`` to ``image_<images>``."""
+        answer: dict[str, Any] = {"type": "string"}
+        if len(self.classes) <= MAX_ENUM:
+            answer["enum"] = list(dict.fromkeys((*self.classes, UNKNOWN)))
+        names = [_key(index) for index in range(images)]
+        return {
+            "type": "object",
+            "properties": {name: {"$ref": "#/$defs/class"} for name in names},
+            "required": names,
+            "additionalProperties": False,
+            "$defs": {"class": answer},
+        }
+
+    def schema_text(self, images: int) -> str:
+        """The schema as it is sent."""
+        return json.dumps(self.schema(images))
+
+    def request(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
+        """The arguments of a chat completion about these images, uint8 [height, width, channels] each."""
+        content: list[dict[str, Any]] = []
+        for index, image in enumerate(images):
+            content.append({"type": "text", "text": f"{_key(index)}:"})
+            content.append({"type": "image_url", "image_url": {"url": data_url(image), "detail": self.detail}})
+        schema = {"name": "labels", "strict": True, "schema": self.schema(len(images))}
+        return {
+            "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": content}],
+            "response_format": {"type": "json_schema", "json_schema": schema},
+            "temperature": 0,
+            # Twice the estimate: a reply that runs away costs no more than that.
+            "max_completion_tokens": 2 * (16 + len(images) * self.answer_tokens),
+        }
+
+    def read(self, text: str, images: int) -> list[str]:
+        """The answer about each image.
+
+        Raises:
+            MalformedReply: the text is cut off, not JSON, or has no answer for one of the images.
+        """
+        try:
+            content = json.loads(text)
+            answers = [content[_key(index)] for index in range(images)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MalformedReply(f"{type(error).__name__}: {error}") from None
+        if not all(isinstance(answer, str) for answer in answers):
+            raise MalformedReply("an answer is no text")
+        return answers
+
+
+def data_url(image: NDArray[np.uint8]) -> str:
+    """An image uint8 [height, width, channels] (grey, grey and alpha, RGB or RGBA) as the data URL of a PNG."""
+    channels = image.shape[2]
+    pixels = image[:, :, 0] if channels == 1 else image
+    stream = io.BytesIO()
+    Image.frombuffer(
+        _MODES[channels], (image.shape[1], image.shape[0]), np.ascontiguousarray(pixels).tobytes(), "raw"
+    ).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _key(index: int) -> str:
+    return f"image_{index + 1}"

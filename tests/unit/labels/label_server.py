@@ -1,0 +1,162 @@
+"""A chat-completions server on loopback that labels images by their first pixel, and misbehaves when told to."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PROMPT_TOKENS, COMPLETION_TOKENS = 101, 13
+
+
+@dataclass
+class LabelServer:
+    """``script`` holds what to do with the next requests (see ``_Handler``); after it, answers are right."""
+
+    classes: tuple[str, ...]
+    url: str = ""
+    script: deque[str] = field(default_factory=deque)
+    refused_pixels: set[int] = field(default_factory=set)
+    wrong: dict[int, str] = field(default_factory=dict)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    busy: int = 0
+    busiest: int = 0
+    slow_s: float = 0.0
+    released: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answer(self, pixel: int) -> str:
+        return self.wrong.get(pixel, self.classes[pixel % len(self.classes)])
+
+
+@contextmanager
+def label_server(*classes: str) -> Iterator[LabelServer]:
+    state = LabelServer(classes)
+
+    class Handler(_Handler):
+        server_state = state
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield state
+    finally:
+        state.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_state: LabelServer
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        state = self.server_state
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        pixels = [
+            _first_pixel(part["image_url"]["url"]) for part in body["messages"][1]["content"] if "image_url" in part
+        ]
+        with state.lock:
+            state.requests.append(body)
+            state.times.append(time.monotonic())
+            state.headers.append({key.lower(): value for key, value in self.headers.items()})
+            state.asked += pixels
+            state.busy += 1
+            state.busiest = max(state.busiest, state.busy)
+            action = state.script.popleft() if state.script else "answer"
+        try:
+            if state.slow_s:
+                time.sleep(state.slow_s)
+            self._do(action, pixels)
+        finally:
+            with state.lock:
+                state.busy -= 1
+
+    def _do(self, action: str, pixels: list[int]) -> None:
+        state = self.server_state
+        answers = {f"image_{number}": state.answer(pixel) for number, pixel in enumerate(pixels, start=1)}
+        text = json.dumps(answers)
+        if action.startswith("429"):
+            _, _, after = action.partition(" ")
+            self._send(429, _error("slow down", "rate_limit_exceeded"), {"Retry-After": after} if after else {})
+        elif action == "quota":
+            self._send(429, _error("no money left", "insufficient_quota"))
+        elif action == "500":
+            self._send(500, _error("oops", None))
+        elif action == "401":
+            self._send(401, _error("wrong key", "invalid_api_key"))
+        elif action == "filter":
+            self._send(400, _error("not allowed", "content_policy_violation"))
+        elif action == "hang":
+            state.released.wait(30)
+            self.close_connection = True
+        elif action == "cut":
+            self.close_connection = True
+        elif action == "half":
+            self._send(200, json.dumps(_completion(text)).encode()[:60])
+        elif action == "html":
+            self._send(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
+        elif action == "truncated":
+            self._send(200, _completion(text[: len(text) // 2], finish_reason="length"))
+        elif action == "empty":
+            self._send(200, {**_completion(text), "choices": []})
+        elif action == "missing":
+            self._send(200, _completion("{}"))
+        elif state.refused_pixels & set(pixels):
+            self._send(200, _completion(None, refusal="I cannot help with that."))
+        else:
+            self._send(200, _completion(text))
+
+    def _send(self, status: int, content: dict[str, Any] | bytes, headers: dict[str, str] | None = None) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+def _first_pixel(url: str) -> int:
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
+    return int(image.reshape(-1)[0])
+
+
+def _completion(text: str | None, *, refusal: str | None = None, finish_reason: str = "stop") -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, "refusal": refusal}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "gpt-4o",
+        "choices": [{"index": 0, "finish_reason": finish_reason, "message": message, "logprobs": None}],
+        "usage": {
+            "prompt_tokens": PROMPT_TOKENS,
+            "completion_tokens": COMPLETION_TOKENS,
+            "total_tokens": PROMPT_TOKENS + COMPLETION_TOKENS,
+        },
+    }
+
+
+def _error(message: str, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "error", "code": code, "param": None}}
