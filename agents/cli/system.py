@@ -54,26 +54,38 @@ def agent_command(name: str, logs: Path, environment: dict[str, str]) -> Command
 
 
 def client_commands(
-    mix: ClientMix, connection: Connection, *, store: Path, logs: Path, threads: int = 1, prefix: str = ""
+    mix: ClientMix,
+    connection: Connection,
+    *,
+    store: Path,
+    logs: Path,
+    threads: int = 1,
+    prefix: str = "",
+    synthetic: bool = False,
 ) -> list[Command]:
-    """The commands of the clients of ``mix``, named ``browser-1``, ``native-1`` and so on after ``prefix``."""
+    """The commands of the clients of ``mix``, named ``browser-1``, ``native-1`` and so on after ``prefix``.
+
+    Synthetic native clients train nothing and answer at once.
+    """
     commands = []
     for index in range(1, mix.browser + 1):
         name = f"{prefix}browser-{index}"
+        profile = (store / "browsers" / name).absolute()
         commands.append(
             browser_client(
                 name,
                 connection.gateway_url,
                 connection.join_token,
-                profile=(store / "browsers" / name).absolute(),
+                profile=profile,
                 log_path=logs / f"{name}.log",
                 threads=threads,
             )
         )
     for index in range(1, mix.native + 1):
         name = f"{prefix}native-{index}"
-        argv = (sys.executable, "-m", "agents.client", "--gateway", connection.gateway_url, "--name", name)
-        commands.append(Command(name, (*argv, "--threads", str(threads)), logs / f"{name}.log", connection.env()))
+        argv = [sys.executable, "-m", "agents.client", "--gateway", connection.gateway_url, "--name", name]
+        argv += ["--threads", str(threads), *(["--synthetic"] if synthetic else [])]
+        commands.append(Command(name, argv, logs / f"{name}.log", connection.env()))
     return commands
 
 
