@@ -1,0 +1,99 @@
+/** The page: wires settings, trainer, client and dashboard together, and shows them. */
+import { Client, type ClientView } from './client';
+import { Connection } from './connection';
+import { RunFeed } from './dashboard/run_feed';
+import { RunPanel } from './dashboard/run_panel';
+import { byId, percent } from './dom';
+import { readSettings, socketUrl } from './settings';
+import { TaskPanel, taskShare } from './task_panel';
+import { WorkerTrainer } from './trainer';
+
+const settings = readSettings({
+  href: location.href,
+  storage: sessionStorage,
+  isolated: crossOriginIsolated,
+  processors: navigator.hardwareConcurrency,
+  random: Math.random,
+});
+const start = byId<HTMLButtonElement>('start');
+const pause = byId<HTMLButtonElement>('pause');
+const taskPanel = new TaskPanel(byId('client'));
+const runPanel = new RunPanel(byId('run'));
+let drawing = false;
+
+const feed = new RunFeed(settings.gateway, redraw);
+const trainer = new WorkerTrainer();
+const client = new Client(
+  trainer,
+  (handlers) => new Connection({ ...settings, url: socketUrl(settings.gateway), ...handlers }),
+  changed,
+);
+
+/** A hidden page draws nothing, so state and title change at once and the rest with the next frame. */
+function changed(): void {
+  const { view } = client;
+  document.body.dataset.state = stateOf(view);
+  document.title = titleOf(view);
+  redraw();
+}
+
+function redraw(): void {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    draw(client.view);
+  });
+}
+
+function draw(view: ClientView): void {
+  const state = stateOf(view);
+  const chip = byId('connection');
+  chip.textContent = state;
+  chip.dataset.status = state;
+  start.disabled = view.running;
+  pause.disabled = !view.running;
+  const problem = byId('problem');
+  problem.textContent = view.problem;
+  problem.hidden = view.problem === '';
+  taskPanel.show(view);
+  runPanel.show(feed.view, feed.problem);
+  byId('facts').textContent = factsOf(view);
+}
+
+/** idle, connecting, waiting, training, paused or error. */
+function stateOf(view: ClientView): string {
+  if (view.stuck) return 'error';
+  if (view.shown?.stage === 'training') return 'training';
+  if (!view.running) return view.connection === 'closed' ? 'idle' : 'paused';
+  return view.connection === 'open' ? 'waiting' : 'connecting';
+}
+
+function titleOf(view: ClientView): string {
+  const { shown } = view;
+  if (shown?.stage !== 'training') return view.done === 0 ? 'fedbus' : `fedbus – ${view.done} done`;
+  return `${percent(taskShare(shown))} ${shown.task.user} – fedbus`;
+}
+
+function factsOf(view: ClientView): string {
+  const why = settings.isolated ? '' : ' (this page is not cross-origin isolated, so one thread)';
+  return `${settings.client} · ${view.engine || 'engine loading'}${why} · gateway ${new URL(settings.gateway).host}`;
+}
+
+start.onclick = () => client.start();
+pause.onclick = () => client.pause();
+const ticker = new Worker(new URL('./ticker.ts', import.meta.url), { type: 'module', name: 'ticker' });
+ticker.onmessage = () => {
+  client.tick();
+  feed.tick();
+};
+trainer.post({
+  type: 'settings',
+  settings: {
+    objectsFolder: new URL('objects/', settings.gateway).href,
+    wasmFolder: new URL('./', document.baseURI).href,
+    threads: settings.threads,
+  },
+});
+if (settings.autostart) client.start();
+changed();

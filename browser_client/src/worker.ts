@@ -1,0 +1,34 @@
+/** The training worker: answers the page's commands with a runner on the onnxruntime-web engine. */
+import { OrtTrainingEngine } from './engines/ort_training';
+import { ObjectStore, openObjectCache } from './objects';
+import type { Ref } from './protocol';
+import { TaskRunner } from './runner';
+import type { TrainerCommand, TrainerEvent, TrainerSettings } from './trainer';
+
+/** `self`, as it is in a worker; TypeScript's DOM types know only a window. */
+const scope = self as unknown as {
+  onmessage: (message: MessageEvent<TrainerCommand>) => void;
+  postMessage: (event: TrainerEvent, transfer: Transferable[]) => void;
+};
+const say = (event: TrainerEvent, transfer: Transferable[] = []): void => scope.postMessage(event, transfer);
+let runner: Promise<TaskRunner> | null = null;
+
+async function open(settings: TrainerSettings): Promise<TaskRunner> {
+  const engine = new OrtTrainingEngine(settings);
+  const onDownload = (ref: Ref, loaded: number): void => say({ type: 'download', ref, loaded });
+  const objects = new ObjectStore(settings.objectsFolder, await openObjectCache(), onDownload);
+  say({ type: 'ready', engine: engine.name });
+  return new TaskRunner(engine, objects, say);
+}
+
+scope.onmessage = async ({ data: command }: MessageEvent<TrainerCommand>) => {
+  if (command.type === 'settings') {
+    runner = open(command.settings);
+    return;
+  }
+  const opened = await runner;
+  if (opened === null) throw new Error('the first command must be settings');
+  if (command.type === 'prepare') await opened.prepare(command.task);
+  else if (command.type === 'run') await opened.run(command.lease, command.task);
+  else opened.drop(command.lease);
+};

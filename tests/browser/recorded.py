@@ -1,0 +1,110 @@
+"""One recorded task of the shipped artifacts and images: its objects, and what the native engine makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.core.augment import default_augmentation
+from agents.core.client_task import TaskResult, run_task
+from artifacts.manifest import artifact_paths, load_manifest
+from artifacts.ort_training import NativeTrainer
+from artifacts.pixels import pixel_table
+from bus.events import TaskAssigned
+from bus.spec import TaskSpec
+from bus.values import Ref
+from data.dataset import load_dataset
+from data.shards import encode_shard
+
+ROOT = Path(__file__).parents[2]
+ARTIFACTS = ROOT / "artifacts" / "default"
+USERS = ROOT / "data" / "fashion_mnist" / "users"
+
+
+@dataclass
+class RecordedTask:
+    """A task, and every object that it refers to by digest."""
+
+    task: TaskAssigned
+    spec: TaskSpec
+    images: NDArray[np.uint8]
+    base: NDArray[np.float32]
+    objects: dict[str, bytes] = field(default_factory=dict)
+
+
+def recorded_task(*, epochs: int = 1) -> RecordedTask:
+    """The first twenty images of the shipped users, with their true labels but one that the labeller dropped."""
+    objects: dict[str, bytes] = {}
+
+    def put(data: bytes) -> Ref:
+        digest = hashlib.sha256(data).hexdigest()
+        objects[digest] = data
+        return Ref(name=f"sha256-{digest}", size=len(data), sha256=digest)
+
+    for file in ARTIFACTS.iterdir():
+        if file.is_file():
+            put(file.read_bytes())
+    dataset = load_dataset(USERS)
+    images = np.ascontiguousarray(dataset.images[:20])
+    base = (ARTIFACTS / "trainable.f32").read_bytes()
+    spec = TaskSpec(
+        run="recorded",
+        round=1,
+        artifacts=put((ARTIFACTS / "manifest.json").read_bytes()),
+        base_model=put(base),
+        optimizer=put((ARTIFACTS / "optimizer_model.onnx").read_bytes()),
+        learning_rate=0.03,
+        epochs=epochs,
+        augmentations=6,
+        augmentation=default_augmentation(),
+        encoding="float32",
+    )
+    labels = tuple(None if index == 3 else int(label) for index, label in enumerate(dataset.labels[:20]))
+    task = TaskAssigned(
+        run="recorded",
+        round=1,
+        user="user-000",
+        shard=put(encode_shard(images)),
+        labels=labels,
+        spec=put(spec.model_dump_json().encode()),
+        seed=2_718_281_828,
+    )
+    return RecordedTask(task, spec, images, np.frombuffer(base, "<f4"), objects)
+
+
+class RecordingNative:
+    """The native engine, with the digest of every input that the model sees."""
+
+    def __init__(self) -> None:
+        manifest = load_manifest(ARTIFACTS)
+        self.pixel_table = pixel_table(manifest.model.mean, manifest.model.std)
+        self.batches: list[str] = []
+        self._trainer = NativeTrainer(manifest, artifact_paths(manifest, ARTIFACTS))
+
+    def begin(self, base: NDArray[np.float32]) -> None:
+        self._trainer.load_parameters(base)
+
+    def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._note(pixel_values)
+        return self._trainer.predict(pixel_values)
+
+    def train_step(self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+        self._note(pixel_values)
+        return self._trainer.train_step(pixel_values, labels)
+
+    def parameters(self) -> NDArray[np.float32]:
+        return self._trainer.parameters()
+
+    def _note(self, pixel_values: NDArray[np.float32]) -> None:
+        self.batches.append(hashlib.sha256(np.ascontiguousarray(pixel_values).tobytes()).hexdigest())
+
+
+def run_natively(recorded: RecordedTask) -> tuple[TaskResult, list[str]]:
+    """The result of the task in the native engine, and the digests of its batches."""
+    engine = RecordingNative()
+    result = run_task(recorded.task, recorded.spec, recorded.images, recorded.base, engine, lambda progress: None)
+    return result, engine.batches
