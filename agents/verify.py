@@ -36,7 +36,7 @@ async def verify_run(bus: Bus, run: str) -> Verdict:
     async with bus.follow(EVENTS, live=False) as items:
         stream = [item async for item in items if isinstance(item, Stored)]
     dead = await bus.dead_letters()
-    sequences = [one.sequence for one in stream] + [one.sequence for one in dead if one.sequence is not None]
+    sequences = [one.sequence for one in stream] + [one.sequence for one in dead]
     events = [one for one in stream if one.event.data.run == run]
     verdict = Verdict(events=len(events))
     verdict.problems += check_sequence(sequences, 1, max(sequences, default=0))

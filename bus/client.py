@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bus.connection import Connection, connection
 from bus.consumer import PullConsumer, pull_consumer
+from bus.dead_letters import DeadLetter, dead_letters
 from bus.envelope import Event, Stored, new_event
 from bus.events import Heartbeat, Payload, Progress
 from bus.follow import CaughtUp, Follower
@@ -101,6 +102,11 @@ class Bus:
         assert message.seq is not None
         assert message.time is not None
         return Stored(message.seq, message.time, event)
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """Every message that was given up, oldest first."""
+        async with contextlib.aclosing(dead_letters(self._link)) as letters:
+            return [letter async for letter in letters]
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event of all runs; 0 before the first."""

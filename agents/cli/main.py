@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from agents.cli import demo, doctor, inspect_run, runs, serve
+from agents.cli import demo, doctor, inspect_run, operate, runs, serve
 from agents.cli.display import errors
 from bus.errors import FedbusError
 
@@ -29,6 +29,9 @@ app.command()(inspect_run.watch)
 app.command("record")(inspect_run.record_command)
 app.command()(inspect_run.replay)
 app.command()(inspect_run.report)
+app.command()(operate.verify)
+app.add_typer(operate.dlq_app, name="dlq")
+app.command()(operate.gc)
 app.command()(doctor.doctor)
 
 

@@ -1,0 +1,94 @@
+"""The commands that look after a bus: ``verify``, ``dlq`` and ``gc``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from agents.cli.connection import use_running_fedbus
+from agents.cli.display import console, errors
+from agents.cli.runs import CONNECT_S, find_run
+from agents.verify import Verdict, verify_run
+from bus.client import Bus
+from bus.dead_letters import DeadLetter
+from bus.errors import FedbusError
+from bus.logs import escaped
+
+SHOWN_BYTES = 4_000
+dlq_app = typer.Typer(no_args_is_help=True, help="Look at messages that nobody could understand or handle.")
+
+
+class LetterUnknownError(FedbusError):
+    """No dead letter has this sequence."""
+
+    code = "letter_unknown"
+
+
+def verify(run: Annotated[str, typer.Argument(help="The run.")]) -> None:
+    """Check a run's ledger: every event single, every update present, every model the aggregate of its updates."""
+    use_running_fedbus()
+    verdict = asyncio.run(_verify(run))
+    console.print(
+        f"{run}: {verdict.events} events, {verdict.updates} accepted updates, {verdict.images} images, "
+        f"{verdict.models} models recomputed"
+    )
+    for problem in verdict.problems:
+        errors.print(str(problem), soft_wrap=True, markup=False)
+    if verdict.problems:
+        errors.print(f"{len(verdict.problems)} problems")
+        raise typer.Exit(1)
+    console.print("The ledger holds.")
+
+
+async def _verify(run: str) -> Verdict:
+    async with Bus.connect(name="verify", wait_s=CONNECT_S) as bus:
+        await find_run(bus, run)
+        return await verify_run(bus, run)
+
+
+@dlq_app.command("list")
+def dlq_list() -> None:
+    """List the dead letters with their reasons."""
+    use_running_fedbus()
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("sequence", "when", "subject", "reason"):
+        table.add_column(name, overflow="fold")
+    letters = asyncio.run(_dead_letters())
+    for one in letters:
+        when = f"{one.time.astimezone():%Y-%m-%d %H:%M:%S}"
+        table.add_row(str(one.sequence), when, escaped(one.subject), escaped(one.reason))
+    console.print(table if letters else "no dead letters")
+
+
+@dlq_app.command("show")
+def dlq_show(sequence: Annotated[int, typer.Argument(min=1, help="Stream sequence, as dlq list shows it.")]) -> None:
+    """Show one dead letter in full."""
+    use_running_fedbus()
+    for one in asyncio.run(_dead_letters()):
+        if one.sequence == sequence:
+            console.print(f"{escaped(one.subject)}: {escaped(one.reason)}", soft_wrap=True, markup=False)
+            body = one.body[:SHOWN_BYTES].decode(errors="replace")
+            console.print(escaped(body), soft_wrap=True, markup=False)
+            return
+    raise LetterUnknownError(f"there is no dead letter {sequence}", hint="fedbus dlq list")
+
+
+async def _dead_letters() -> list[DeadLetter]:
+    async with Bus.connect(name="dlq", wait_s=CONNECT_S) as bus:
+        return await bus.dead_letters()
+
+
+def gc(
+    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Only what is older, in seconds.")] = 3_600,
+) -> None:
+    """Collect what interrupted uploads left in the object store; an object that has a name is never touched."""
+    use_running_fedbus()
+    console.print(f"{asyncio.run(_gc(older_than))} interrupted writes collected")
+
+
+async def _gc(older_than: float) -> int:
+    async with Bus.connect(name="gc", wait_s=CONNECT_S) as bus:
+        return await bus.objects.collect_orphans(older_than)
