@@ -98,7 +98,10 @@ class Bucket:
                 sequence = await _acknowledged(window.pop(0))
                 first = first or sequence
         finally:
-            self._pipeline.forget(window)
+            if window:
+                # Whoever purges these chunks now must not do so before the broker has stored them.
+                await asyncio.wait(window, timeout=_ACK_S)
+                self._pipeline.forget(window)
         return first, count
 
     async def write_meta(self, ref: Ref, nuid: str, *, first: int, chunks: int, replaces: int) -> bool:

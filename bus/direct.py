@@ -42,9 +42,8 @@ async def read_stored(
         TimeoutError: the broker is there, but nothing came for ``stall_s`` seconds.
     """
     request_subject = f"$JS.API.DIRECT.GET.{stream}"
-    inbox = _Inbox()
-    name = connection.nc.new_inbox()
-    subscription = await connection.nc.subscribe(name, cb=inbox.receive)
+    inbox = _Inbox(connection.nc.new_inbox())
+    subscription = await connection.nc.subscribe(f"{inbox.prefix}.*", cb=inbox.receive)
     try:
         with connection.waking(inbox):
             deadline = time.monotonic() + stall_s
@@ -55,7 +54,7 @@ async def read_stored(
                 losses = connection.losses
                 request = {"seq": start, "next_by_subj": subject, "batch": batch}
                 with contextlib.suppress(nats.errors.OutboundBufferLimitError):
-                    await connection.nc.publish(request_subject, json.dumps(request).encode(), name)
+                    await connection.nc.publish(request_subject, json.dumps(request).encode(), inbox.renew())
                 end: Msg | None = None
                 while end is None and connection.losses == losses:
                     message = await inbox.next(deadline)
@@ -94,15 +93,24 @@ def _stored(message: Msg, headers: dict[str, str]) -> DirectMessage:
 
 
 class _Inbox:
-    """Messages that have come and were not read yet."""
+    """Messages that answer the newest request and were not read yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self._request = 0
         self._messages: deque[Msg] = deque()
         self._arrived = asyncio.Event()
 
+    def renew(self) -> str:
+        """The reply subject of a new request; what still comes for the one before, after a lost connection, is void."""
+        self._request += 1
+        self._messages.clear()
+        return f"{self.prefix}.{self._request}"
+
     async def receive(self, message: Msg) -> None:
-        self._messages.append(message)
-        self._arrived.set()
+        if message.subject == f"{self.prefix}.{self._request}":
+            self._messages.append(message)
+            self._arrived.set()
 
     async def next(self, deadline: float) -> Msg | None:
         """The next message; nothing when woken because the connection changed."""

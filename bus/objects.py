@@ -26,6 +26,7 @@ from bus.values import Ref
 
 STALL_S = 10.0
 _BATCH = 16
+_RETRY_S = 0.2
 _DEFAULT_TYPE = "application/octet-stream"
 Chunks = Callable[[], AsyncIterator[bytes]]
 log = logging.getLogger(__name__)
@@ -155,6 +156,7 @@ class ObjectStore:
                 raise
             except (nats.errors.Error, TimeoutError) as error:
                 log.warning("upload of %s starts again: %s", ref.name, error)
+                await asyncio.sleep(_RETRY_S)
             finally:
                 # Also when cancelled; what cannot be deleted now waits for ``collect_orphans``.
                 if unneeded:

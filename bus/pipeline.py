@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from bus.connection import Connection
 
 _NO_RESPONDERS = "503"
+_LAST_ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,19 @@ class Pipeline:
         token = str(next(self._numbers))
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         self._waiting[token] = future
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
             await self._connection.nc.publish(subject, body, self._prefix + token, headers)
         except nats.errors.Error as error:
             del self._waiting[token]
             future.set_exception(error)
+        if task and task.cancelling() > cancels:
+            # nats-py swallows a cancellation while it flushes a full buffer (2.16). What was sent is settled first, so
+            # that whoever cleans up knows that it is there.
+            await asyncio.wait([future], timeout=_LAST_ANSWER_S)
+            self.forget([future])
+            raise asyncio.CancelledError
         return future
 
     def forget(self, futures: Iterable[asyncio.Future[Ack]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 from uuid import uuid4
 
 import pytest
@@ -36,13 +36,20 @@ def unique_run() -> str:
     return f"run-{uuid4().hex[:12]}"
 
 
-async def wait_for(condition: Callable[[], Awaitable[T | None] | T | None], *, within_s: float = 10.0) -> T:
+@overload
+async def wait_for(condition: Callable[[], Awaitable[T]], *, within_s: float = 10.0) -> T: ...
+
+
+@overload
+async def wait_for(condition: Callable[[], T], *, within_s: float = 10.0) -> T: ...
+
+
+async def wait_for(condition: Callable[[], Awaitable[T] | T], *, within_s: float = 10.0) -> T:
     """Polls until ``condition`` gives something true, and returns that; fails the test after ``within_s``."""
     async with asyncio.timeout(within_s):
         while True:
             found = condition()
-            if asyncio.iscoroutine(found):
-                found = await found
-            if found:
-                return found  # type: ignore[return-value]
+            value = await found if isinstance(found, Awaitable) else found
+            if value:
+                return value
             await asyncio.sleep(0.01)

@@ -97,7 +97,7 @@ async def test_malformed_messages_are_buried_once_with_their_reason_and_skipped(
 async def test_a_follower_survives_the_loss_of_its_consumer(bus: Bus, raw: JetStreamContext, unique_run: str) -> None:
     async with asyncio.timeout(20), bus.follow(events_of(unique_run)) as items:
         assert isinstance(await anext(items), CaughtUp)
-        reading = asyncio.create_task(anext(items))  # type: ignore[arg-type]
+        reading = asyncio.ensure_future(anext(items))
         for consumer in await raw.consumers_info("EVENTS"):
             if consumer.config.filter_subjects == [events_of(unique_run)] or (
                 consumer.config.filter_subject == events_of(unique_run)
@@ -185,9 +185,7 @@ async def test_heartbeats_of_all_agents_arrive(bus: Bus) -> None:
         assert await anext(items) == beat
 
 
-async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(
-    bus: Bus, unique_run: str, monkeypatch: object
-) -> None:
+async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(bus: Bus, unique_run: str) -> None:
     async with asyncio.timeout(20), bus.progress(unique_run) as items:
         for number in range(4100):
             await bus.say(Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=number))
@@ -197,7 +195,7 @@ async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(
 
 async def test_readers_of_a_closed_connection_end_with_an_error(nats: EmbeddedServer, unique_run: str) -> None:
     async with Bus.connect(nats.settings, name="test", wait_s=10) as bus, bus.progress(unique_run) as items:
-        reading = asyncio.create_task(anext(items))  # type: ignore[arg-type]
+        reading = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0)
         await bus._link.nc.close()
         results = await asyncio.wait_for(asyncio.gather(reading, return_exceptions=True), 10)
