@@ -53,6 +53,9 @@ class Estimate:
         )
 
 
+NOTHING = Estimate(0, 0, 0, 0, 0.0)
+
+
 def price_of(model: str) -> Price | None:
     """The price of a model, or nothing when the table does not have it."""
     return next((price for name, price in PRICES.items() if model.startswith(name)), None)

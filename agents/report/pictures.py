@@ -95,7 +95,9 @@ def per_class_change(classes: Sequence[ClassReport]) -> str:
         return _svg(figure)
 
 
-def confusion_matrices(confusion: Confusion, names: Sequence[str]) -> str:
+def confusion_matrices(
+    confusion: Confusion, names: Sequence[str], titles: tuple[str, str] = ("base model", "newest model")
+) -> str:
     """Both models' confusion matrices side by side, on one colour scale; each row is a true class and sums to 100 %.
 
     Of many classes, those with the most mistakes are shown.
@@ -106,9 +108,9 @@ def confusion_matrices(confusion: Confusion, names: Sequence[str]) -> str:
         side = min(6.6, 1.9 + 0.3 * len(shown))
         figure = Figure(figsize=(2 * side, side + 0.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        for axes, counts, title in ((left, base, "base model"), (right, final, "newest model")):
+        for axes, counts, title in ((left, base, titles[0]), (right, final, titles[1])):
             _draw_matrix(axes, counts, shown, [_short(names[index]) for index in shown])
-            axes.set_title(title, fontweight="bold", pad=8)
+            axes.set_title(_short(title), fontweight="bold", pad=8)
         left.set_ylabel("true class")
         return _svg(figure)
 

@@ -271,5 +271,6 @@ async def test_a_cost_limit_ends_a_labelling_that_costs_more_than_estimated(labe
 
 async def test_a_model_without_a_known_price_is_refused_under_a_cost_limit(labelling: Labelling):
     labelling.settings = labelling.settings.model_copy(update={"max_cost": 1.0})
-    with pytest.raises(CostLimitError, match="llava"):
-        await labelling.label(0, model="llava")
+    async with labelling.provider(images(0), model="llava") as provider:
+        with pytest.raises(CostLimitError, match="llava"):
+            await provider.check_cost([UserShard(user="u", shard=ANY_REF)])
