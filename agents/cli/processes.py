@@ -62,8 +62,8 @@ class Supervisor:
         """Ends one process: SIGTERM to its group, SIGKILL after ``STOP_GRACE_S``."""
         if (watch := self._watches.pop(name, None)) is not None:
             watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watch
+            # A failure of the watch itself is the task group's to report.
+            await asyncio.wait([watch])
 
     async def stop_all(self) -> None:
         """Ends all processes at once."""
