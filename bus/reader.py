@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nats.aio.msg import Msg
 
@@ -18,6 +18,7 @@ from bus.connection import Connection
 # The broker ends each request after this time, which also tells a live consumer from a dead one.
 EXPIRES_S = 10.0
 _GRACE_S = 3.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def place_of(message: Msg) -> Place:
     tokens = message.reply.split(".")
     first = 4 if len(tokens) == 9 else 6
     delivered, sequence, consumer_sequence, nanoseconds, pending = (int(token) for token in tokens[first : first + 5])
-    return Place(delivered, sequence, consumer_sequence, datetime.fromtimestamp(nanoseconds / 1e9, UTC), pending)
+    # In whole microseconds: a float of this size is not exact, and a time must be the same however it is read.
+    taken = _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+    return Place(delivered, sequence, consumer_sequence, taken, pending)
 
 
 class ConsumerGone(Exception):

@@ -156,7 +156,7 @@ async def test_a_single_publish_waits_for_the_broker_to_come_back(tmp_path: Path
             bus = await stack.enter_async_context(Bus.connect(first.settings, name="test", wait_s=10))
         publishing = asyncio.create_task(bus.publish(failed(unique_run)))
         await wait_for(lambda: not bus.statistics().connected)
-        await bus.beat(Heartbeat(role="r", id="i", time="2026-01-01T00:00:00Z", uptime_s=0))  # type: ignore[arg-type]
+        await bus.beat(Heartbeat(role="r", id="i", time="2026-01-01T00:00:00Z", uptime_s=0))
         assert bus.statistics().unsaid == 1
         await stack.enter_async_context(embedded_server(tmp_path / "store", port=first.port))
         assert (await asyncio.wait_for(publishing, 20)).created
