@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoConfig, ViTConfig, ViTForImageClassification
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from artifacts.errors import ExportError
 
+_CLASSES_HINT = "write one class name a line, or JSON: a list, or an object from index to name"
 _PROCESSOR = "preprocessor_config.json"
 _CARD_LICENCE = re.compile(r"\A---\s*\n(?:.*\n)*?license:\s*(\S+)", re.MULTILINE)
 # What ViTImageProcessor assumes when a model says nothing.
@@ -40,29 +41,68 @@ class BaseModel:
         return tuple(str(labels[index]) for index in range(len(labels)))
 
 
-def load_base(source: str, *, licence: str | None = None) -> BaseModel:
+def load_base(
+    source: str, *, licence: str | None = None, classes: Sequence[str] | None = None, seed: int = 0
+) -> BaseModel:
     """Return the model of a local folder (as `save_pretrained` writes it) or of a name on the Hugging Face hub.
 
-    Raises ExportError when there is no such model, it is no ViT, or its processor settings cannot be kept.
+    With `classes` it gets a fresh head for them. Raises ExportError when there is no such model, it is no ViT, lacks
+    weights, or its processor settings cannot be kept.
     """
     disable_progress_bar()
     try:
-        model = ViTForImageClassification.from_pretrained(source, attn_implementation="eager", dtype=torch.float32)
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type != "vit":
+            raise ExportError(f"{source!r} is of the type {config.model_type!r}, not a Vision Transformer ('vit')")
+        model, loaded = ViTForImageClassification.from_pretrained(
+            source, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise ExportError(
             f"cannot load {source!r}: {error}",
             hint="name a folder written by save_pretrained, or a model on the hub that this machine can reach",
         ) from error
+    head, body = _split(loaded["missing_keys"])
+    if body:
+        raise ExportError(f"{source!r} lacks {len(body)} weights, such as {body[0]}")
+    if head and classes is None:
+        raise ExportError(f"{source!r} has no classification head", hint="name the classes with --labels FILE")
     processor = _json_file(source, _PROCESSOR)
     mean, std = _statistics(processor, model.config.num_channels)
-    return BaseModel(
-        model=model,
+    base = BaseModel(
+        model=model.eval(),
         name=Path(source).name or source,
         mean=mean,
         std=std,
         licence=licence or _card_licence(source),
-        facts={"source": source, "revision": getattr(model.config, "_commit_hash", None), "processor": processor},
+        facts={"source": source, "revision": getattr(config, "_commit_hash", None), "processor": processor},
     )
+    return base if classes is None else with_classes(base, classes, seed=seed)
+
+
+def read_classes(path: Path) -> list[str]:
+    """Return the class names in a file: one a line, a JSON list, or a JSON object from index to name (id2label).
+
+    Raises ExportError when the file cannot be read or is none of these.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        content = json.loads(text)
+        if isinstance(content, dict):
+            content = [content[str(index)] for index in range(len(content))]
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(f"cannot read class names from {path}: {error!r}", hint=_CLASSES_HINT) from error
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ExportError(f"{path} holds no list of class names", hint=_CLASSES_HINT)
+    return content
+
+
+def _split(missing: Iterable[str]) -> tuple[list[str], list[str]]:
+    names = sorted(missing)
+    head = [name for name in names if name.startswith("classifier.")]
+    return head, [name for name in names if name not in head]
 
 
 def with_classes(base: BaseModel, classes: Sequence[str], *, seed: int) -> BaseModel:

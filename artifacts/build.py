@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -71,8 +72,7 @@ def build_artifacts(base: BaseModel, options: BuildOptions, directory: Path, *, 
     SelfCheckError when the result does not compute what torch computes.
     """
     mode = parse_mode(options.mode)
-    if not 0 <= options.label_smoothing < 1:
-        raise ExportError(f"label smoothing is at least 0 and below 1, not {options.label_smoothing}")
+    _check(options)
     model = TrainableModel(base.model, mode, seed=options.seed)
     model.eval()
     facts = _model_facts(base, model)
@@ -86,6 +86,22 @@ def build_artifacts(base: BaseModel, options: BuildOptions, directory: Path, *, 
         manifest = _manifest(base, options, facts, graphs, staging, agreement, command)
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def _check(options: BuildOptions) -> None:
+    clip = options.clip_norm
+    right = {
+        "label smoothing": 0 <= options.label_smoothing < 1,
+        "learning rate": 0 < options.learning_rate < math.inf,
+        "weight decay": 0 <= options.weight_decay < math.inf,
+        "clip norm": clip is None or 0 < clip < math.inf,
+    }
+    wrong = [name for name, fits in right.items() if not fits]
+    if wrong:
+        raise ExportError(
+            f"{' and '.join(wrong)} out of range in {options}",
+            hint="label smoothing is in [0, 1); rate and clip norm are positive, weight decay is not negative",
+        )
 
 
 def _model_facts(base: BaseModel, model: TrainableModel) -> ModelFacts:
@@ -182,7 +198,10 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _staging(directory: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files replace those of the target when the block ends without an error."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot write artifacts to {directory}: {error}", hint="name another folder") from error
     staging = Path(tempfile.mkdtemp(prefix=".build-", dir=directory))
     try:
         yield staging

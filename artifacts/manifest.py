@@ -155,7 +155,7 @@ def load_manifest(directory: Path, *, verify: bool = True) -> ArtifactManifest:
         manifest = ArtifactManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise ManifestError(
-            f"{directory} has no {MANIFEST_NAME}", hint="build one with `python -m artifacts.build`"
+            f"{directory} has no {MANIFEST_NAME}", hint="build one with `fedbus artifacts build`"
         ) from error
     except ValidationError as error:
         raise ManifestError(f"{path} is not an artifact manifest: {error}") from error
