@@ -27,6 +27,8 @@ from bus.values import Ref
 from data.shards import decode_shard
 
 RUNS_AT_ONCE = 4
+ACK_WAIT_S = 10.0
+"""How long the runs of a labeller that died wait for another one."""
 log = logging.getLogger(__name__)
 
 
@@ -135,6 +137,10 @@ async def serve(bus: Bus, stop: asyncio.Event) -> None:
     labeller = Labeller(bus, LabellerSettings())
     # Without a last delivery: an API that is away for an hour must not leave a run without labels for ever.
     async with bus.pull(
-        "labeller", events_of_type("run.started"), max_ack_pending=RUNS_AT_ONCE, max_deliver=-1
+        "labeller",
+        events_of_type("run.started"),
+        ack_wait_s=ACK_WAIT_S,
+        max_ack_pending=RUNS_AT_ONCE,
+        max_deliver=-1,
     ) as consumer:
         await until(stop, work(consumer, labeller.handle, concurrency=RUNS_AT_ONCE))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from agents.core.labels import simulated_labels
+from agents.labeller import service
 from agents.labeller.providers import image_digest
 from agents.labeller.service import serve
 from agents.run_setup import RunSources, start_run
@@ -23,6 +24,7 @@ from bus.subjects import events_of, events_of_type
 from data.shards import decode_shard
 from tests.builders import config
 from tests.conftest import wait_for
+from tests.unit.labels.label_server import COMPLETION_TOKENS, PROMPT_TOKENS, LabelServer, label_server
 
 
 def labelling(users: int, images: int, **spec: object):
@@ -120,6 +122,60 @@ async def test_a_malformed_truth_object_ends_its_run_and_the_next_run_is_labelle
         finished = await ended(bus, unique_run)
         await wait_for(lambda: all_labelled(bus, good.run, 2))
     assert "truth" in finished.reason
+
+
+def api(monkeypatch: pytest.MonkeyPatch, server: LabelServer, folder: Path) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("FEDBUS_LABELLER_CACHE", str(folder / "labels.sqlite"))
+    monkeypatch.setenv("FEDBUS_LABELLER_MAX_BACKOFF_S", "0.05")
+
+
+async def test_a_model_labels_a_run_and_its_tokens_are_said(
+    bus: Bus, unique_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with label_server("bag", "sneaker", "no such thing") as server:
+        api(monkeypatch, server, tmp_path)
+        server.script.extend(["429 0.1", "500"])
+        async with background(serve(bus, asyncio.Event())):
+            started = await start_run(bus, unique_run, labelling(3, 7, provider="openai", model="gpt-4o"), RunSources())
+            found = await wait_for(lambda: all_labelled(bus, unique_run, 3))
+    dataset = await dataset_of(bus, started)
+    for user in dataset.users:
+        said = found[user.user]
+        pixels = decode_shard(await bus.objects.get(user.shard))[0].reshape(7, -1)[:, 0]
+        assert said.labels == tuple((8, 7, None)[pixel % 3] for pixel in pixels)
+        assert [one.index for one in said.dropped] == [index for index, pixel in enumerate(pixels) if pixel % 3 == 2]
+        assert (said.provider, said.model) == ("openai", "gpt-4o")
+        assert (said.prompt_tokens, said.completion_tokens) == (2 * PROMPT_TOKENS, 2 * COMPLETION_TOKENS)
+
+
+async def test_a_labeller_that_is_stopped_goes_on_where_it_was(
+    bus: Bus, unique_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(service, "ACK_WAIT_S", 1.0)
+    with label_server("bag", "sneaker") as server:
+        api(monkeypatch, server, tmp_path)
+        server.script.extend(["answer", "answer", "answer", "hang"])
+        spec = {"provider": "openai", "concurrency": 1, "images_per_request": 2}
+        async with background(serve(bus, asyncio.Event())):
+            await start_run(bus, unique_run, labelling(3, 4, **spec), RunSources())
+            await wait_for(lambda: len(server.requests) == 4)
+        assert len(await labels_of(bus, unique_run)) == 1
+        async with background(serve(bus, asyncio.Event())):
+            found = await wait_for(lambda: all_labelled(bus, unique_run, 3))
+    assert len(server.requests) == 7
+    assert {one.prompt_tokens for one in found.values()} == {2 * PROMPT_TOKENS}
+
+
+async def test_a_run_without_an_api_key_fails_with_a_reason_that_says_what_to_set(
+    bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    async with background(serve(bus, asyncio.Event())):
+        await start_run(bus, unique_run, labelling(2, 2, provider="openai"), RunSources())
+        finished = await ended(bus, unique_run)
+    assert "OPENAI_API_KEY" in finished.reason
 
 
 async def test_stopping_ends_the_agent_while_it_waits_for_runs(bus: Bus, unique_run: str):
