@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
 from agents.core.aggregation import FixedPointSum, inputs_digest
 from agents.core.rounds import Candidate, Refusal, RoundState
-from agents.core.updates import decode_update
+from agents.core.updates import Buffer, decoded_parts
 from agents.shell import Ticker, main, until
 from bus.client import Bus, CaughtUp
 from bus.envelope import Event, Stored
@@ -28,6 +32,7 @@ from bus.values import Ref
 
 log = logging.getLogger(__name__)
 RoundKey = tuple[str, int]
+SMALL_BYTES = 4 << 20
 
 
 @dataclass
@@ -148,9 +153,12 @@ class Aggregator:
         parameters = opened.state.plan.base_model.size // 4
         if opened.total is None:
             opened.total = FixedPointSum(parameters)
-        update = candidate.update
-        delta = decode_update(await self._bus.objects.get(update.update), update.encoding, parameters)
-        opened.total.add(delta, candidate.weight)
+        update, total = candidate.update, opened.total
+        async with self._local(update.update) as data:
+            # In a thread: a large update must not keep this agent from answering.
+            await asyncio.to_thread(
+                total.add_parts, lambda: decoded_parts(data, update.encoding, parameters), candidate.weight
+            )
         opened.added.add(candidate.sequence)
 
     async def _publish_model(self, opened: OpenRound, cause: Event | None) -> None:
@@ -162,12 +170,32 @@ class Aggregator:
             opened.total, opened.added = None, set()
             for candidate in accepted.values():
                 await self._add(opened, candidate)
-        model = await self._bus.objects.get(state.plan.base_model)
-        if opened.total is not None:
-            model = opened.total.applied_to(np.frombuffer(model, "<f4")).astype("<f4").tobytes()
-        ref = await self._bus.objects.put(model, media_type=state.plan.base_model.media_type)
+        ref = await self._put_model(opened.total, state.plan.base_model)
         await self._publish(model_published(state, accepted, ref), cause)
         log.info("model %s from %d updates", ref.sha256[:12], len(accepted), extra=opened.extra)
+
+    async def _put_model(self, total: FixedPointSum | None, base: Ref) -> Ref:
+        if total is None:
+            return base
+        async with self._local(base) as data:
+            parent = np.frombuffer(data, "<f4")
+            with tempfile.NamedTemporaryFile(prefix="fedbus-model-") as file:
+                file.truncate(parent.nbytes)
+                model = np.memmap(file.name, "<f4", "r+", shape=parent.shape)
+                await asyncio.to_thread(total.applied_to, parent, model)
+                model.flush()
+                return await self._bus.objects.put_file(Path(file.name), base.media_type)
+
+    @contextlib.asynccontextmanager
+    async def _local(self, ref: Ref) -> AsyncIterator[Buffer]:
+        """An object's bytes: in memory when it is small, else in a mapped file, so that memory stays flat."""
+        if ref.size <= SMALL_BYTES:
+            yield await self._bus.objects.get(ref)
+            return
+        with tempfile.TemporaryDirectory(prefix="fedbus-object-") as folder:
+            path = Path(folder) / ref.name
+            await self._bus.objects.fetch_to(ref, path)
+            yield np.memmap(path, np.uint8, "r")
 
     async def _publish(self, data: Payload, cause: Event | None) -> None:
         try:

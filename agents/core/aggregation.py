@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ MAX_WEIGHT = 2**29
 """Largest weight of an update: a 24-bit mantissa times this is exact in float64."""
 _LIMIT = 2.0**63
 _BLOCK = 1 << 15
+Part = tuple[slice | NDArray[np.uint32], NDArray[np.float32]]
+"""A piece of an update: its place (a slice, or distinct indices) and its values."""
 
 
 class AggregationOverflowError(FedbusError):
@@ -75,16 +77,28 @@ class FixedPointSum:
             NonFiniteUpdateError: a value is NaN or infinite; nothing was added.
             AggregationOverflowError: the sum could leave 64 bits; nothing was added.
         """
-        magnitude = self._checked_magnitude(delta, weight)
-        self._accumulate(delta, weight)
+        self.add_parts(lambda: [(slice(0, self.size), self._checked(delta))], weight)
+
+    def add_parts(self, parts: Callable[[], Iterable[Part]], weight: int) -> None:
+        """Adds one update that is read part by part, twice: once to look at all of it, once to add it.
+
+        Args:
+            parts: gives the places and float32 values of the update anew at each call; what has no place is zero.
+            weight: as for ``add``, which see for the errors; those that ``parts`` raises pass through.
+        """
+        largest = max((self._largest(values) for _, values in parts()), default=0.0)
+        magnitude = self._magnitude_of(largest, weight)
+        self._check_bound(self._magnitude + magnitude)
+        for where, values in parts():
+            self._accumulate(where, values, weight)
         self._magnitude += magnitude
         self.weight += weight
         self.updates += 1
 
     def remove(self, delta: NDArray[np.float32], weight: int) -> None:
         """Takes out an update that was added before; integers make this exact."""
-        magnitude = self._checked_magnitude(delta, weight, adding=False)
-        self._accumulate(delta, -weight)
+        magnitude = self._magnitude_of(self._largest(self._checked(delta)), weight)
+        self._accumulate(slice(0, self.size), delta, -weight)
         self._magnitude -= magnitude
         self.weight -= weight
         self.updates -= 1
@@ -99,35 +113,43 @@ class FixedPointSum:
         self.weight += other.weight
         self.updates += other.updates
 
-    def applied_to(self, parent: NDArray[np.float32]) -> NDArray[np.float32]:
+    def applied_to(self, parent: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The new model: ``parent`` plus the weighted mean of the updates, float32 [size].
 
         A round whose updates have no weight at all leaves the parent as it is.
+
+        Args:
+            out: where to write it, such as a memory-mapped file; a new array without it.
         """
         if parent.shape != (self.size,):
             raise UpdateShapeError(f"the base model has {parent.size} parameters and the updates {self.size}")
-        if self.weight == 0:
-            return parent.astype(np.float32)
-        model = np.empty(self.size, np.float32)
+        model = np.empty(self.size, np.float32) if out is None else out
         divisor = float(self.weight) * 2.0**FRACTION_BITS
         for start in range(0, self.size, _BLOCK):
             block = slice(start, start + _BLOCK)
-            model[block] = parent[block].astype(np.float64) + self._total[block] / divisor
+            if self.weight == 0:
+                model[block] = parent[block]
+            else:
+                model[block] = parent[block].astype(np.float64) + self._total[block] / divisor
         return model
 
-    def _checked_magnitude(self, delta: NDArray[np.float32], weight: int, *, adding: bool = True) -> float:
+    def _checked(self, delta: NDArray[np.float32]) -> NDArray[np.float32]:
         if delta.shape != (self.size,) or delta.dtype != np.float32:
             raise UpdateShapeError(f"an update has {self.size} float32 parameters, not {delta.shape} {delta.dtype}")
-        if not 0 <= weight <= MAX_WEIGHT:
-            raise AggregationOverflowError(f"an update's weight is 0 to {MAX_WEIGHT}, not {weight}")
-        largest = largest_magnitude(delta)
+        return delta
+
+    def _largest(self, values: NDArray[np.float32]) -> float:
+        largest = largest_magnitude(values)
         if not math.isfinite(largest):
             raise NonFiniteUpdateError("the update has a NaN or an infinity")
+        return largest
+
+    def _magnitude_of(self, largest: float, weight: int) -> float:
+        """Bound on what an update adds to any coordinate of the sum, in units of the fraction's last bit."""
+        if not 0 <= weight <= MAX_WEIGHT:
+            raise AggregationOverflowError(f"an update's weight is 0 to {MAX_WEIGHT}, not {weight}")
         # Rounding adds at most one half to each coordinate of each update.
-        magnitude = largest * weight * 2.0**FRACTION_BITS + 1.0
-        if adding:
-            self._check_bound(self._magnitude + magnitude)
-        return magnitude
+        return largest * weight * 2.0**FRACTION_BITS + 1.0
 
     def _check_bound(self, magnitude: float) -> None:
         if magnitude >= _LIMIT:
@@ -136,15 +158,18 @@ class FixedPointSum:
                 hint="bound the updates (max_update_norm) or weigh them with smaller numbers",
             )
 
-    def _accumulate(self, delta: NDArray[np.float32], weight: int) -> None:
+    def _accumulate(self, where: slice | NDArray[np.uint32], values: NDArray[np.float32], weight: int) -> None:
         factor = float(weight) * 2.0**FRACTION_BITS
-        for start in range(0, self.size, _BLOCK):
-            values = delta[start : start + _BLOCK]
-            product, rounded = self._product[: len(values)], self._rounded[: len(values)]
-            np.multiply(values, factor, out=product, dtype=np.float64)
+        for start in range(0, len(values), _BLOCK):
+            block = values[start : start + _BLOCK]
+            product, rounded = self._product[: len(block)], self._rounded[: len(block)]
+            np.multiply(block, factor, out=product, dtype=np.float64)
             np.rint(product, out=product)
             np.copyto(rounded, product, casting="unsafe")
-            self._total[start : start + _BLOCK] += rounded
+            if isinstance(where, slice):
+                self._total[where.start + start : where.start + start + len(block)] += rounded
+            else:
+                self._total[where[start : start + _BLOCK]] += rounded
 
 
 def largest_magnitude(values: NDArray[np.float32]) -> float:

@@ -155,7 +155,7 @@ def decode_update(data: Buffer, encoding: str, size: int) -> NDArray[np.float32]
         NonFiniteUpdateError: a value is NaN or infinite.
     """
     delta = np.zeros(size, np.float32)
-    for where, values in _decoded_parts(data, encoding, size):
+    for where, values in decoded_parts(data, encoding, size):
         delta[where] = values
     return delta
 
@@ -167,16 +167,20 @@ def update_norm(data: Buffer, encoding: str, size: int) -> float:
         FedbusError: what ``decode_update`` raises.
     """
     total = 0.0
-    for _, values in _decoded_parts(data, encoding, size):
+    for _, values in decoded_parts(data, encoding, size):
         wide = values.astype(np.float64)
         total += float(wide @ wide)
     return math.sqrt(total)
 
 
-def _decoded_parts(
+def decoded_parts(
     data: Buffer, encoding: str, size: int
 ) -> Iterator[tuple[slice | NDArray[np.uint32], NDArray[np.float32]]]:
-    """Places in the delta and the finite values that belong there, about a megabyte at a time."""
+    """Places in the delta and the finite values that belong there, about a megabyte at a time.
+
+    Raises:
+        FedbusError: what ``decode_update`` raises; nothing is yielded before the length is known to be right.
+    """
     parsed = _parse(encoding)
     expected = encoded_size(encoding, size)
     raw = np.frombuffer(data, np.uint8)
