@@ -47,6 +47,12 @@ class BrokerUnavailableError(FedbusError):
     code = "broker_unavailable"
 
 
+class PermissionDeniedError(FedbusError):
+    """The broker does not let this user publish what it wanted to say."""
+
+    code = "permission_denied"
+
+
 class ServerStartError(FedbusError):
     """The embedded nats-server did not become ready."""
 
