@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
@@ -27,9 +28,11 @@ _OUTAGES = (
     nats.errors.NoRespondersError,
     nats.errors.OutboundBufferLimitError,
     nats.errors.ConnectionReconnectingError,
+    nats.errors.StaleConnectionError,
     nats.js.errors.NoStreamResponseError,
     nats.js.errors.ServiceUnavailableError,
 )
+_DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,7 @@ class Connection:
         js: its JetStream context.
         losses: how often the connection was lost; requests made before a loss get no answer.
         retries: how often a request was made again.
+        on_denied: called with a subject that the broker does not let this user publish on.
     """
 
     def __init__(self) -> None:
@@ -55,6 +59,7 @@ class Connection:
         self.js: JetStreamContext = self.nc.jetstream()
         self.losses = 0
         self.retries = 0
+        self.on_denied: Callable[[str], object] = log.error
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
         self._waiting: set[Wakeable] = set()
@@ -203,6 +208,8 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
+        if denied := _DENIED.search(str(error)):
+            self.on_denied(denied[1])
         if not self._first_error.done():
             self._first_error.set_result(None)
         refused = bool(_refusal(error)) and self.losses > 0

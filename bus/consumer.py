@@ -24,6 +24,7 @@ from bus.subjects import checked
 from bus.topology import EVENT_STREAM
 
 BACKOFF_S = (0.5, 2.0, 10.0, 30.0)
+FETCH_S = 5.0
 Handler = Callable[[Stored], Awaitable[None]]
 log = logging.getLogger(__name__)
 
@@ -175,16 +176,16 @@ async def work(consumer: PullConsumer, handler: Handler, *, concurrency: int) ->
     comes again after the consumer's backoff, and goes to the DLQ after its last attempt. Any other exception is a
     defect: it ends ``work`` and the event comes again to somebody.
     """
-    free = asyncio.Semaphore(concurrency)
+    running: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
         while True:
-            await free.acquire()
-            free.release()
-            room = max(1, free._value)
-            for delivery in await consumer.fetch(room, timeout_s=5.0):
-                await free.acquire()
+            if len(running) >= concurrency:
+                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            # Only as many as can be handled now: nobody would keep those that wait here from coming again.
+            for delivery in await consumer.fetch(concurrency - len(running), timeout_s=FETCH_S):
                 task = group.create_task(_handle(consumer, delivery, handler))
-                task.add_done_callback(lambda _: free.release())
+                running.add(task)
+                task.add_done_callback(running.discard)
 
 
 async def _handle(consumer: PullConsumer, delivery: Delivery, handler: Handler) -> None:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nats.js.api import PubAck, RawStreamMsg
+import nats.errors
+from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError
 
 from bus.connection import Connection
@@ -54,6 +55,7 @@ class Publisher:
         """Writes ``event`` once, waiting out broker outages.
 
         Raises:
+            PermissionDeniedError: the broker does not let this user say this.
             ConflictingEventError: another event with other data is there already.
             MalformedEventError: the event is larger than the stream takes.
         """
@@ -94,7 +96,7 @@ class Publisher:
             try:
                 ack = await self._write(item, expected)
                 self.published += 1
-                return Published(ack.seq, item.event, created=True)
+                return Published(ack.sequence, item.event, created=True)
             except APIError as error:
                 if error.err_code != WRONG_LAST_SEQUENCE:
                     raise
@@ -120,10 +122,16 @@ class Publisher:
             hint="read the event that is there; the first one counts",
         )
 
-    async def _write(self, item: _Outgoing, expected: int) -> PubAck:
-        return await self._connection.persist(
-            lambda: self._connection.js.publish(item.subject, item.body, headers=_once(item.event, expected))
-        )
+    async def _write(self, item: _Outgoing, expected: int) -> Ack:
+        async def attempt() -> Ack:
+            future = await self._pipeline.send(item.subject, item.body, _once(item.event, expected))
+            await asyncio.wait([future], timeout=ANSWER_S)
+            self._pipeline.forget([future])
+            if future.cancelled():
+                raise nats.errors.TimeoutError
+            return future.result()
+
+        return await self._connection.persist(attempt)
 
 
 def parsed(message: RawStreamMsg | None) -> Event | None:
