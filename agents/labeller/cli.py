@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from agents.core.label_matching import DEFAULT_THRESHOLD
 from agents.labeller.errors import LabelsFileError
@@ -24,7 +24,6 @@ from bus.spec import LabellingSpec
 from data.dataset import Dataset, load_dataset
 
 app = typer.Typer(help="Labels for images: ask a model, match its answers, settle the rest.", no_args_is_help=True)
-console = Console(highlight=False)
 Classes = Annotated[Path, typer.Option("--classes", help="Class names, one a line or a JSON list; commas: synonyms.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Threshold = Annotated[
@@ -62,7 +61,7 @@ def review(
                 raise typer.BadParameter(f"--set takes ID=CLASS, not {setting!r}")
             labels.settle(id_, class_name)
         write_label_file(labels, file)
-    elif console.is_terminal:
+    elif sys.stdin.isatty() and sys.stdout.isatty():
         for id_ in labels.set_aside:
             _settle(labels, id_, file)
     else:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agents.report.model import ClassReport, Confusion, Report
 
 BASE, FINAL, GAIN, LOSS, INK, FAINT = "#8a94a6", "#2457c5", "#1a7f4b", "#b3372f", "#1f2733", "#e3e7ee"
+_PARTS = (BASE, "#4f83e0", FINAL, "#d08a2e")
 MAX_CLASSES = 24
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -115,13 +116,13 @@ def confusion_matrices(
         return _svg(figure)
 
 
-def time_bar(parts: Sequence[tuple[str, float, str]]) -> str:
-    """One bar of consecutive parts: (label, seconds, colour)."""
-    total = sum(seconds for _, seconds, _ in parts) or 1.0
+def time_bar(parts: Sequence[tuple[str, float]]) -> str:
+    """One bar of up to four consecutive parts: (label, seconds)."""
+    total = sum(seconds for _, seconds in parts) or 1.0
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(7.6, 1.15)
         start = 0.0
-        for label, seconds, color in parts:
+        for (label, seconds), color in zip(parts, _PARTS, strict=False):
             axes.barh([0], [seconds], left=start, color=color, height=0.7, label=f"{label} {seconds:.1f} s")
             if seconds / total > 0.07:
                 middle = start + seconds / 2

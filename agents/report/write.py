@@ -6,7 +6,6 @@ import base64
 from html import escape
 from pathlib import Path
 
-from agents.report import pictures
 from agents.report.model import ClassReport, Report
 from agents.report.style import STYLE
 from agents.report.table import NONE, number, percent
@@ -43,6 +42,9 @@ def write_report(report: Report, out_dir: Path) -> tuple[Path, Path]:
 
 def render_html(report: Report) -> str:
     """The whole page; every text of the run is escaped and every picture lies in the page itself."""
+    # Here, because matplotlib takes a while to import and most commands draw nothing.
+    from agents.report import pictures
+
     sections = [_header(report), _tiles(report)]
     if report.base is not None:
         sections.append(_picture("Accuracy by round", pictures.accuracy_curve(report), "Held-out accuracy by round"))
@@ -54,7 +56,9 @@ def render_html(report: Report) -> str:
         matrices = pictures.confusion_matrices(report.confusion, [one.name for one in report.per_class])
         note = "Of every 100 held-out images of a row's class, how many were taken for the column's."
         sections.append(_picture("Confusion", matrices, "Confusion matrices of base and newest model", note))
-    sections.append(_time(report))
+    if report.time.overhead_share is not None:
+        parts, note = _time_parts(report)
+        sections.append(_picture("Where the time went", pictures.time_bar(parts), "Shares of the wall time", note))
     sections.append(_facts(report))
     return _PAGE.format(title=escape(f"{report.run} · fedbus"), style=STYLE, body="\n".join(sections))
 
@@ -148,26 +152,17 @@ def _rounds(report: Report) -> str:
     return f'<section><h2>Rounds</h2><div class="scroll">{table}</div></section>'
 
 
-def _time(report: Report) -> str:
+def _time_parts(report: Report) -> tuple[list[tuple[str, float]], str]:
+    """Labelled seconds that sum to the wall time, and what they are."""
     time, clients = report.time, report.clients.browser + report.clients.native
-    if not clients or time.overhead_share is None:
-        return ""
     labelling = min(time.labelling or 0.0, report.wall_seconds)
     predict, train = time.predict / clients, time.train / clients
     rest = max(0.0, report.wall_seconds - labelling - predict - train)
-    bar = pictures.time_bar(
-        [
-            ("labelling", labelling, pictures.BASE),
-            ("predicting", predict, "#4f83e0"),
-            ("training", train, pictures.FINAL),
-            ("everything else", rest, "#d08a2e"),
-        ]
-    )
     note = (
         f"Wall time of the run, as one of its {clients} clients saw it on average. Everything else is waiting, "
         "upload, aggregation and the bus."
     )
-    return _picture("Where the time went", bar, "Shares of the wall time", note)
+    return [("labelling", labelling), ("predicting", predict), ("training", train), ("everything else", rest)], note
 
 
 def _facts(report: Report) -> str:

@@ -13,7 +13,8 @@ import typer
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from agents.evaluate_cli import ComparisonError, compare_models, evaluate
+from agents.evaluate_cli import evaluate
+from agents.model_comparison import ComparisonError, compare_models
 from agents.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA
 from artifacts.manifest import load_manifest
 from data.dataset import load_dataset
@@ -41,7 +42,7 @@ def other(tmp_path: Path) -> Path:
 
 
 def test_a_folder_and_a_file_of_parameters_are_compared(shard: Path, other: Path):
-    result = compare_models(DEFAULT_ARTIFACTS, other, shard)
+    result = compare_models(DEFAULT_ARTIFACTS, other, shard, artifacts=DEFAULT_ARTIFACTS)
     assert result.images == 200
     assert 0.55 < result.a.score.accuracy < 0.8
     assert result.a.score != result.b.score
@@ -53,14 +54,14 @@ def test_a_model_equals_itself_in_every_form(shard: Path, tmp_path: Path):
     save_file(tensors, tmp_path / "model.safetensors")
     copytree(DEFAULT_ARTIFACTS, tmp_path / "copy")
     for model in (tmp_path / "model.safetensors", tmp_path / "copy", DEFAULT_ARTIFACTS / "trainable.f32"):
-        result = compare_models(DEFAULT_ARTIFACTS, model, shard)
+        result = compare_models(DEFAULT_ARTIFACTS, model, shard, artifacts=DEFAULT_ARTIFACTS)
         assert result.a.score == result.b.score
         assert result.same_prediction == 200
 
 
 def test_the_whole_held_out_set_takes_little_time(other: Path):
     begin = time.perf_counter()
-    assert compare_models(DEFAULT_ARTIFACTS, other, DEFAULT_HELD_OUT_DATA).images == 2000
+    assert compare_models(DEFAULT_ARTIFACTS, other, DEFAULT_HELD_OUT_DATA, artifacts=DEFAULT_ARTIFACTS).images == 2000
     assert time.perf_counter() - begin < 3
 
 
@@ -84,21 +85,21 @@ def test_a_file_of_another_size_is_no_model(shard: Path, tmp_path: Path, content
     path = tmp_path / "model.f32"
     path.write_bytes(content)
     with pytest.raises(ComparisonError, match="trainable parameters"):
-        compare_models(DEFAULT_ARTIFACTS, path, shard)
+        compare_models(DEFAULT_ARTIFACTS, path, shard, artifacts=DEFAULT_ARTIFACTS)
 
 
 def test_parameters_with_other_names_are_no_model(shard: Path, tmp_path: Path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": np.zeros(3, np.float32)}, path)
     with pytest.raises(ComparisonError, match="no tensor"):
-        compare_models(DEFAULT_ARTIFACTS, path, shard)
+        compare_models(DEFAULT_ARTIFACTS, path, shard, artifacts=DEFAULT_ARTIFACTS)
 
 
 def test_images_of_another_size_or_without_labels_are_refused(tmp_path: Path):
     path = tmp_path / "shard.safetensors"
     path.write_bytes(encode_shard(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64)))
     with pytest.raises(ComparisonError, match="28 x 28"):
-        compare_models(DEFAULT_ARTIFACTS, DEFAULT_ARTIFACTS, path)
+        compare_models(DEFAULT_ARTIFACTS, DEFAULT_ARTIFACTS, path, artifacts=DEFAULT_ARTIFACTS)
     path.write_bytes(encode_shard(np.zeros((2, 28, 28, 1), np.uint8)))
     with pytest.raises(ComparisonError, match="no images with labels"):
-        compare_models(DEFAULT_ARTIFACTS, DEFAULT_ARTIFACTS, path)
+        compare_models(DEFAULT_ARTIFACTS, DEFAULT_ARTIFACTS, path, artifacts=DEFAULT_ARTIFACTS)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +159,26 @@ def test_a_run_that_may_cost_too_much_is_refused_before_it_asks(server: LabelSer
         run("run", DEFAULT_HELD_OUT_DATA, "-o", tmp_path / "labels.json", "--max-cost", "0.01")
     assert server.requests == []
     assert len(load_dataset(DEFAULT_HELD_OUT_DATA)) == 2000
+
+
+def test_review_asks_in_a_terminal_and_writes_each_choice_at_once(matched: Path):
+    terminal, inside = pty.openpty()
+    command = [sys.executable, "-c", "from agents.labeller.cli import app; app()", "review", str(matched)]
+    process = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, close_fds=True)
+    os.close(inside)
+    try:
+        # 2 (ambiguous): its second candidate. 3: left open. 4: a typing error, then a class. 5 and 6: left open.
+        os.write(terminal, b"2\n\nzeppelin\nbeagle\n\n\n")
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal whose other side has closed is an error and no end of file
+            while part := os.read(terminal, 4096):
+                shown += part
+        assert process.wait(20) == 0, shown.decode()
+    finally:
+        process.kill()
+        process.wait(5)
+        os.close(terminal)
+    content = json.loads(matched.read_text())
+    assert content["matched"] == {"1": "tabby, tabby cat", "2": "crane (bird)", "4": "beagle"}
+    assert list(content["rejected"]) == ["3", "5", "6"]
+    assert b"is not one of the 4 classes" in shown
