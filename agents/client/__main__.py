@@ -1,0 +1,66 @@
+"""``python -m agents.client``: one native client, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from agents.client.objects import ObjectCache, default_cache
+from agents.client.runner import Client
+from agents.client.trainer import OrtTrainer, SyntheticTrainer
+from agents.shell import until
+from bus.errors import FedbusError
+from bus.logs import configure
+
+log = logging.getLogger(__name__)
+
+
+async def run_client(
+    gateway: str, token: str, name: str, *, cache: Path, threads: int = 1, synthetic: bool = False
+) -> None:
+    """Runs one client until a signal arrives."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    objects = ObjectCache(gateway, cache)
+    try:
+        trainer = SyntheticTrainer(objects) if synthetic else OrtTrainer(objects, threads=threads)
+        await until(stop, Client(gateway, token, name, trainer).run())
+    finally:
+        await objects.close()
+
+
+def main() -> None:
+    """Exits with 1 and one line when the gateway refuses this client."""
+    parser = argparse.ArgumentParser(description="A native client that trains for a fedbus gateway.")
+    parser.add_argument("--gateway", default=os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700"))
+    parser.add_argument("--token", default=os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", ""))
+    parser.add_argument("--name", default=f"native-{os.getpid()}")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder that keeps fetched objects")
+    parser.add_argument("--synthetic", action="store_true", help="train nothing, answer at once")
+    arguments = parser.parse_args()
+    configure(arguments.name, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
+    try:
+        asyncio.run(
+            run_client(
+                arguments.gateway,
+                arguments.token,
+                arguments.name,
+                cache=arguments.cache,
+                threads=arguments.threads,
+                synthetic=arguments.synthetic,
+            )
+        )
+    except FedbusError as error:
+        log.error("%s [%s] %s", error.message, error.code, error.hint)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Fetches objects through the gateway, checks them, and keeps them on disk so that nothing is fetched twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from pathlib import Path
+
+import httpx
+
+from bus.errors import FedbusError, ObjectCorruptError, ObjectMissingError
+from bus.values import Ref
+
+READ_S = 30.0
+ATTEMPTS = 6
+IN_MEMORY_BYTES = 1 << 20
+MEMORY_LIMIT_BYTES = 256 << 20
+_BLOCK = 1 << 20
+
+
+class GatewayUnreachableError(FedbusError):
+    """The gateway does not answer."""
+
+    code = "gateway_unreachable"
+
+
+class ObjectCache:
+    """Objects by their digest: small ones in memory, all of them in a folder that outlives the process."""
+
+    def __init__(self, gateway: str, folder: Path) -> None:
+        self._http = httpx.AsyncClient(base_url=gateway, timeout=httpx.Timeout(READ_S))
+        self._folder = folder
+        self._memory: dict[str, bytes] = {}
+        self._memory_bytes = 0
+        self._fetching: dict[str, asyncio.Lock] = {}
+        self.downloaded_bytes = 0
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def get(self, ref: Ref) -> bytes:
+        """The object's bytes, checked.
+
+        Raises:
+            ObjectMissingError: the gateway does not give it.
+            ObjectCorruptError: its bytes have another digest.
+            GatewayUnreachableError: the gateway is away for longer than all attempts together.
+        """
+        if (known := self._memory.get(ref.sha256)) is not None:
+            return known
+        path = await self.path(ref)
+        data = await asyncio.to_thread(path.read_bytes)
+        if len(data) <= IN_MEMORY_BYTES and self._memory_bytes + len(data) <= MEMORY_LIMIT_BYTES:
+            self._memory[ref.sha256] = data
+            self._memory_bytes += len(data)
+        return data
+
+    async def path(self, ref: Ref) -> Path:
+        """A file with the object's bytes, checked when it was written; raises what ``get`` raises."""
+        path = self._folder / ref.name
+        async with self._fetching.setdefault(ref.sha256, asyncio.Lock()):
+            if not path.exists() or path.stat().st_size != ref.size:
+                await self._fetch(ref, path)
+        return path
+
+    async def _fetch(self, ref: Ref, path: Path) -> None:
+        """Downloads to a file beside the target, going on at its end after a cut."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            for attempt in range(ATTEMPTS):
+                try:
+                    await self._download(ref, part)
+                    break
+                except httpx.HTTPError as error:
+                    if attempt + 1 == ATTEMPTS:
+                        raise GatewayUnreachableError(f"cannot fetch {ref.sha256}: {error!r}") from None
+                    await asyncio.sleep(0.1 * 2**attempt)
+            if await asyncio.to_thread(_digest, part) != ref.sha256:
+                raise ObjectCorruptError(f"the gateway sent other bytes than {ref.sha256}")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    async def _download(self, ref: Ref, part: Path) -> None:
+        have = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        async with self._http.stream("GET", f"/objects/{ref.sha256}", headers=headers) as answer:
+            if answer.status_code in (403, 404):
+                raise ObjectMissingError(f"the gateway does not give {ref.sha256} ({answer.status_code})")
+            answer.raise_for_status()
+            with part.open("ab" if answer.status_code == 206 else "wb") as file:
+                async for block in answer.aiter_bytes(_BLOCK):
+                    file.write(block)
+                    self.downloaded_bytes += len(block)
+                    if file.tell() > ref.size:
+                        raise ObjectCorruptError(f"the gateway sent more than the {ref.size} bytes of {ref.sha256}")
+        if part.stat().st_size < ref.size:
+            raise httpx.ReadError("the download ended early")
+
+
+def default_cache() -> Path:
+    """Where the user's caches lie."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fedbus" / "objects"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

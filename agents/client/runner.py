@@ -1,0 +1,314 @@
+"""The client's life: connect, take tasks, train, upload, and come back after every cut where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+
+import websockets
+from websockets.asyncio.client import ClientConnection, connect
+
+from agents.client.trainer import Finished, TaskGivenUpError, Trainer
+from agents.core.client_task import TaskProgress
+from agents.core.protocol import (
+    MAX_TEXT_BYTES,
+    PROTOCOL_VERSION,
+    Assignment,
+    ErrorMessage,
+    Hello,
+    Ping,
+    ProgressMessage,
+    ProtocolError,
+    Ready,
+    ServerMessage,
+    TaskFailed,
+    TaskRevoked,
+    UploadAccepted,
+    UploadBegin,
+    UploadCommit,
+    UploadOffset,
+    UploadRejected,
+    Welcome,
+    encode_chunk,
+    parse_server_message,
+)
+from bus.errors import FedbusError
+from bus.values import Frozen
+
+ANSWER_S = 30.0
+SLOTS = 2
+CHUNK_WINDOW = 4
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
+PROGRESS_EVERY_S = 0.2
+_FATAL_CODES = frozenset({"token", "version"})
+log = logging.getLogger(__name__)
+
+
+class GatewayRefusedError(FedbusError):
+    """The gateway does not want this client."""
+
+    code = "gateway_refused"
+
+
+@dataclass
+class Work:
+    """A task in hand: what it gave when it is done, and whether it was taken back."""
+
+    assignment: Assignment
+    revoked: bool = False
+    trained: bool = False
+    finished: Finished | None = None
+    progress_at: float = field(default=0.0)
+
+
+class Client:
+    """One client; ``run`` it until it is cancelled.
+
+    It keeps up to ``SLOTS`` tasks in hand, so that the next one is there when one is done, and uploads an update while
+    the next task trains.
+    """
+
+    def __init__(self, gateway: str, token: str, name: str, trainer: Trainer) -> None:
+        self._url = gateway.replace("http", "ws", 1).rstrip("/") + "/ws"
+        self._token = token
+        self._name = name
+        self._trainer = trainer
+        self._held: dict[str, Work] = {}
+        self._to_train: asyncio.Queue[Work] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Frozen] = asyncio.Queue()
+        self._asked = 0
+        self._uploads = 0
+        self._answers: dict[int, asyncio.Queue[ServerMessage]] = {}
+        self._changed = asyncio.Event()
+        self.accepted = 0
+
+    async def run(self) -> None:
+        """Works for ever, through every loss of the gateway.
+
+        Raises:
+            GatewayRefusedError: wrong token or another version of the protocol.
+        """
+        async with asyncio.TaskGroup() as group:
+            training = group.create_task(self._train())
+            try:
+                await self._stay_connected()
+            finally:
+                training.cancel()
+
+    async def _stay_connected(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            began = time.monotonic()
+            try:
+                async with connect(self._url, compression=None, max_size=2 * MAX_TEXT_BYTES) as socket:
+                    await self._converse(socket)
+            except (OSError, TimeoutError, websockets.WebSocketException) as error:
+                log.warning("no gateway at %s: %s", self._url, error)
+            except ProtocolError as error:
+                log.warning("the gateway said something strange: %s", error.message)
+            if time.monotonic() - began > LAST_PAUSE_S:
+                pause = FIRST_PAUSE_S
+            # Spread out, so that many clients do not come back at the same moment.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(LAST_PAUSE_S, pause * 2)
+
+    async def _converse(self, socket: ClientConnection) -> None:
+        """One connection, from hello to its end."""
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            token=self._token,
+            client=self._name,
+            engine=self._trainer.engine,
+            resume=tuple(self._held),
+        )
+        await socket.send(hello.model_dump_json())
+        async with asyncio.timeout(ANSWER_S):
+            welcome = parse_server_message(_text(await socket.recv()))
+        if isinstance(welcome, ErrorMessage):
+            if welcome.code in _FATAL_CODES:
+                raise GatewayRefusedError(welcome.message, hint="check --token, and that both sides have one version")
+            raise ProtocolError(welcome.code, welcome.message)
+        if not isinstance(welcome, Welcome):
+            raise ProtocolError("no_welcome", f"{welcome.type} came before welcome")
+        for lease in set(self._held) - set(welcome.resumed):
+            self._drop(lease)
+        self._asked = 0
+        self._answers.clear()
+        self._outbox = asyncio.Queue()
+        log.info("joined %s with %d tasks in hand", self._url, len(self._held))
+        self._ask()
+        with contextlib.suppress(_ConversationOver):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._read(socket))
+                    group.create_task(self._write(socket))
+                    group.create_task(self._upload_all(socket))
+                    group.create_task(_ping(self._outbox, welcome.heartbeat_s))
+            except BaseExceptionGroup as failures:
+                _raise_first(failures)
+
+    async def _read(self, socket: ClientConnection) -> None:
+        async for frame in socket:
+            message = parse_server_message(_text(frame))
+            match message:
+                case Assignment():
+                    self._asked = max(0, self._asked - 1)
+                    work = Work(message)
+                    self._held[message.lease] = work
+                    self._to_train.put_nowait(work)
+                case UploadOffset() | UploadAccepted() | UploadRejected():
+                    if (answers := self._answers.get(message.upload)) is not None:
+                        answers.put_nowait(message)
+                case TaskRevoked():
+                    log.info("task taken back: %s", message.reason)
+                    self._drop(message.lease)
+                    self._ask()
+                case ErrorMessage():
+                    log.warning("the gateway refused a message: %s (%s)", message.message, message.code)
+                case _:
+                    pass
+        raise _ConversationOver
+
+    async def _write(self, socket: ClientConnection) -> None:
+        while True:
+            await socket.send((await self._outbox.get()).model_dump_json())
+
+    def _ask(self) -> None:
+        """Asks for as many tasks as there is room for."""
+        in_hand = sum(not work.trained for work in self._held.values())
+        for _ in range(SLOTS - in_hand - self._asked):
+            self._outbox.put_nowait(Ready())
+            self._asked += 1
+
+    def _drop(self, lease: str) -> None:
+        if (work := self._held.pop(lease, None)) is not None:
+            work.revoked = True
+        self._changed.set()
+
+    async def _train(self) -> None:
+        """Does one task after the other; what the next one needs is fetched while this one trains."""
+        while True:
+            work = await self._to_train.get()
+            if work.revoked:
+                continue
+            try:
+                await self._do(work)
+            except TaskGivenUpError:
+                pass
+            except FedbusError as error:
+                log.warning("cannot do the task of %s: %s", work.assignment.task.user, error.message)
+                self._outbox.put_nowait(TaskFailed(lease=work.assignment.lease, reason=error.message[:500]))
+                self._drop(work.assignment.lease)
+            work.trained = True
+            self._changed.set()
+            self._ask()
+
+    async def _do(self, work: Work) -> None:
+        loop = asyncio.get_running_loop()
+
+        def progress(now: TaskProgress) -> None:
+            if work.revoked:
+                raise TaskGivenUpError("the task was taken back")
+            if time.monotonic() - work.progress_at >= PROGRESS_EVERY_S:
+                work.progress_at = time.monotonic()
+                loop.call_soon_threadsafe(self._report, work, now)
+
+        async with asyncio.TaskGroup() as group:
+            ahead = group.create_task(self._prepare_next())
+            try:
+                work.finished = await self._trainer.run(work.assignment.task, progress)
+            finally:
+                ahead.cancel()
+
+    async def _prepare_next(self) -> None:
+        for work in list(self._held.values()):
+            if not work.trained and not work.revoked:
+                with contextlib.suppress(FedbusError):
+                    # Whatever fails here fails again, and is told, when it is the task's turn.
+                    await self._trainer.prepare(work.assignment.task)
+
+    def _report(self, work: Work, now: TaskProgress) -> None:
+        self._outbox.put_nowait(
+            ProgressMessage(
+                lease=work.assignment.lease,
+                phase=now.phase,
+                images_seen=now.images_seen,
+                mismatched_images=now.mismatched_images,
+                trained_images=now.trained_images,
+                loss=now.loss,
+            )
+        )
+
+    async def _upload_all(self, socket: ClientConnection) -> None:
+        """Uploads what is finished, one update after the other."""
+        while True:
+            self._changed.clear()
+            waiting = [work for work in self._held.values() if work.finished is not None]
+            if not waiting:
+                await self._changed.wait()
+            for work in waiting:
+                if work.finished is not None and not work.revoked:
+                    await self._upload(socket, work, work.finished)
+
+    async def _upload(self, socket: ClientConnection, work: Work, finished: Finished) -> None:
+        lease, self._uploads = work.assignment.lease, self._uploads + 1
+        number, size = self._uploads, len(finished.data)
+        answers = self._answers[number] = asyncio.Queue()
+        digest = hashlib.sha256(finished.data).hexdigest()
+        await socket.send(UploadBegin(lease=lease, upload=number, size=size, sha256=digest).model_dump_json())
+        answer = await _next(answers)
+        sent = acknowledged = answer.offset if isinstance(answer, UploadOffset) else size
+        committed = False
+        while isinstance(answer, UploadOffset) and not work.revoked:
+            acknowledged = answer.offset
+            while sent < size and sent - acknowledged < CHUNK_WINDOW * _CHUNK:
+                await socket.send(encode_chunk(number, sent, finished.data[sent : sent + _CHUNK]))
+                sent = min(size, sent + _CHUNK)
+            if sent >= size and not committed:
+                committed = True
+                commit = UploadCommit(lease=lease, upload=number, metrics=finished.metrics)
+                await socket.send(commit.model_dump_json())
+            answer = await _next(answers)
+        self._answers.pop(number, None)
+        if isinstance(answer, UploadAccepted):
+            self.accepted += 1
+        elif isinstance(answer, UploadRejected):
+            log.warning("update of %s rejected: %s (%s)", work.assignment.task.user, answer.reason, answer.code)
+        self._drop(lease)
+
+
+class _ConversationOver(Exception):
+    """The gateway closed the connection in good order."""
+
+
+_CHUNK = 512 * 1024 - 64
+
+
+async def _ping(outbox: asyncio.Queue[Frozen], every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        outbox.put_nowait(Ping())
+
+
+async def _next(answers: asyncio.Queue[ServerMessage]) -> ServerMessage:
+    async with asyncio.timeout(ANSWER_S):
+        return await answers.get()
+
+
+def _text(frame: str | bytes) -> str:
+    if isinstance(frame, bytes):
+        raise ProtocolError("bad_message", "the gateway sends text only")
+    return frame
+
+
+def _raise_first(failures: BaseExceptionGroup[BaseException]) -> None:
+    """Of several tasks that ended with the connection, the first reason counts."""
+    first = failures.exceptions[0]
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    raise first from None
