@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from agents.client.trainer import Finished, TaskGivenUpError, Trainer
 from agents.core.client_task import TaskProgress
 from agents.core.protocol import (
+    MAX_CHUNK_BYTES,
     MAX_TEXT_BYTES,
     PROTOCOL_VERSION,
     Assignment,
@@ -286,7 +287,7 @@ class _ConversationOver(Exception):
     """The gateway closed the connection in good order."""
 
 
-_CHUNK = 512 * 1024 - 64
+_CHUNK = MAX_CHUNK_BYTES
 
 
 async def _ping(outbox: asyncio.Queue[Frozen], every_s: float) -> None:
