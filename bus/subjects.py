@@ -81,7 +81,13 @@ def heartbeat_subject(role: str, id_: str) -> str:
     return f"hb.{checked(role)}.{checked(id_)}"
 
 
+def heartbeats_of(role: str) -> str:
+    """Filter: the heartbeats of one role."""
+    return f"hb.{checked(role)}.>"
+
+
 HEARTBEATS = "hb.>"
+LIVE_PROGRESS = "progress.>"
 
 
 def dead_letter_subject(sequence: int) -> str:
