@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,10 +21,12 @@ from typing import BinaryIO
 from pydantic import SecretStr
 
 from bus.errors import PortTakenError, ServerStartError, StoreLockedError
+from bus.permissions import OPERATOR, authorization, new_passwords
 from bus.settings import BusSettings
 
 READY_S = 20.0
 STOP_S = 10.0
+LOCK_S = 0.5
 _POLL_S = 0.02
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -32,11 +34,15 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """A running broker; ``store`` holds its data, config, token and log."""
+    """A running broker; ``store`` holds its data, config, secrets and log.
+
+    Clients log in with ``token``, or where it has ``accounts`` as a role with the password of that role.
+    """
 
     host: str
     port: int
     token: str
+    passwords: Mapping[str, str]
     store: Path
     process: asyncio.subprocess.Process
 
@@ -52,7 +58,13 @@ class EmbeddedServer:
 
     @property
     def settings(self) -> BusSettings:
-        """What a client needs to connect."""
+        """What a client needs to connect; with accounts, as the operator."""
+        return self.settings_for(OPERATOR)
+
+    def settings_for(self, role: str) -> BusSettings:
+        """What a client of this role needs to connect."""
+        if self.passwords:
+            return BusSettings(url=self.url, user=role, password=SecretStr(self.passwords[role]))
         return BusSettings(url=self.url, token=SecretStr(self.token))
 
     async def wait(self) -> int:
@@ -62,11 +74,17 @@ class EmbeddedServer:
 
 @contextlib.asynccontextmanager
 async def embedded_server(
-    store: Path, *, port: int | None = None, token: str | None = None, host: str = "127.0.0.1"
+    store: Path,
+    *,
+    port: int | None = None,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    accounts: bool = False,
 ) -> AsyncIterator[EmbeddedServer]:
     """Runs a broker on ``store`` until the ``async with`` ends, or until this process dies.
 
-    Without ``port`` it listens on a free one; without ``token`` it keeps the one of the store, made at first use.
+    Without ``port`` it listens on a free one; without ``token`` it keeps the one of the store, made at first use. With
+    ``accounts`` there is no token: each role has a user that may say only what is its own (see ``bus.permissions``).
     Every write is synced to disk before it is acknowledged.
 
     Raises:
@@ -74,15 +92,18 @@ async def embedded_server(
         PortTakenError: something listens on ``port``.
         ServerStartError: the broker is not installed, or was not ready in time; the end of its log is in the message.
     """
-    with _locked(store) as lock:
+    async with _locked(store) as lock:
         if port is not None:
             _check_free(host, port)
-        token = token or _kept_token(store)
-        config = _write_config(store, host, port, token)
+        passwords = _kept_passwords(store) if accounts else {}
+        token = "" if accounts else token or _kept(store / "token", lambda: secrets.token_urlsafe(24))
+        # JSON strings are valid strings of the config language too.
+        login = authorization(passwords) if accounts else f"authorization {{ token: {json.dumps(token)} }}\n"
+        config = _write_config(store, host, port, login)
         process = await _start(store, config, lock, _fresh_files(store))
         try:
             listening = await _ready(process, store)
-            yield EmbeddedServer(host, listening, token, store, process)
+            yield EmbeddedServer(host, listening, token, passwords, store, process)
         finally:
             await _stop(process)
 
@@ -100,24 +121,35 @@ def find_nats_server() -> str:
     return found
 
 
-@contextlib.contextmanager
-def _locked(store: Path) -> Iterator[int]:
+@contextlib.asynccontextmanager
+async def _locked(store: Path) -> AsyncIterator[int]:
     """Makes the store, holds its lock and yields the lock's file descriptor."""
-    store.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(store.mkdir, parents=True, exist_ok=True)
     lock = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 32).decode(errors="replace").strip() or "unknown"
+        # The broker of a process that was killed a moment ago may still be on its way out.
+        for _ in range(int(LOCK_S / _POLL_S)):
+            if _try_lock(lock):
+                break
+            await asyncio.sleep(_POLL_S)
+        else:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
             raise StoreLockedError(
                 f"{store} is in use by process {holder}", hint="stop that process or choose another store directory"
-            ) from None
+            )
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield lock
     finally:
         os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _check_free(host: str, port: int) -> None:
@@ -132,23 +164,26 @@ def _check_free(host: str, port: int) -> None:
             ) from None
 
 
-def _kept_token(store: Path) -> str:
-    path = store / "token"
+def _kept(path: Path, make: Callable[[], str]) -> str:
+    """The secret in ``path``, made at first use."""
     if not path.exists():
-        _write_private(path, secrets.token_urlsafe(24))
+        _write_private(path, make())
     return path.read_text().strip()
 
 
-def _write_config(store: Path, host: str, port: int | None, token: str) -> Path:
-    # JSON strings are valid strings of the config language too.
+def _kept_passwords(store: Path) -> dict[str, str]:
+    kept = json.loads(_kept(store / "passwords.json", lambda: json.dumps(new_passwords(), indent=2)))
+    return {role: str(password) for role, password in kept.items()}
+
+
+def _write_config(store: Path, host: str, port: int | None, login: str) -> Path:
     config = store / "nats-server.conf"
     _write_private(
         config,
         f"""server_name: fedbus
 host: {json.dumps(host)}
 port: {-1 if port is None else port}
-authorization {{ token: {json.dumps(token)} }}
-max_payload: 1MB
+{login}max_payload: 1MB
 ports_file_dir: {json.dumps(str(store.resolve()))}
 log_file: {json.dumps(str(_log_of(store).resolve()))}
 logfile_size_limit: 10MB

@@ -1,0 +1,136 @@
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bus.client import Bus, CaughtUp
+from bus.errors import BrokerUnavailableError, PermissionDeniedError
+from bus.events import (
+    PAYLOADS,
+    Heartbeat,
+    ImagesLabelled,
+    Payload,
+    Progress,
+    RoundExtended,
+    RoundPayload,
+    UpdateRejected,
+    UserPayload,
+)
+from bus.permissions import OPERATOR, ROLES, SAYS
+from bus.server import EmbeddedServer, embedded_server
+from bus.settings import BusSettings
+from bus.subjects import event_subject
+from tests.broker.bus.conftest import failed, nats_client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
+    """A broker with one user for each role."""
+    async with embedded_server(tmp_path_factory.mktemp("guarded"), accounts=True) as server:
+        async with Bus.connect(server.settings, name="cli", wait_s=10):
+            pass
+        yield server
+
+
+def example(payload: type[Payload]) -> Payload:
+    """A payload with only the fields that its subject is made of: permissions look at nothing else."""
+    fields: dict[str, Any] = {"run": "r"}
+    fields |= {"round": 1} if issubclass(payload, RoundPayload) else {}
+    fields |= {"user": "u"} if issubclass(payload, UserPayload | ImagesLabelled) else {}
+    fields |= {"attempt": "a"} if payload is UpdateRejected else {}
+    fields |= {"extension": 1} if payload is RoundExtended else {}
+    return payload.model_construct(None, **fields)
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_role_may_say_its_own_events_and_is_refused_every_other(guarded: EmbeddedServer, role: str) -> None:
+    async with Bus.connect(guarded.settings_for(role), name=role, wait_s=10) as bus:
+        for payload in PAYLOADS:
+            subject = event_subject(example(payload))
+            sending = await bus._publisher._pipeline.send(subject, b"{}")
+            async with asyncio.timeout(10):
+                if payload in SAYS[role]:
+                    assert (await sending).sequence > 0
+                else:
+                    with pytest.raises(PermissionDeniedError, match=subject):
+                        await sending
+
+
+def test_every_event_has_somebody_who_may_say_it() -> None:
+    assert {payload for says in SAYS.values() for payload in says} == set(PAYLOADS)
+
+
+async def test_a_refused_event_is_a_clear_error_through_the_bus(guarded: EmbeddedServer, unique_run: str) -> None:
+    async with Bus.connect(guarded.settings_for("labeller"), name="labeller", wait_s=10) as bus:
+        async with asyncio.timeout(10):
+            with pytest.raises(PermissionDeniedError) as one:
+                await bus.publish(failed(unique_run))
+            with pytest.raises(PermissionDeniedError):
+                await bus.publish_many([failed(unique_run, 1), failed(unique_run, 2)])
+    assert one.value.code == "permission_denied"
+    assert one.value.hint
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_every_role_can_follow_pull_and_use_objects(guarded: EmbeddedServer, role: str, unique_run: str) -> None:
+    async with asyncio.timeout(20), Bus.connect(guarded.settings_for(role), name=role, wait_s=10) as bus:
+        ref = await bus.objects.put(f"object of {role}".encode() * 100_000)
+        assert len(await bus.objects.get(ref)) == ref.size
+        async with bus.follow(f"ev.{unique_run}.>", live=False) as items:
+            assert [type(item) async for item in items] == [CaughtUp]
+        async with bus.pull(f"{role}-worker", f"ev.{unique_run}.>") as consumer:
+            assert await consumer.fetch(1, timeout_s=0.1) == []
+        async with bus.heartbeats() as beats:
+            beat = Heartbeat.model_validate({"role": role, "id": "1", "time": "2026-01-01T00:00:00Z", "uptime_s": 1})
+            await bus.beat(beat)
+            assert await anext(beats) == beat
+
+
+async def test_only_the_gateway_may_report_progress(guarded: EmbeddedServer, unique_run: str) -> None:
+    said = Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=1)
+    async with asyncio.timeout(10), contextlib.AsyncExitStack() as stack:
+        gateway, labeller = [
+            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
+            for role in ("gateway", "labeller")
+        ]
+        items = await stack.enter_async_context(gateway.progress(unique_run))
+        await labeller.say(said.model_copy(update={"images_seen": 99}))
+        await labeller._link.nc.flush()
+        await gateway.say(said)
+        assert await anext(items) == said
+
+
+async def test_no_agent_can_change_the_streams(guarded: EmbeddedServer) -> None:
+    for role in ROLES:
+        settings = guarded.settings_for(role)
+        assert settings.password is not None
+        refused: asyncio.Queue[str] = asyncio.Queue()
+
+        async def note(error: Exception, refused: asyncio.Queue[str] = refused) -> None:
+            refused.put_nowait(str(error))
+
+        client = nats_client()
+        await client.connect(settings.url, user=role, password=settings.password.get_secret_value(), error_cb=note)
+        for subject in ("$JS.API.STREAM.DELETE.EVENTS", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.DELETE.DLQ"):
+            await client.publish(subject, b"{}")
+            assert subject.lower() in (await asyncio.wait_for(refused.get(), 10)).lower()
+        await client.close()
+
+
+async def test_one_role_cannot_log_in_with_the_password_of_another(guarded: EmbeddedServer) -> None:
+    stolen = guarded.settings_for("labeller").model_copy(update={"user": OPERATOR})
+    for settings in (stolen, BusSettings(url=guarded.url)):
+        with pytest.raises(BrokerUnavailableError, match="refuses"):
+            await Bus.connect(settings, name="thief", wait_s=10).__aenter__()
+
+
+async def test_passwords_survive_a_restart(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path, accounts=True) as first:
+        pass
+    async with embedded_server(tmp_path, accounts=True) as second:
+        assert second.passwords == first.passwords
+    assert (tmp_path / "passwords.json").stat().st_mode & 0o077 == 0
