@@ -8,6 +8,8 @@ import typer
 
 from agents.cli import demo, doctor, inspect_run, operate, runs, serve
 from agents.cli.display import errors
+from agents.evaluate_cli import evaluate
+from artifacts.cli import app as artifacts_app
 from bus.errors import FedbusError
 
 app = typer.Typer(
@@ -29,9 +31,11 @@ app.command()(inspect_run.watch)
 app.command("record")(inspect_run.record_command)
 app.command()(inspect_run.replay)
 app.command()(inspect_run.report)
+app.command()(evaluate)
 app.command()(operate.verify)
 app.add_typer(operate.dlq_app, name="dlq")
 app.command()(operate.gc)
+app.add_typer(artifacts_app, name="artifacts")
 app.command()(doctor.doctor)
 
 

@@ -17,6 +17,7 @@ from agents.client.trainer import Finished, TaskGivenUpError, Trainer
 from agents.core.client_task import TaskProgress
 from agents.core.protocol import (
     MAX_CHUNK_BYTES,
+    MAX_SLOTS,
     MAX_TEXT_BYTES,
     PROTOCOL_VERSION,
     Assignment,
@@ -168,7 +169,6 @@ class Client:
                 case TaskRevoked():
                     log.info("task taken back: %s", message.reason)
                     self._drop(message.lease)
-                    self._ask()
                 case ErrorMessage():
                     log.warning("the gateway refused a message: %s (%s)", message.message, message.code)
                 case _:
@@ -182,7 +182,8 @@ class Client:
     def _ask(self) -> None:
         """Asks for as many tasks as there is room for."""
         in_hand = sum(not work.trained for work in self._held.values())
-        for _ in range(SLOTS - in_hand - self._asked):
+        room = min(SLOTS - in_hand, MAX_SLOTS - len(self._held))
+        for _ in range(room - self._asked):
             self._outbox.put_nowait(Ready())
             self._asked += 1
 
@@ -190,6 +191,7 @@ class Client:
         if (work := self._held.pop(lease, None)) is not None:
             work.revoked = True
         self._changed.set()
+        self._ask()
 
     async def _train(self) -> None:
         """Does one task after the other; what the next one needs is fetched while this one trains."""
@@ -267,9 +269,9 @@ class Client:
         committed = False
         while isinstance(answer, UploadOffset) and not work.revoked:
             acknowledged = answer.offset
-            while sent < size and sent - acknowledged < CHUNK_WINDOW * _CHUNK:
-                await socket.send(encode_chunk(number, sent, finished.data[sent : sent + _CHUNK]))
-                sent = min(size, sent + _CHUNK)
+            while sent < size and sent - acknowledged < CHUNK_WINDOW * MAX_CHUNK_BYTES:
+                await socket.send(encode_chunk(number, sent, finished.data[sent : sent + MAX_CHUNK_BYTES]))
+                sent = min(size, sent + MAX_CHUNK_BYTES)
             if sent >= size and not committed:
                 committed = True
                 commit = UploadCommit(lease=lease, upload=number, metrics=finished.metrics)
@@ -285,9 +287,6 @@ class Client:
 
 class _ConversationOver(Exception):
     """The gateway closed the connection in good order."""
-
-
-_CHUNK = MAX_CHUNK_BYTES
 
 
 async def _ping(outbox: asyncio.Queue[Frozen], every_s: float) -> None:
