@@ -39,3 +39,21 @@ class PartitionError(FedbusError):
     """A partition was asked for that the dataset cannot give."""
 
     code = "partition_impossible"
+
+
+class PictureError(FedbusError):
+    """A file is no picture, is broken, or is too large to decode."""
+
+    code = "picture_unreadable"
+
+
+class PreparationError(FedbusError):
+    """Pictures cannot be prepared as they were asked for."""
+
+    code = "preparation_failed"
+
+
+class ExchangeError(FedbusError):
+    """A file of the earlier system cannot be read or written."""
+
+    code = "exchange_malformed"
