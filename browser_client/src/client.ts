@@ -12,6 +12,8 @@ const TASKS_TO_TRAIN = 2;
 const TASKS_IN_HAND = 4;
 /** So many tasks in a row that failed here would fail again: the client stops taking more from the others. */
 const FAILURES_IN_A_ROW = 3;
+/** Errors that stay when the client comes back as it is. */
+const FINAL_CODES = ['token', 'version', 'replaced'];
 
 /** A task under a lease, and what is known of it. */
 export interface Held {
@@ -101,6 +103,8 @@ export class Client {
 
   tick(): void {
     this.#connection.tick();
+    if (this.#connection.state !== 'open') return;
+    for (const { upload } of this.#held.values()) upload?.tick(this.#connection);
   }
 
   #connected(state: ConnectionState): void {
@@ -143,9 +147,9 @@ export class Client {
   }
 
   #refused(code: string, message: string): void {
-    // Before the welcome an error means that this hello will never be let in.
-    if (this.#connection.state === 'connecting' && code !== 'bad_message') this.#stick(`${code}: ${message}`);
-    else this.view.problem = `${code}: ${message}`;
+    if (FINAL_CODES.includes(code)) this.#stick(`${code}: ${message}`);
+    // Leases end while their client speaks; the gateway says so by itself where it matters.
+    else if (!code.startsWith('unknown_')) this.view.problem = `${code}: ${message}`;
   }
 
   #assigned({ lease, task }: Assignment): void {

@@ -8,6 +8,8 @@ const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 30_000;
 /** The gateway counts a client as gone after this many silent heartbeats, and the client the gateway. */
 const SILENT_HEARTBEATS = 3;
+/** The gateway closes a connection with this code when a newer one has the client's name. */
+const REPLACED = 4001;
 
 export type ConnectionState = 'closed' | 'connecting' | 'open' | 'waiting';
 
@@ -102,7 +104,10 @@ export class Connection implements Wire {
       this.#transmit(JSON.stringify(hello));
     };
     socket.onmessage = (event: MessageEvent) => this.#heard(event.data);
-    socket.onclose = () => this.#lost();
+    socket.onclose = ({ code, reason }: CloseEvent) => {
+      if (code === REPLACED) this.options.onMessage({ type: 'error', code: 'replaced', message: reason });
+      this.#lost();
+    };
     socket.onerror = () => this.#lost();
   }
 

@@ -34,6 +34,7 @@ function changed(): void {
   const { view } = client;
   document.body.dataset.state = stateOf(view);
   document.title = titleOf(view);
+  if (view.shown?.stage === 'training') feed.follow(view.shown.task.run);
   redraw();
 }
 
@@ -82,6 +83,7 @@ function factsOf(view: ClientView): string {
 
 start.onclick = () => client.start();
 pause.onclick = () => client.pause();
+document.onvisibilitychange = () => feed.watched(document.visibilityState === 'visible');
 const ticker = new Worker(new URL('./ticker.ts', import.meta.url), { type: 'module', name: 'ticker' });
 ticker.onmessage = () => {
   client.tick();

@@ -3,6 +3,8 @@ import { type ClientMessage, encodeChunk, type UpdateMetrics } from './protocol'
 
 /** Chunks that may be on their way before the gateway acknowledged them. */
 export const WINDOW = 4;
+/** A question that is not answered for this long is asked again: a busy gateway may have refused it. */
+const ANSWER_MS = 10_000;
 
 /** What an upload writes to. */
 export interface Wire {
@@ -12,6 +14,7 @@ export interface Wire {
 
 export class Upload {
   #state: 'waiting' | 'sending' | 'committed' = 'waiting';
+  #asked = 0;
   #sent = 0;
   #acknowledged = 0;
 
@@ -21,6 +24,7 @@ export class Upload {
     private readonly bytes: Uint8Array<ArrayBuffer>,
     private readonly sha256: string,
     private readonly metrics: UpdateMetrics,
+    private readonly now = (): number => performance.now(),
   ) {}
 
   get size(): number {
@@ -33,7 +37,7 @@ export class Upload {
 
   /** Asks where to go on; again after each reconnect. */
   begin(wire: Wire): void {
-    this.#state = 'waiting';
+    this.#ask('waiting');
     const { lease, number, size, sha256 } = this;
     wire.send({ type: 'upload.begin', lease, upload: number, size, sha256 });
   }
@@ -51,8 +55,17 @@ export class Upload {
       this.#sent = end;
     }
     if (this.#acknowledged === this.size) {
-      this.#state = 'committed';
+      this.#ask('committed');
       wire.send({ type: 'upload.commit', lease: this.lease, upload: this.number, metrics: this.metrics });
     }
+  }
+  /** Begins anew when the gateway owes an answer for too long; call it now and then. */
+  tick(wire: Wire): void {
+    if (this.#state !== 'sending' && this.now() - this.#asked >= ANSWER_MS) this.begin(wire);
+  }
+
+  #ask(state: 'waiting' | 'committed'): void {
+    this.#state = state;
+    this.#asked = this.now();
   }
 }

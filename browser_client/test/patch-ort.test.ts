@@ -32,6 +32,7 @@ describe('the patch of onnxruntime-web', () => {
       const code = scripts.map((name) => readFileSync(join(outDir, 'assets', name), 'utf-8')).join('\n');
       // The minifier renames variables: what identifies the two places are the calls around them.
       expect(code).toMatch(/\w\._free\(\w\),\w\.stackRestore\(\w\)\}/);
+      expect(code).toMatch(/\w\.stackRestore\(\w\),\w\._free\(\w\)\}/);
       expect(code).not.toMatch(/\w\._free\(\w\),\w\._free\(\w\),\w\.stackRestore\(\w\)/);
       expect(code).not.toMatch(/\w\.stackRestore\(\w\),\w\._free\(\w\),\w\._free\(\w\)/);
       const root = readdirSync(outDir);

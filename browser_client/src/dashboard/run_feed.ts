@@ -4,6 +4,7 @@ import { NAME } from '../protocol';
 import { foldEvent, foldProgress, newRunView, type RunView } from './run_view';
 
 const LOOK_AGAIN_MS = 3_000;
+const LIVE: readonly RunView['status'][] = ['waiting', 'labelling', 'running'];
 const runs = list(record({ run: text(NAME) }));
 
 export class RunFeed {
@@ -11,6 +12,8 @@ export class RunFeed {
   problem = '';
   #source: EventSource | null = null;
   #lookAt = 0;
+  #last = '0';
+  #watched = true;
 
   /** `gateway` is its base URL, ending in a slash. */
   constructor(
@@ -18,26 +21,44 @@ export class RunFeed {
     private readonly onChange: () => void,
   ) {}
 
-  /** Looks for a run while none is followed; call it now and then. */
+  /** Looks for a run while none goes on, and mends a broken feed; call it now and then. */
   tick(): void {
-    if (performance.now() < this.#lookAt) return;
+    if (!this.#watched || performance.now() < this.#lookAt) return;
     this.#lookAt = performance.now() + LOOK_AGAIN_MS;
+    if (this.view !== null && this.#source === null) this.#listen(this.view);
+    if (this.view !== null && LIVE.includes(this.view.status)) return;
     void this.#look().catch((error: unknown) => {
       this.problem = `the gateway does not list its runs: ${error instanceof Error ? error.message : String(error)}`;
       this.onChange();
     });
   }
 
+  /** Whether anybody looks: a feed takes one of the few connections that all tabs of a browser share. */
+  watched(watched: boolean): void {
+    this.#watched = watched;
+    this.#lookAt = 0;
+    if (!watched) this.#close();
+  }
+
   /** Shows this run from now on, from its first event. */
   follow(run: string): void {
     if (this.view?.run === run) return;
-    this.#source?.close();
-    const view = newRunView(run);
-    this.view = view;
-    const source = new EventSource(new URL(`runs/${run}/events`, this.gateway));
+    this.#close();
+    this.view = newRunView(run);
+    this.#last = '0';
+    if (this.#watched) this.#listen(this.view);
+    this.onChange();
+  }
+
+  /** Goes on after the last event that was taken in. */
+  #listen(view: RunView): void {
+    const url = new URL(`runs/${view.run}/events`, this.gateway);
+    url.searchParams.set('since', this.#last);
+    const source = new EventSource(url);
     const taking = (fold: (view: RunView, body: string) => void) => (message: MessageEvent<string>) => {
       try {
         fold(view, message.data);
+        if (message.lastEventId !== '') this.#last = message.lastEventId;
         this.problem = '';
       } catch (error) {
         if (!(error instanceof CheckError)) throw error;
@@ -47,15 +68,23 @@ export class RunFeed {
     };
     source.onmessage = taking(foldEvent);
     source.addEventListener('progress', taking(foldProgress));
+    source.onerror = () => {
+      // A browser comes back from a cut by itself, but not from an answer that is no feed.
+      if (source.readyState === EventSource.CLOSED) this.#close();
+    };
     this.#source = source;
-    this.onChange();
+  }
+
+  #close(): void {
+    this.#source?.close();
+    this.#source = null;
   }
 
   async #look(): Promise<void> {
     const response = await fetch(new URL('runs', this.gateway), { signal: AbortSignal.timeout(LOOK_AGAIN_MS) });
     if (!response.ok) throw new Error(`status ${response.status}`);
     const newest = parseJson(await response.text(), runs, 'runs').at(-1);
-    const over = this.view === null || !['waiting', 'labelling', 'running'].includes(this.view.status);
-    if (newest !== undefined && over) this.follow(newest.run);
+    this.problem = '';
+    if (newest !== undefined) this.follow(newest.run);
   }
 }
