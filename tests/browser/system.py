@@ -1,0 +1,101 @@
+"""A whole fedbus in the test's process: a broker of its own, all agents, and gateways that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents import aggregator, dispatcher, evaluator
+from agents.gateway.service import running_gateway
+from agents.gateway.settings import GatewaySettings
+from agents.labeller import service as labeller
+from agents.run_setup import RunSources, start_run
+from bus.client import Bus, CaughtUp
+from bus.events import Payload, RoundStarted
+from bus.server import EmbeddedServer, embedded_server
+from bus.spec import QuorumSpec, RunConfig
+from bus.subjects import events_of
+from tests.builders import config as run_config
+
+AGENTS = {
+    "labeller": labeller.serve,
+    "dispatcher": dispatcher.serve,
+    "aggregator": aggregator.serve,
+    "evaluator": evaluator.serve,
+}
+TOKEN = "join"
+DEADLINE_S = 60.0
+
+
+@dataclass
+class System:
+    """What tests need of it."""
+
+    server: EmbeddedServer
+    bus: Bus
+    folder: Path
+    page: Path
+
+    @contextlib.asynccontextmanager
+    async def gateway(self, *, port: int = 0, isolation: bool = True) -> AsyncIterator[str]:
+        """A gateway that serves the page; yields its URL."""
+        settings = GatewaySettings.model_validate(
+            {
+                "port": port,
+                "static_dir": self.page,
+                "spool_dir": self.folder / "spool",
+                "join_token": TOKEN,
+                "isolation": isolation,
+                "heartbeat_s": 1.0,
+            }
+        )
+        async with (
+            Bus.connect(self.server.settings, name="gateway", wait_s=10) as bus,
+            running_gateway(bus, settings) as url,
+        ):
+            yield url
+
+    async def start(self, run: str, *, users: int, rounds: int = 1, images: int = 20) -> RunConfig:
+        """Starts a run of the shipped task and its first round."""
+        quorum = QuorumSpec(deadline_s=DEADLINE_S)
+        config = run_config(rounds=rounds, users=users).model_copy(update={"images_per_user": images, "quorum": quorum})
+        await start_run(self.bus, run, config, RunSources())
+        await self.bus.publish(RoundStarted(run=run, round=1))
+        return config
+
+    async def events_until(self, run: str, last: type[Payload], *, count: int = 1) -> list[Payload]:
+        """The run's events up to the ``count``-th of this type."""
+        events: list[Payload] = []
+        async with asyncio.timeout(DEADLINE_S), self.bus.follow(events_of(run)) as items:
+            async for item in items:
+                if isinstance(item, CaughtUp):
+                    continue
+                events.append(item.event.data)
+                if sum(isinstance(event, last) for event in events) == count:
+                    break
+        return events
+
+
+@contextlib.asynccontextmanager
+async def whole_system(folder: Path, page: Path) -> AsyncIterator[System]:
+    """Broker and agents until the block ends."""
+    stop = asyncio.Event()
+    async with (
+        embedded_server(folder / "nats") as server,
+        Bus.connect(server.settings, name="test", wait_s=10) as bus,
+        asyncio.TaskGroup() as group,
+    ):
+
+        async def one(name: str) -> None:
+            async with Bus.connect(server.settings, name=name, wait_s=10) as own:
+                await AGENTS[name](own, stop)
+
+        for name in AGENTS:
+            group.create_task(one(name))
+        try:
+            yield System(server, bus, folder, page)
+        finally:
+            stop.set()

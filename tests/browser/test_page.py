@@ -1,0 +1,154 @@
+"""The page in Chromium against the real gateway, broker and agents: a tab joins, trains, and survives what happens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, BrowserContext, Page, expect
+
+from artifacts.manifest import load_manifest
+from bus.events import ModelEvaluated, RunFinished, UpdateSubmitted
+from tests.browser.recorded import ARTIFACTS
+from tests.browser.system import TOKEN, System, whole_system
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+WAIT_MS = 30_000
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def system(tmp_path: Path, client_page: Path) -> AsyncIterator[System]:
+    async with whole_system(tmp_path, client_page) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def context(chromium: Browser) -> AsyncIterator[BrowserContext]:
+    opened = await chromium.new_context()
+    opened.set_default_timeout(WAIT_MS)
+    yield opened
+    await opened.close()
+
+
+@contextlib.asynccontextmanager
+async def tab(context: BrowserContext, url: str, query: str, *, token: str = TOKEN) -> AsyncIterator[Page]:
+    """A tab with the page; fails at its end when the page threw something or broke its own security policy."""
+    page = await context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
+        "console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None
+    )
+    await page.goto(f"{url}/?{query}#token={token}")
+    yield page
+    await page.close()
+    assert problems == []
+
+
+async def state(page: Page, *names: str) -> None:
+    """Waits until the page is in one of these states."""
+    await page.wait_for_function("names => names.includes(document.body.dataset.state)", arg=list(names))
+
+
+@pytest.mark.parametrize(("isolation", "threads"), [(True, 2), (False, 1)])
+async def test_a_tab_trains_a_whole_run(system: System, context: BrowserContext, isolation: bool, threads: int) -> None:
+    async with (
+        system.gateway(isolation=isolation) as url,
+        tab(context, url, "client=tab-1&autostart=1&threads=2") as page,
+    ):
+        await system.start("run-a", users=3, rounds=2)
+        events = await system.events_until("run-a", RunFinished)
+
+        updates = [event for event in events if isinstance(event, UpdateSubmitted)]
+        assert sorted((update.round, update.user) for update in updates) == [
+            (number, f"user-00{user}") for number in (1, 2) for user in range(3)
+        ]
+        assert {update.client for update in updates} == {"tab-1"}
+        assert {update.engine for update in updates} == {
+            f"onnxruntime-web 1.19.2 wasm, {threads} thread{'s' if threads > 1 else ''}"
+        }
+        assert any(update.metrics.trained_images > 0 for update in updates)
+        finished = events[-1]
+        assert isinstance(finished, RunFinished)
+        assert finished.status == "completed"
+        accuracy = [event.updated.accuracy for event in events if isinstance(event, ModelEvaluated)]
+        assert len(accuracy) == 3
+
+        await expect(page.locator("#run .chip")).to_have_text("completed")
+        await expect(page.locator("#run .chart .point")).to_have_count(3)
+        await expect(page.locator("#run .dots [data-state=done]")).to_have_count(3)
+        await expect(page.locator("#client .gallery li")).to_have_count(20)
+        await state(page, "waiting")
+        assert await page.title() == "fedbus – 6 done"
+
+
+async def test_a_second_tab_fetches_nothing_that_the_first_one_has(system: System, context: BrowserContext) -> None:
+    manifest = load_manifest(ARTIFACTS)
+    artifacts = {file.sha256 for role, file in manifest.files.items() if role not in ("trainable", "optimizer_model")}
+    async with system.gateway() as url:
+        fetched: list[str] = []
+        context.on("request", lambda request: fetched.append(urlsplit(request.url).path.rpartition("/")[2]))
+        async with tab(context, url, "client=tab-1&autostart=1"):
+            await system.start("run-a", users=2)
+            await system.events_until("run-a", RunFinished)
+        assert artifacts <= set(fetched)
+        fetched.clear()
+        async with tab(context, url, "client=tab-2&autostart=1"):
+            await system.start("run-b", users=2)
+            events = await system.events_until("run-b", RunFinished)
+        shards = {event.shard.sha256 for event in events if hasattr(event, "shard")}
+        assert shards
+        assert not (artifacts | shards) & set(fetched)
+
+
+async def test_a_tab_goes_on_after_the_gateway_was_away(system: System, context: BrowserContext) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        gateway = contextlib.AsyncExitStack()
+        url = await gateway.enter_async_context(system.gateway())
+        await stack.enter_async_context(gateway)
+        page = await stack.enter_async_context(tab(context, url, "client=tab-1&autostart=1"))
+        await system.start("run-a", users=30)
+        await system.events_until("run-a", UpdateSubmitted, count=3)
+        await gateway.aclose()
+        await state(page, "connecting", "training")
+        async with system.gateway(port=urlsplit(url).port or 0):
+            events = await system.events_until("run-a", RunFinished)
+        updates = [event.user for event in events if isinstance(event, UpdateSubmitted)]
+        assert len(updates) == len(set(updates)) == 30
+
+
+async def test_a_person_starts_and_pauses_with_the_buttons(system: System, context: BrowserContext) -> None:
+    async with system.gateway() as url, tab(context, url, "client=tab-1") as page:
+        await system.start("run-a", users=20)
+        await state(page, "idle")
+        await expect(page.locator("#run h2")).to_contain_text("run-a")
+        await page.click("#start")
+        await system.events_until("run-a", UpdateSubmitted)
+        await page.click("#pause")
+        await state(page, "paused")
+        done = await page.locator("#client .figure strong").first.text_content()
+        assert done is not None
+        assert 1 <= int(done) < 20
+        await page.click("#start")
+        events = await system.events_until("run-a", RunFinished)
+        assert sum(isinstance(event, UpdateSubmitted) for event in events) == 20
+
+
+async def test_a_wrong_token_is_told_and_not_tried_again(system: System, context: BrowserContext) -> None:
+    async with system.gateway() as url, tab(context, url, "autostart=1", token="guessed") as page:
+        await state(page, "error")
+        await expect(page.locator("#problem")).to_contain_text("token")
+        await expect(page.locator("#start")).to_be_enabled()
+
+
+async def test_a_newer_tab_of_the_same_name_takes_over(system: System, context: BrowserContext) -> None:
+    async with system.gateway() as url, tab(context, url, "client=tab-1&autostart=1") as older:
+        await state(older, "waiting")
+        async with tab(context, url, "client=tab-1&autostart=1") as newer:
+            await state(newer, "waiting")
+            await state(older, "error")
+            await expect(older.locator("#problem")).to_contain_text("another connection")
