@@ -4,10 +4,13 @@ import { Connection } from './connection';
 import { RunFeed } from './dashboard/run_feed';
 import { RunPanel } from './dashboard/run_panel';
 import { byId, percent } from './dom';
+import { paced } from './paced';
 import { readSettings, socketUrl } from './settings';
 import { TaskPanel, taskShare } from './task_panel';
 import { WorkerTrainer } from './trainer';
 
+const CLIENT_EVERY_MS = 200;
+const RUN_EVERY_MS = 1_000;
 const settings = readSettings({
   href: location.href,
   storage: sessionStorage,
@@ -19,9 +22,11 @@ const start = byId<HTMLButtonElement>('start');
 const pause = byId<HTMLButtonElement>('pause');
 const taskPanel = new TaskPanel(byId('client'));
 const runPanel = new RunPanel(byId('run'));
-let drawing = false;
-
-const feed = new RunFeed(settings.gateway, redraw);
+const redraw = paced(CLIENT_EVERY_MS, () => draw(client.view));
+const feed = new RunFeed(
+  settings.gateway,
+  paced(RUN_EVERY_MS, () => runPanel.show(feed.view, feed.problem)),
+);
 const trainer = new WorkerTrainer();
 const client = new Client(
   trainer,
@@ -29,22 +34,13 @@ const client = new Client(
   changed,
 );
 
-/** A hidden page draws nothing, so state and title change at once and the rest with the next frame. */
+/** A hidden page draws nothing, so state and title change at once and the rest with a coming frame. */
 function changed(): void {
   const { view } = client;
   document.body.dataset.state = stateOf(view);
   document.title = titleOf(view);
   if (view.shown?.stage === 'training') feed.follow(view.shown.task.run);
   redraw();
-}
-
-function redraw(): void {
-  if (drawing) return;
-  drawing = true;
-  requestAnimationFrame(() => {
-    drawing = false;
-    draw(client.view);
-  });
 }
 
 function draw(view: ClientView): void {
@@ -58,7 +54,6 @@ function draw(view: ClientView): void {
   problem.textContent = view.problem;
   problem.hidden = view.problem === '';
   taskPanel.show(view);
-  runPanel.show(feed.view, feed.problem);
   byId('facts').textContent = factsOf(view);
 }
 
@@ -98,4 +93,5 @@ trainer.post({
   },
 });
 if (settings.autostart) client.start();
+runPanel.show(feed.view, feed.problem);
 changed();
