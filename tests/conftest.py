@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar, overload
 from uuid import uuid4
 
@@ -11,9 +12,11 @@ import pytest
 import pytest_asyncio
 
 from bus.client import Bus
+from bus.recording import Recording, load_recording
 from bus.server import EmbeddedServer, embedded_server
 
 T = TypeVar("T")
+SMALL_RUN = Path(__file__).parent / "replay" / "small_run.jsonl.gz"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -28,6 +31,12 @@ async def bus(nats: EmbeddedServer) -> AsyncIterator[Bus]:
     """A connected bus; the broker is shared, so use a run of your own."""
     async with Bus.connect(nats.settings, name="test", wait_s=10) as connected:
         yield connected
+
+
+@pytest.fixture
+def recorded_run() -> Recording:
+    """A small run that was recorded once: its events and the objects that a replay needs."""
+    return load_recording(SMALL_RUN)
 
 
 @pytest.fixture
