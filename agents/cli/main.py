@@ -9,8 +9,10 @@ import typer
 from agents.cli import demo, doctor, inspect_run, operate, runs, serve
 from agents.cli.display import errors
 from agents.evaluate_cli import evaluate
+from agents.labeller.cli import app as labels_app
 from artifacts.cli import app as artifacts_app
 from bus.errors import FedbusError
+from data.cli import app as data_app
 
 app = typer.Typer(
     name="fedbus",
@@ -36,6 +38,8 @@ app.command()(operate.verify)
 app.add_typer(operate.dlq_app, name="dlq")
 app.command()(operate.gc)
 app.add_typer(artifacts_app, name="artifacts")
+data_app.add_typer(labels_app, name="labels")
+app.add_typer(data_app, name="data")
 app.command()(doctor.doctor)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from agents.cli.connection import DEFAULT_STORE, Connection, use_running_fedbus
+from agents.cli.connection import DEFAULT_STORE, Connection, agreed_connection, use_running_fedbus
 from agents.cli.display import console
 from agents.cli.options import ClientMix, parse_clients
 from agents.cli.processes import supervisor
@@ -48,7 +48,10 @@ def up(
 async def _up(
     store: Path, port: int, host: str, nats_port: int | None, mix: ClientMix, threads: int, reload: bool
 ) -> None:
-    async with running_system(store, store / "logs", nats_port=nats_port, gateway_port=port, host=host) as system:
+    agreed = agreed_connection(store)
+    async with running_system(
+        store, store / "logs", nats_port=nats_port, gateway_port=port, host=host, agreed=agreed
+    ) as system:
         system.connection.write(store)
         console.print(f"page    {system.connection.gateway_url}/#token={system.connection.join_token}", soft_wrap=True)
         console.print(f"broker  {system.connection.nats_url}   logs  {system.logs}", soft_wrap=True)
@@ -69,8 +72,9 @@ def broker(
 
 
 async def _broker(store: Path, port: int | None) -> None:
-    async with embedded_server(store / "nats", port=port) as server:
-        Connection(nats_url=server.url, nats_token=server.token).write(store)
+    agreed = agreed_connection(store)
+    async with embedded_server(store / "nats", port=port, token=agreed.nats_token or None) as server:
+        agreed.model_copy(update={"nats_url": server.url, "nats_token": server.token}).write(store)
         console.print(f"NATS on {server.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
         console.print(f"Elsewhere: export NATS_URL={server.url} NATS_TOKEN={server.token}", soft_wrap=True)
         code = await server.wait()
@@ -84,7 +88,7 @@ def agent(
     """Run one agent in this terminal; it waits for the broker and stops on Ctrl-C."""
     if name not in AGENTS:
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(AGENTS)}")
-    use_running_fedbus()
+    use_running_fedbus(agree=True)
     runpy.run_module(f"agents.{name}", run_name="__main__", alter_sys=True)
 
 
@@ -98,7 +102,7 @@ def client(
     """Run clients that train for a gateway until Ctrl-C."""
     if not native and not browser:
         raise typer.BadParameter("say how many: --native N or --browser N")
-    use_running_fedbus()
+    use_running_fedbus(agree=True)
     url = gateway or os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700")
     join = token or os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", "")
     configure("client")

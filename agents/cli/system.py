@@ -91,7 +91,13 @@ def client_commands(
 
 @contextlib.asynccontextmanager
 async def running_system(
-    store: Path, logs: Path, *, nats_port: int | None, gateway_port: int, host: str = "127.0.0.1"
+    store: Path,
+    logs: Path,
+    *,
+    nats_port: int | None,
+    gateway_port: int,
+    host: str = "127.0.0.1",
+    agreed: Connection | None = None,
 ) -> AsyncIterator[System]:
     """Runs the broker and the five agents, each as a process of its own, until the block ends.
 
@@ -101,6 +107,7 @@ async def running_system(
         nats_port: port of the broker; none picks a free one.
         gateway_port: port of the gateway; 0 picks a free one.
         host: address that the gateway listens on.
+        agreed: tokens that others know already; made anew without it.
 
     Raises:
         StoreLockedError, PortTakenError, ServerStartError: the broker cannot start.
@@ -108,11 +115,13 @@ async def running_system(
         ProcessFailedError: an agent keeps ending.
     """
     store.mkdir(parents=True, exist_ok=True)
-    join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or secrets.token_urlsafe(16)
+    join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or (agreed and agreed.join_token)
+    join_token = join_token or secrets.token_urlsafe(16)
+    nats_token = agreed.nats_token if agreed else None
     url_file = store / "gateway.url"
     url_file.unlink(missing_ok=True)
     ready: asyncio.Future[EmbeddedServer] = asyncio.get_running_loop().create_future()
-    async with background(_keep_broker(store / "nats", nats_port, ready)):
+    async with background(_keep_broker(store / "nats", nats_port, nats_token, ready)):
         server = await ready
         connection = Connection(nats_url=server.url, nats_token=server.token, join_token=join_token)
         environment = connection.env() | {
@@ -131,11 +140,11 @@ async def running_system(
             yield System(connection, processes, store, logs, environment)
 
 
-async def _keep_broker(store: Path, port: int | None, ready: asyncio.Future[EmbeddedServer]) -> None:
+async def _keep_broker(store: Path, port: int | None, token: str | None, ready: asyncio.Future[EmbeddedServer]) -> None:
     """Runs the broker and starts it again, on the same port, when it ends by itself."""
     while True:
         try:
-            async with embedded_server(store, port=port) as server:
+            async with embedded_server(store, port=port, token=token) as server:
                 port = server.port
                 if not ready.done():
                     ready.set_result(server)

@@ -39,6 +39,7 @@ from agents.core.protocol import (
     encode_chunk,
     parse_server_message,
 )
+from agents.shell import background
 from bus.errors import FedbusError
 from bus.values import Frozen
 
@@ -221,12 +222,8 @@ class Client:
                 work.progress_at = time.monotonic()
                 loop.call_soon_threadsafe(self._report, work, now)
 
-        async with asyncio.TaskGroup() as group:
-            ahead = group.create_task(self._prepare_next())
-            try:
-                work.finished = await self._trainer.run(work.assignment.task, progress)
-            finally:
-                ahead.cancel()
+        async with background(self._prepare_next()):
+            work.finished = await self._trainer.run(work.assignment.task, progress)
 
     async def _prepare_next(self) -> None:
         for work in list(self._held.values()):

@@ -6,10 +6,11 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from agents.client.objects import ObjectCache
 from agents.core.client_task import TaskProgress, TaskResult, run_task
@@ -23,6 +24,13 @@ from bus.spec import TaskSpec
 from data.shards import decode_shard
 
 Progress = Callable[[TaskProgress], None]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class MalformedObjectError(FedbusError):
+    """An object that a task names is not what it should be."""
+
+    code = "malformed_object"
 
 
 class TaskGivenUpError(FedbusError):
@@ -120,12 +128,12 @@ class OrtTrainer:
     async def _spec(self, task: TaskAssigned) -> TaskSpec:
         key = task.spec.sha256
         if key not in self._specs:
-            self._specs[key] = TaskSpec.model_validate_json(await self._objects.get(task.spec))
+            self._specs[key] = parsed(TaskSpec, await self._objects.get(task.spec))
         return self._specs[key]
 
     async def _opened(self, spec: TaskSpec) -> NativeTrainer:
         if self._trainer is None or self._artifacts != spec.artifacts.sha256:
-            manifest = ArtifactManifest.model_validate_json(await self._objects.get(spec.artifacts))
+            manifest = parsed(ArtifactManifest, await self._objects.get(spec.artifacts))
             paths = {role: await self._objects.path(file.ref) for role, file in manifest.files.items()}
             self._trainer = await asyncio.to_thread(NativeTrainer, manifest, paths, threads=self._threads)
             self._artifacts, self._optimizer = spec.artifacts.sha256, ""
@@ -133,6 +141,18 @@ class OrtTrainer:
             await asyncio.to_thread(self._trainer.set_optimizer, await self._objects.get(spec.optimizer))
             self._optimizer = spec.optimizer.sha256
         return self._trainer
+
+
+def parsed(kind: type[Model], data: bytes) -> Model:
+    """The object that the JSON in ``data`` states.
+
+    Raises:
+        MalformedObjectError: it states something else.
+    """
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise MalformedObjectError(f"not a {kind.__name__}: {error.errors(include_url=False)[0]['msg']}") from None
 
 
 class SyntheticTrainer:
@@ -148,7 +168,7 @@ class SyntheticTrainer:
         """Fetches the spec, which says how large an update is."""
         key = task.spec.sha256
         if key not in self._updates:
-            spec = TaskSpec.model_validate_json(await self._objects.get(task.spec))
+            spec = parsed(TaskSpec, await self._objects.get(task.spec))
             self._updates[key] = encode_update(np.zeros(spec.base_model.size // 4, np.float32), spec.encoding)
 
     async def run(self, task: TaskAssigned, progress: Progress) -> Finished:
