@@ -1,0 +1,149 @@
+"""What the gateway must know of the runs to hand out tasks and judge updates: a fold over the event stream."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from agents.core.leases import TaskKey
+from agents.core.upload import Expected
+from bus.envelope import Stored
+from bus.events import (
+    ImagesLabelled,
+    RoundClosed,
+    RoundFailed,
+    RoundPayload,
+    RoundPlanned,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    TaskAssigned,
+    UpdateSubmitted,
+)
+from bus.spec import RunDataset
+
+Ended = TaskKey | tuple[str, int] | tuple[str]
+"""A task, a round or a run: all tasks whose key begins with this are over."""
+
+
+@dataclass
+class RoundFacts:
+    """One round: its plan, whether it is over, and whose updates are in."""
+
+    plan: RoundPlanned | None = None
+    over: bool = False
+    submitted: set[str] = field(default_factory=set)
+
+
+@dataclass
+class RunFacts:
+    """One run, as far as the gateway needs to know it."""
+
+    started: RunStarted
+    dataset: RunDataset | None = None
+    status: str = "waiting"
+    rounds: dict[int, RoundFacts] = field(default_factory=dict)
+
+
+class Facts:
+    """All runs; ``sequence`` is the last event taken in and ``denied`` the digests of what no client may read."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, RunFacts] = {}
+        self.denied: set[str] = set()
+        self.sequence = 0
+        self.caught_up = asyncio.Event()
+        self._moved = asyncio.Condition()
+
+    def open(self, started: RunStarted, dataset: RunDataset | None) -> None:
+        """A run began. Without its dataset nobody can say what is secret in it, so the dataset itself is denied."""
+        self.runs.setdefault(started.run, RunFacts(started, dataset))
+        secrets = (dataset.held_out, dataset.truth) if dataset else (started.dataset,)
+        self.denied.update(ref.sha256 for ref in secrets if ref is not None)
+
+    def fold(self, stored: Stored) -> Ended | None:
+        """Takes one event in; answers with the task, round or run that it ended."""
+        data = stored.event.data
+        run = self.runs.get(data.run)
+        if run is None:
+            return None
+        match data:
+            case RunFinished():
+                run.status = data.status
+                run.rounds.clear()
+                return (data.run,)
+            case RoundClosed() | RoundFailed():
+                facts = self._round(run, data)
+                facts.over = True
+                facts.submitted.clear()
+                return data.run, data.round
+            case UpdateSubmitted():
+                self._round(run, data).submitted.add(data.user)
+                return data.run, data.round, data.user
+            case RoundPlanned():
+                facts = self._round(run, data)
+                facts.plan = facts.plan or data
+            case ImagesLabelled() if run.status == "waiting":
+                run.status = "labelling"
+            case RoundStarted() | TaskAssigned() if run.status in ("waiting", "labelling"):
+                run.status = "running"
+        return None
+
+    def _round(self, run: RunFacts, data: RoundPayload) -> RoundFacts:
+        return run.rounds.setdefault(data.round, RoundFacts())
+
+    async def advance(self, sequence: int) -> None:
+        """Everything up to ``sequence`` is known now; wakes those that wait for it."""
+        self.sequence = max(self.sequence, sequence)
+        async with self._moved:
+            self._moved.notify_all()
+
+    async def reached(self, sequence: int, *, within_s: float = 10.0) -> None:
+        """Waits until everything up to ``sequence`` is known.
+
+        Raises:
+            TimeoutError: it is not after ``within_s``.
+        """
+        if self.sequence >= sequence:
+            return
+        async with asyncio.timeout(within_s), self._moved:
+            await self._moved.wait_for(lambda: self.sequence >= sequence)
+
+    def is_over(self, key: TaskKey) -> str | None:
+        """Why nobody needs this task's update any more, if so."""
+        name, number, user = key
+        run = self.runs.get(name)
+        if run is None:
+            return None
+        if run.status not in ("waiting", "labelling", "running"):
+            return f"the run is {run.status}"
+        facts = run.rounds.get(number)
+        if facts is not None and facts.over:
+            return "the round is over"
+        return "the update is in" if facts is not None and user in facts.submitted else None
+
+    def expected(self, task: TaskAssigned) -> Expected | None:
+        """What the task's update has to look like; nothing when its run or round is not known."""
+        run = self.runs.get(task.run)
+        plan = run.rounds[task.round].plan if run is not None and task.round in run.rounds else None
+        if run is None or plan is None:
+            return None
+        return Expected(
+            config=run.started.config,
+            parameters=plan.base_model.size // 4,
+            base_model=plan.base_model.sha256,
+            classes=len(run.dataset.classes) if run.dataset else None,
+            labels=task.labels,
+        )
+
+    def listing(self) -> list[dict[str, str | int]]:
+        """All runs, oldest first."""
+        return [
+            {
+                "run": name,
+                "status": run.status,
+                "rounds": run.started.config.rounds,
+                "users": run.started.users,
+            }
+            for name, run in self.runs.items()
+        ]

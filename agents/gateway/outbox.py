@@ -1,0 +1,51 @@
+"""What the gateway has to say to one client: a bounded queue that a connection's writer empties."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from bus.values import Frozen
+
+CAPACITY = 256
+
+
+@dataclass(frozen=True)
+class Farewell:
+    """The connection ends, with this WebSocket close code."""
+
+    code: int
+    reason: str
+
+
+class Outbox:
+    """Messages in order; a client that does not read them is dropped when ``CAPACITY`` wait."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Frozen] = deque()
+        self._farewell: Farewell | None = None
+        self._something = asyncio.Event()
+
+    def say(self, message: Frozen) -> None:
+        """Queues a message."""
+        if len(self._waiting) >= CAPACITY:
+            self._waiting.clear()
+            self.close(1008, "the client does not read")
+        self._waiting.append(message)
+        self._something.set()
+
+    def close(self, code: int, reason: str) -> None:
+        """Ends the connection once what is queued has been sent; the first reason counts."""
+        self._farewell = self._farewell or Farewell(code, reason)
+        self._something.set()
+
+    async def next(self) -> Frozen | Farewell:
+        """What to send next."""
+        while not self._waiting and self._farewell is None:
+            self._something.clear()
+            await self._something.wait()
+        if self._waiting:
+            return self._waiting.popleft()
+        assert self._farewell is not None
+        return self._farewell

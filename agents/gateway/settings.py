@@ -1,0 +1,36 @@
+"""What the operator may set at the gateway, from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class GatewaySettings(BaseSettings):
+    """Each field comes from ``FEDBUS_GATEWAY_<FIELD>`` unless it is given."""
+
+    model_config = SettingsConfigDict(env_prefix="FEDBUS_GATEWAY_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8700, ge=0, le=65535, description="0 picks a free one")
+    join_token: SecretStr | None = Field(default=None, description="what clients say in hello; none lets all in")
+    origins: tuple[str, ...] = Field(default=(), description="web origins besides its own that may connect, as JSON")
+    static_dir: Path = Field(default=PACKAGE_ROOT / "browser_client" / "dist", description="the built page")
+    isolation: bool = Field(default=True, description="cross-origin isolation, which threads in the browser need")
+    spool_dir: Path = Field(default=Path(".fedbus/spool"), description="leases and unfinished uploads")
+    url_file: Path | None = Field(default=None, description="gets the URL once the gateway listens")
+    lease_s: float = Field(default=30.0, gt=0, le=3_600, description="how long a lost client's lease waits for it")
+    heartbeat_s: float = Field(default=5.0, gt=0, le=300, description="a client silent for three of these is gone")
+    max_clients: int = Field(default=1_000, ge=1, le=100_000)
+    max_watchers: int = Field(default=64, ge=0, le=10_000, description="open event feeds")
+    max_upload_bytes: int = Field(default=1 << 30, ge=1, description="of one update")
+    max_spool_bytes: int = Field(default=8 << 30, ge=1, description="of all unfinished uploads together")
+    max_errors: int = Field(default=10, ge=1, le=1_000, description="bad messages that close a connection")
+    max_rejections: int = Field(
+        default=5, ge=1, le=1_000, description="rejected updates in a row that shut a client out"
+    )
+    shut_out_s: float = Field(default=60.0, ge=0, le=86_400)

@@ -1,0 +1,147 @@
+"""The gateway's disk: leases and the bytes of unfinished uploads, so that both outlive its process."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from agents.core.leases import Lease, LeaseRecord
+from agents.core.protocol import ProtocolError
+from agents.core.upload import Progression
+
+log = logging.getLogger(__name__)
+SMALL = 1 << 20
+_INLINE = 1 << 16
+_LEASE = "lease.json"
+
+
+class Upload:
+    """The bytes of one update on their way to a file; writes come one at a time.
+
+    Attributes:
+        number: the client's number for it.
+        sha256: the digest that the client announced.
+    """
+
+    def __init__(self, lease: Lease, number: int, size: int, sha256: str, path: Path) -> None:
+        self.lease = lease
+        self.number = number
+        self.sha256 = sha256
+        self.path = path
+        self.progress = Progression(size, 0)
+        self._hash = hashlib.sha256()
+        self._file: BinaryIO | None = None
+
+    async def open(self) -> None:
+        """Goes on where an earlier connection or process stopped."""
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        there = os.fstat(self._file.fileno()).st_size
+        if there > self.progress.size:
+            self._file.truncate(0)
+        elif there:
+            while block := self._file.read(SMALL):
+                self._hash.update(block)
+            self.progress.offset = there
+
+    async def write(self, offset: int, chunk: memoryview) -> int:
+        """Writes one chunk and returns the offset of the next.
+
+        Raises:
+            ProtocolError: the chunk does not belong here, or ``spool`` when the disk does not take it.
+        """
+        self.progress.check(offset, len(chunk))
+        try:
+            if len(chunk) <= _INLINE:
+                self._append(chunk)
+            else:
+                await asyncio.to_thread(self._append, chunk)
+        except OSError as error:
+            log.error("the spool takes no more: %s", error)
+            raise ProtocolError("spool", "the gateway cannot keep the upload now; try again later") from None
+        self.progress.offset += len(chunk)
+        return self.progress.offset
+
+    def _append(self, chunk: memoryview) -> None:
+        assert self._file is not None
+        self._file.seek(self.progress.offset)
+        left = chunk
+        while left:
+            left = left[self._file.write(left) :]
+        self._hash.update(chunk)
+
+    def close(self) -> None:
+        """Keeps what is there for a later connection."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes so far."""
+        return self._hash.hexdigest()
+
+    def bytes(self) -> NDArray[np.uint8]:
+        """The bytes: a mapping of the file, so that a large update takes no memory."""
+        if self.progress.size == 0:
+            return np.zeros(0, np.uint8)
+        if self.progress.size <= SMALL:
+            return np.fromfile(self.path, np.uint8)
+        return np.memmap(self.path, np.uint8, "r")
+
+
+class Spool:
+    """One directory, owned by one gateway, with a folder for each lease."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, lease: Lease) -> None:
+        """Remembers a lease."""
+        folder = self._directory / lease.id
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / _LEASE, lease.record.model_dump_json().encode())
+
+    def upload(self, lease: Lease, number: int, size: int, sha256: str) -> Upload:
+        """The upload of these bytes under a lease; what came under another digest is dropped."""
+        path = self._directory / lease.id / sha256
+        for other in path.parent.iterdir():
+            if other.name not in (_LEASE, sha256):
+                other.unlink()
+        return Upload(lease, number, size, sha256, path)
+
+    def drop(self, lease: Lease) -> None:
+        """Forgets a lease and its bytes."""
+        shutil.rmtree(self._directory / lease.id, ignore_errors=True)
+
+    def load(self) -> list[LeaseRecord]:
+        """The leases that an earlier process left; a folder that holds none is removed."""
+        found = []
+        for folder in sorted(path for path in self._directory.iterdir() if path.is_dir()):
+            try:
+                record = LeaseRecord.model_validate_json((folder / _LEASE).read_bytes())
+            except (ValidationError, OSError) as error:
+                log.warning("%s holds no lease: %s", folder.name, error)
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            found.append(record)
+        return found
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a small file so that a reader sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

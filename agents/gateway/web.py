@@ -1,0 +1,138 @@
+"""The gateway as one ASGI application: page, objects, feeds, health and figures, each answer with its safety headers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agents.gateway.commits import Committer
+from agents.gateway.event_feed import EventFeed
+from agents.gateway.hub import Hub
+from agents.gateway.objects import Objects
+from agents.gateway.websocket import ClientSocket
+
+NOT_BUILT = """<!doctype html><meta charset="utf-8"><title>fedbus</title>
+<h1>The page is not built</h1>
+<p>The gateway works and native clients can train, but there is no page in {directory}.</p>
+<p>Build it: <code>npm ci &amp;&amp; npm run build</code> in <code>browser_client/</code>,
+or set <code>FEDBUS_GATEWAY_STATIC_DIR</code>.</p>
+"""
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self'; "
+    "img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self'; manifest-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SAFETY = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+ISOLATION = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class WithHeaders:
+    """Adds headers to every HTTP answer of ``app``; what has no other caching rule is asked for again each time."""
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
+        self._app = app
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(self._headers)
+                headers.setdefault("Cache-Control", "no-cache")
+            await send(message)
+
+        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class Figures(Collector):
+    """The gateway's statistics for Prometheus, read when they are asked for."""
+
+    def __init__(self, hub: Hub, objects: Objects, feed: EventFeed) -> None:
+        self._hub = hub
+        self._objects = objects
+        self._feed = feed
+
+    def collect(self) -> list[Metric]:
+        """All figures."""
+        now, bus = self._hub.statistics(), self._hub.bus.statistics()
+        gauges = {
+            "clients": (now.clients, "connected clients"),
+            "leases": (now.leases, "tasks in clients' hands"),
+            "ready": (now.ready, "tasks that clients wait for"),
+            "spooled_bytes": (now.spooled_bytes, "announced bytes of unfinished uploads"),
+            "watchers": (self._feed.watchers, "open event feeds"),
+            "broker_connected": (int(bus.connected), "1 while the broker can be reached"),
+            "sequence": (self._hub.facts.sequence, "stream sequence that the gateway has read"),
+        }
+        counters = {
+            "granted": (now.granted, "tasks handed to clients"),
+            "returned": (now.returned, "tasks that went back to the pool"),
+            "accepted": (now.accepted, "updates accepted"),
+            "rejected": (now.rejected, "updates rejected"),
+            "served_bytes": (self._objects.served_bytes, "bytes of objects served"),
+        }
+        return [
+            *(GaugeMetricFamily(f"fedbus_gateway_{name}", text, value) for name, (value, text) in gauges.items()),
+            *(CounterMetricFamily(f"fedbus_gateway_{name}", text, value) for name, (value, text) in counters.items()),
+        ]
+
+
+def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
+    """The whole application around one hub; ``stop`` ends its event feeds."""
+    settings = hub.settings
+    objects = Objects(hub.bus, hub.facts)
+    feed = EventFeed(hub.bus, hub.facts, settings.max_watchers, stop)
+    registry = CollectorRegistry()
+    registry.register(Figures(hub, objects, feed))
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(_: Request) -> Response:
+        ready = hub.facts.caught_up.is_set() and hub.bus.statistics().connected
+        return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def runs(_: Request) -> Response:
+        return JSONResponse(hub.facts.listing())
+
+    async def not_built(_: Request) -> Response:
+        return HTMLResponse(NOT_BUILT.format(directory=settings.static_dir.name), 503)
+
+    page: BaseRoute = Route("/", not_built)
+    if (settings.static_dir / "index.html").is_file():
+        page = Mount("/", StaticFiles(directory=settings.static_dir, html=True))
+    routes = [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route("/metrics", metrics),
+        Route("/runs", runs),
+        Route("/runs/{run}/events", feed),
+        Route("/objects/{sha256}", objects.__call__),
+        WebSocketRoute("/ws", ClientSocket(hub, Committer(hub)).__call__),
+        page,
+    ]
+    return WithHeaders(Starlette(routes=routes), SAFETY | (ISOLATION if settings.isolation else {}))
