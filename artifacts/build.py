@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from artifacts.base_model import BaseModel
 from artifacts.errors import ExportError
-from artifacts.export import LABELS, LOGITS, LOSS, PIXELS, TrainableModel, export_forward
+from artifacts.export import ACTIVATIONS, LABELS, LOGITS, LOSS, PIXELS, export_forward, export_prefix
 from artifacts.manifest import (
     MANIFEST_NAME,
     ArtifactFiles,
@@ -27,15 +28,18 @@ from artifacts.manifest import (
     BuildFacts,
     ModelFacts,
     OptimizerFacts,
+    PrefixFacts,
     TrainableTensor,
     artifact_paths,
     describe_file,
 )
-from artifacts.modes import parse_mode
+from artifacts.memory import estimate_memory
+from artifacts.modes import TrainMode, parse_mode
 from artifacts.optimizer import LEARNING_RATE_INITIALIZER, build_optimizer
 from artifacts.ort_training import NativeTrainer
 from artifacts.self_check import Agreement, check_artifacts
-from artifacts.training_graph import TrainingGraphs, build_training_graphs
+from artifacts.torch_models import FrozenPrefix, TrainableModel, TrainableSuffix, has_frozen_prefix
+from artifacts.training_graph import build_training_graphs
 from data.files import write_atomically
 
 _ONNX, _BYTES = "application/onnx", "application/octet-stream"
@@ -45,6 +49,10 @@ _FILES = {
     "checkpoint": ("checkpoint", _BYTES),
     "optimizer_model": ("optimizer_model.onnx", _ONNX),
     "trainable": ("trainable.f32", _BYTES),
+    "prefix_model": ("prefix_model.onnx", _ONNX),
+    "suffix_training_model": ("suffix_training_model.onnx", _ONNX),
+    "suffix_eval_model": ("suffix_eval_model.onnx", _ONNX),
+    "suffix_checkpoint": ("suffix_checkpoint", _BYTES),
 }
 _PACKAGES = ("torch", "transformers", "peft", "onnx", "onnxruntime-training-cpu")
 
@@ -73,17 +81,40 @@ def build_artifacts(base: BaseModel, options: BuildOptions, directory: Path, *, 
     """
     mode = parse_mode(options.mode)
     _check(options)
-    model = TrainableModel(base.model, mode, seed=options.seed)
-    model.eval()
+    model = TrainableModel(base.model, mode, seed=options.seed).eval()
     facts = _model_facts(base, model)
-    graphs = _graphs(model, facts, options)
-    initial = np.concatenate([values.reshape(-1) for values in graphs.trainable.values()])
+    example = torch.zeros(2, facts.channels, facts.image_size, facts.image_size)
     with _staging(directory) as staging:
-        _write_files(staging, graphs, initial, options)
-        draft = _manifest(base, options, facts, graphs, staging, Agreement(0.0, 0.0), command)
-        trainer = NativeTrainer(draft, artifact_paths(draft, staging))
-        agreement = check_artifacts(trainer, model, initial, label_smoothing=options.label_smoothing, seed=options.seed)
-        manifest = _manifest(base, options, facts, graphs, staging, agreement, command)
+        trainable = _write_graphs(staging, "", model, example, PIXELS, options)
+        prefix = _write_split(staging, model, mode, example, trainable, options) if has_frozen_prefix(mode) else None
+        initial = np.concatenate([values.reshape(-1) for values in trainable.values()])
+        (staging / _FILES["trainable"][0]).write_bytes(initial.astype("<f4").tobytes())
+        (staging / _FILES["optimizer_model"][0]).write_bytes(_optimizer(options))
+        draft = ArtifactManifest(
+            version=1,
+            name=f"{base.name} {options.mode}",
+            mode=options.mode,
+            model=facts,
+            inputs=(PIXELS, LABELS),
+            outputs=(LOSS, LOGITS),
+            label_smoothing=options.label_smoothing,
+            optimizer=_optimizer_facts(options),
+            trainable=_layout(trainable),
+            trainable_count=len(initial),
+            files=_files(staging),
+            prefix=prefix,
+            memory=estimate_memory(
+                base.model.config,
+                mode,
+                tokens=base.model.vit.embeddings.position_embeddings.shape[1],
+                parameters=facts.parameters_total,
+                trainable=len(initial),
+            ),
+            base={"name": base.name, **_plain(base.facts)},
+            build=_build_facts(options, command, Agreement(0.0, 0.0)),
+        )
+        agreement = _agreement(draft, staging, model, initial, options)
+        manifest = draft.model_copy(update={"build": _build_facts(options, command, agreement)})
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
@@ -122,65 +153,94 @@ def _model_facts(base: BaseModel, model: TrainableModel) -> ModelFacts:
     )
 
 
-def _graphs(model: TrainableModel, facts: ModelFacts, options: BuildOptions) -> TrainingGraphs:
-    forward = export_forward(model, channels=facts.channels, image_size=facts.image_size)
-    trainable = {name for name, parameter in model.plain_parameters() if parameter.requires_grad}
-    frozen = {name for name, parameter in model.plain_parameters() if not parameter.requires_grad}
-    return build_training_graphs(forward, trainable=trainable, frozen=frozen, label_smoothing=options.label_smoothing)
+def _write_graphs(
+    directory: Path, prefix: str, model: TrainableModel, example: torch.Tensor, source: str, options: BuildOptions
+) -> dict[str, NDArray[np.float32]]:
+    """Write training model, eval model and checkpoint under a prefix of their names; return the initial parameters."""
+    graphs = build_training_graphs(
+        export_forward(model, example, source=source),
+        trainable={name for name, parameter in model.plain_parameters() if parameter.requires_grad},
+        frozen={name for name, parameter in model.plain_parameters() if not parameter.requires_grad},
+        label_smoothing=options.label_smoothing,
+    )
+    onnx.save(graphs.training_model, directory / _FILES[f"{prefix}training_model"][0])
+    onnx.save(graphs.eval_model, directory / _FILES[f"{prefix}eval_model"][0])
+    graphs.save_checkpoint(directory / _FILES[f"{prefix}checkpoint"][0])
+    return graphs.trainable
 
 
-def _write_files(directory: Path, graphs: TrainingGraphs, initial: NDArray[np.float32], options: BuildOptions) -> None:
-    onnx.save(graphs.training_model, directory / _FILES["training_model"][0])
-    onnx.save(graphs.eval_model, directory / _FILES["eval_model"][0])
-    graphs.save_checkpoint(directory / _FILES["checkpoint"][0])
-    optimizer = build_optimizer(
+def _write_split(
+    directory: Path,
+    model: TrainableModel,
+    mode: TrainMode,
+    example: torch.Tensor,
+    trainable: Mapping[str, NDArray[np.float32]],
+    options: BuildOptions,
+) -> PrefixFacts:
+    """Write the same model once more, cut in two where training begins."""
+    prefix = FrozenPrefix(model, mode).eval()
+    with torch.no_grad():
+        activations = prefix(example)
+    onnx.save(export_prefix(prefix, example), directory / _FILES["prefix_model"][0])
+    suffix = TrainableSuffix(model, mode).eval()
+    order = _write_graphs(directory, "suffix_", suffix, activations, ACTIVATIONS, options)
+    if list(order) != list(trainable):
+        raise ExportError("the suffix lays out its parameters in another order than the whole model")
+    return PrefixFacts(input=PIXELS, output=ACTIVATIONS, shape=tuple(activations.shape[1:]))
+
+
+def _agreement(
+    manifest: ArtifactManifest,
+    directory: Path,
+    model: TrainableModel,
+    initial: NDArray[np.float32],
+    options: BuildOptions,
+) -> Agreement:
+    """Check the whole model and, where there is one, the split against torch; return the larger differences."""
+    paths = artifact_paths(manifest, directory)
+    whole = {role: path for role, path in paths.items() if role != "prefix_model"}
+    found = []
+    for files in (whole, paths) if manifest.prefix else (whole,):
+        trainer = NativeTrainer(manifest, files)
+        found.append(
+            check_artifacts(trainer, model, initial, label_smoothing=options.label_smoothing, seed=options.seed)
+        )
+    return Agreement(max(one.gradient for one in found), max(one.logit for one in found))
+
+
+def _optimizer(options: BuildOptions) -> bytes:
+    return build_optimizer(
         options.optimizer,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         clip_norm=options.clip_norm,
     )
-    (directory / _FILES["optimizer_model"][0]).write_bytes(optimizer)
-    (directory / _FILES["trainable"][0]).write_bytes(initial.astype("<f4").tobytes())
 
 
-def _manifest(
-    base: BaseModel,
-    options: BuildOptions,
-    facts: ModelFacts,
-    graphs: TrainingGraphs,
-    directory: Path,
-    agreement: Agreement,
-    command: str,
-) -> ArtifactManifest:
-    files = {role: describe_file(directory, name, media_type) for role, (name, media_type) in _FILES.items()}
-    return ArtifactManifest(
-        version=1,
-        name=f"{base.name} {options.mode}",
-        mode=options.mode,
-        model=facts,
-        inputs=(PIXELS, LABELS),
-        outputs=(LOSS, LOGITS),
-        label_smoothing=options.label_smoothing,
-        optimizer=OptimizerFacts(
-            kind=options.optimizer,
-            stateless=options.optimizer == "sgd",
-            learning_rate=options.learning_rate,
-            learning_rate_initializer=LEARNING_RATE_INITIALIZER,
-            weight_decay=options.weight_decay,
-            clip_norm=options.clip_norm,
-        ),
-        trainable=_layout(graphs.trainable),
-        trainable_count=sum(values.size for values in graphs.trainable.values()),
-        files=ArtifactFiles(**files),
-        base={"name": base.name, **_plain(base.facts)},
-        build=BuildFacts(
-            command=command,
-            seed=options.seed,
-            versions={name: version(name) for name in _PACKAGES},
-            max_gradient_error=agreement.gradient,
-            max_logit_error=agreement.logit,
-        ),
+def _optimizer_facts(options: BuildOptions) -> OptimizerFacts:
+    return OptimizerFacts(
+        kind=options.optimizer,
+        stateless=options.optimizer == "sgd",
+        learning_rate=options.learning_rate,
+        learning_rate_initializer=LEARNING_RATE_INITIALIZER,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm,
     )
+
+
+def _build_facts(options: BuildOptions, command: str, agreement: Agreement) -> BuildFacts:
+    return BuildFacts(
+        command=command,
+        seed=options.seed,
+        versions={name: version(name) for name in _PACKAGES},
+        max_gradient_error=agreement.gradient,
+        max_logit_error=agreement.logit,
+    )
+
+
+def _files(directory: Path) -> ArtifactFiles:
+    present = {role: entry for role, entry in _FILES.items() if (directory / entry[0]).exists()}
+    return ArtifactFiles(**{role: describe_file(directory, *entry) for role, entry in present.items()})
 
 
 def _layout(tensors: Mapping[str, NDArray[np.float32]]) -> tuple[TrainableTensor, ...]:
@@ -209,7 +269,10 @@ def _staging(directory: Path) -> Iterator[Path]:
         # Without its manifest a folder is visibly incomplete while its files are exchanged.
         (directory / MANIFEST_NAME).unlink(missing_ok=True)
         for name, _ in _FILES.values():
-            os.replace(staging / name, directory / name)
+            if (staging / name).exists():
+                os.replace(staging / name, directory / name)
+            else:
+                (directory / name).unlink(missing_ok=True)
         write_atomically(directory / MANIFEST_NAME, manifest)
     finally:
         shutil.rmtree(staging)

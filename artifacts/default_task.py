@@ -70,7 +70,7 @@ def main() -> None:
     if not arguments.keep_base:
         write_base(folder, arguments.source)
     loaded = load_base(str(folder), licence=_LICENCE)
-    base = BaseModel(loaded.model, "fashion-vit", loaded.mean, loaded.std, _LICENCE, {"source": "base"})
+    base = BaseModel(loaded.model, "fashion-vit", loaded.mean, loaded.std, _LICENCE, {**loaded.facts, "source": "base"})
     manifest = build_artifacts(base, OPTIONS, arguments.directory, command=COMMAND)
     log.info(
         "%d trainable parameters, gradients within %.1e of torch",

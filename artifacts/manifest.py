@@ -90,23 +90,53 @@ class ArtifactFile(_Frozen):
 
 
 class ArtifactFiles(_Frozen):
-    """The files an engine needs; `trainable` is the initial trainable buffer as raw little-endian float32."""
+    """The files an engine needs; `trainable` is the initial trainable buffer as raw little-endian float32.
+
+    Where a frozen part comes first, `prefix_model` (plain inference) and the three of the suffix do the same as
+    training model, eval model and checkpoint, without running the frozen part again for an image seen before.
+    """
 
     training_model: ArtifactFile
     eval_model: ArtifactFile
     checkpoint: ArtifactFile
     optimizer_model: ArtifactFile
     trainable: ArtifactFile
+    prefix_model: ArtifactFile | None = None
+    suffix_training_model: ArtifactFile | None = None
+    suffix_eval_model: ArtifactFile | None = None
+    suffix_checkpoint: ArtifactFile | None = None
 
     def items(self) -> list[tuple[str, ArtifactFile]]:
-        """Return (role, file) pairs in a fixed order."""
-        return [(role, getattr(self, role)) for role in type(self).model_fields]
+        """Return (role, file) pairs of the files that there are, in a fixed order."""
+        files = ((role, getattr(self, role)) for role in type(self).model_fields)
+        return [(role, file) for role, file in files if file is not None]
+
+
+class PrefixFacts(_Frozen):
+    """The frozen part that comes first: one image's activations, float32 of `shape`, are all that training needs."""
+
+    input: str
+    output: str
+    shape: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, max_length=2)]
+
+
+class MemoryFacts(_Frozen):
+    """Estimates of what an engine holds, in bytes: batches are bounded by them, and full-size models announced.
+
+    `parameters` counts all parameters, and gradient and both moments of the trained ones; the others are the results
+    that a forward pass (at its widest) and a training step hold for one image.
+    """
+
+    parameters: Annotated[int, Field(gt=0)]
+    forward_per_image: Annotated[int, Field(gt=0)]
+    step_per_image: Annotated[int, Field(gt=0)]
 
 
 class BuildFacts(_Frozen):
     """How the folder was made and how exactly it agrees with torch.
 
-    `max_gradient_error` and `max_logit_error` are relative to the largest value of torch's result.
+    `max_gradient_error` is the largest L2 norm of a tensor's difference over the norm of the whole gradient;
+    `max_logit_error` is relative to the largest logit.
     """
 
     command: str
@@ -130,8 +160,18 @@ class ArtifactManifest(_Frozen):
     trainable: tuple[TrainableTensor, ...]
     trainable_count: Annotated[int, Field(gt=0)]
     files: ArtifactFiles
+    prefix: PrefixFacts | None = None
+    memory: MemoryFacts
     base: dict[str, JsonValue]
     build: BuildFacts
+
+    @model_validator(mode="after")
+    def _prefix_has_its_files(self) -> Self:
+        files = self.files
+        split = (files.prefix_model, files.suffix_training_model, files.suffix_eval_model, files.suffix_checkpoint)
+        if any((file is None) != (self.prefix is None) for file in split):
+            raise ValueError("a prefix and its four files go together")
+        return self
 
     @model_validator(mode="after")
     def _tensors_tile_the_buffer(self) -> Self:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from onnxruntime.capi import _pybind_state as ort
 
 from artifacts.errors import EngineError
 from artifacts.manifest import ArtifactManifest
 
+# What the results of one forward pass may take; larger batches are no faster.
+_FORWARD_BYTES = 512 * 1024 * 1024
+
+# Training sessions raise RuntimeError, inference sessions what onnxruntime derives from Exception alone.
+_REFUSALS = (RuntimeError, ort.Fail, ort.InvalidGraph, ort.InvalidProtobuf, ort.NoSuchFile, ort.NotImplemented)
+
 
 class NativeTrainer:
     """Predicts with and trains one copy of the model; not safe for use from several threads at once.
 
-    `files` maps the roles training_model, eval_model, checkpoint and optimizer_model to paths. It raises EngineError
-    when onnxruntime refuses one of them.
+    `files` maps the roles training_model, eval_model, checkpoint and optimizer_model to paths; where the manifest has a
+    prefix and `files` a prefix_model, it takes the three of the suffix instead and runs the frozen part apart. Then
+    `features` are worth keeping: every method that takes pixel values takes features too. It raises EngineError when
+    onnxruntime refuses a file.
     """
 
     def __init__(self, manifest: ArtifactManifest, files: Mapping[str, Path], *, threads: int = 1) -> None:
@@ -31,6 +40,9 @@ class NativeTrainer:
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
         self._optimizer_model: bytes | None = None
+        self._prefix = manifest.prefix if "prefix_model" in self._files else None
+        self._batch = max(1, _FORWARD_BYTES // manifest.memory.forward_per_image)
+        self._prefix_session: Any = None
         self._optimizer: Any = None
         self._module: Any = None
         self._state: Any = None
@@ -54,25 +66,35 @@ class NativeTrainer:
         # OrtValue.numpy() may share memory with the value, which dies here.
         return np.array(value.numpy(), dtype=np.float32, copy=True)
 
+    def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the trained part takes for pixel values float32 [n, C, H, W], to be used again for the images.
+
+        With a prefix these are its activations float32 [n, *shape], otherwise the pixel values themselves.
+        """
+        self._check_batch(pixel_values)
+        if self._prefix is None or pixel_values.ndim != 4:
+            return pixel_values
+        name = self._prefix.input
+        parts = [self._prefix_session.run(None, {name: part})[0] for part in self._parts(pixel_values)]
+        return np.concatenate(parts)
+
     def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logits float32 [n, classes] for pixel values float32 [n, C, H, W]."""
-        self._check_pixels(pixel_values)
         return self._evaluate(pixel_values, np.zeros(len(pixel_values), dtype=np.int64))[1]
 
     def evaluate(
         self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float32]]:
         """Return the loss (mean over the batch, with label smoothing) and logits float32 [n, classes]."""
-        self._check_pixels(pixel_values)
         self._check_labels(labels, len(pixel_values))
         return self._evaluate(pixel_values, labels)
 
     def train_step(self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         """Take one optimizer step on the batch, float32 [n, C, H, W] and int64 [n]; return its loss before the step."""
-        self._check_pixels(pixel_values)
         self._check_labels(labels, len(pixel_values))
+        features = self.features(pixel_values)
         fetches = ort.OrtValueVector()
-        self._module.train_step([np.ascontiguousarray(pixel_values), labels], fetches)
+        self._module.train_step([np.ascontiguousarray(features), labels], fetches)
         self._optimizer.optimizer_step()
         self._module.lazy_reset_grad()
         return float(fetches[0].numpy())
@@ -105,13 +127,20 @@ class NativeTrainer:
     def _open(self) -> None:
         self._close()
         try:
-            self._state = ort.load_checkpoint(self._files["checkpoint"])
+            part = "" if self._prefix is None else "suffix_"
+            self._state = ort.load_checkpoint(self._files[f"{part}checkpoint"])
             self._module = ort.Module(
-                self._files["training_model"], self._state, self._files["eval_model"], self._device, self._options
+                self._files[f"{part}training_model"],
+                self._state,
+                self._files[f"{part}eval_model"],
+                self._device,
+                self._options,
             )
+            if self._prefix is not None and self._prefix_session is None:
+                self._prefix_session = InferenceSession(self._files["prefix_model"], self._options)
         except KeyError as error:
             raise EngineError(f"no path was given for the file {error}") from error
-        except RuntimeError as error:
+        except _REFUSALS as error:
             raise EngineError(f"onnxruntime cannot open the artifacts: {error}") from error
         found = self._module.get_parameters_size(True)
         if found != self.manifest.trainable_count:
@@ -127,7 +156,7 @@ class NativeTrainer:
             stream.flush()
             try:
                 self._optimizer = ort.Optimizer(stream.name, self._state, self._device, self._options)
-            except RuntimeError as error:
+            except _REFUSALS as error:
                 raise EngineError(f"onnxruntime cannot open the optimizer model: {error}") from error
 
     def _copy_in(self, parameters: NDArray[np.float32]) -> None:
@@ -137,17 +166,28 @@ class NativeTrainer:
     def _evaluate(
         self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> tuple[float, NDArray[np.float32]]:
-        fetches = ort.OrtValueVector()
-        self._module.eval_step([np.ascontiguousarray(pixel_values), labels], fetches)
-        logits: NDArray[Any] = fetches[1].numpy()
-        return float(fetches[0].numpy()), np.array(logits, dtype=np.float32, copy=True)
+        losses, logits = 0.0, []
+        for part, targets in zip(self._parts(self.features(pixel_values)), self._parts(labels), strict=True):
+            fetches = ort.OrtValueVector()
+            self._module.eval_step([np.ascontiguousarray(part), targets], fetches)
+            losses += float(fetches[0].numpy()) * len(part)
+            # OrtValue.numpy() may share memory with the value, which dies here.
+            logits.append(np.array(fetches[1].numpy(), dtype=np.float32, copy=True))
+        return losses / len(labels), np.concatenate(logits)
 
-    def _check_pixels(self, pixel_values: NDArray[np.float32]) -> None:
+    def _parts(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Yield the largest batches whose results fit in the memory that a forward pass may take."""
+        for start in range(0, len(values), self._batch):
+            yield values[start : start + self._batch]
+
+    def _check_batch(self, values: NDArray[np.float32]) -> None:
         model = self.manifest.model
-        expected = (model.channels, model.image_size, model.image_size)
-        shape = pixel_values.shape
-        if pixel_values.dtype != np.float32 or len(shape) != 4 or shape[1:] != expected or not shape[0]:
-            raise EngineError(f"pixel values are {pixel_values.dtype} {shape}, expected float32 [n, *{expected}]")
+        allowed: list[tuple[int, ...]] = [(model.channels, model.image_size, model.image_size)]
+        if self._prefix is not None:
+            allowed.append(self._prefix.shape)
+        shape = values.shape
+        if values.dtype != np.float32 or shape[1:] not in allowed or not shape[0]:
+            raise EngineError(f"a batch is {values.dtype} {shape}, expected float32 [n, …] with … in {allowed}")
 
     def _check_labels(self, labels: NDArray[np.int64], count: int) -> None:
         if labels.dtype != np.int64 or labels.shape != (count,):

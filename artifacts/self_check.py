@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from artifacts.errors import SelfCheckError
-from artifacts.export import TrainableModel
 from artifacts.manifest import ArtifactManifest
 from artifacts.optimizer import build_optimizer
 from artifacts.ort_training import NativeTrainer
+from artifacts.torch_models import TrainableModel
 
 # float32 sums in another order differ by about 1e-6; a wrong graph or a swapped tensor by far more.
 GRADIENT_TOLERANCE = LOGIT_TOLERANCE = 1e-4
@@ -43,8 +43,8 @@ def check_artifacts(
 ) -> Agreement:
     """Return the agreement, at the initial parameters (logits) and at perturbed ones (gradients of every tensor).
 
-    The trainer's optimizer is replaced and its parameters are changed. Raises SelfCheckError when the buffer is laid
-    out otherwise than `initial`, float32 [trainable_count], or a difference exceeds its tolerance.
+    The trainer's optimizer is replaced; its parameters and the reference's are changed. Raises SelfCheckError when the
+    buffer is laid out otherwise than `initial`, float32 [trainable_count], or a difference exceeds its tolerance.
     """
     if not np.array_equal(trainer.parameters(), initial):
         raise SelfCheckError("the training session lays out its parameters in another order than the manifest")
@@ -53,6 +53,7 @@ def check_artifacts(
     shape = (_BATCH, model.channels, model.image_size, model.image_size)
     pixels = generator.standard_normal(shape, dtype=np.float32)
     labels = generator.integers(0, len(model.classes), _BATCH)
+    _load(trainer.manifest, reference, initial)
     with torch.no_grad():
         expected = reference(torch.from_numpy(pixels[:2])).numpy()
     logit = float(np.abs(trainer.predict(pixels[:2]) - expected).max() / max(np.abs(expected).max(), 1e-9))
@@ -82,6 +83,18 @@ def _gradient(
     return (parameters.astype(np.float64) - trainer.parameters()) / _PROBE_RATE
 
 
+def _load(
+    manifest: ArtifactManifest, reference: TrainableModel, parameters: NDArray[np.float32]
+) -> dict[str, torch.nn.Parameter]:
+    """Put the buffer into the torch model and return its parameters by name."""
+    named = dict(reference.plain_parameters())
+    with torch.no_grad():
+        for tensor in manifest.trainable:
+            values = parameters[tensor.offset : tensor.offset + tensor.count].reshape(tensor.shape)
+            named[tensor.name].copy_(torch.from_numpy(values))
+    return named
+
+
 def _reference_gradient(
     manifest: ArtifactManifest,
     reference: TrainableModel,
@@ -90,11 +103,7 @@ def _reference_gradient(
     labels: NDArray[np.int64],
     label_smoothing: float,
 ) -> NDArray[np.float64]:
-    named = dict(reference.plain_parameters())
-    with torch.no_grad():
-        for tensor in manifest.trainable:
-            values = parameters[tensor.offset : tensor.offset + tensor.count].reshape(tensor.shape)
-            named[tensor.name].copy_(torch.from_numpy(values))
+    named = _load(manifest, reference, parameters)
     reference.zero_grad()
     loss = torch.nn.functional.cross_entropy(
         reference(torch.from_numpy(pixels)), torch.from_numpy(labels), label_smoothing=label_smoothing

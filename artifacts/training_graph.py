@@ -16,10 +16,8 @@ from onnxruntime import SessionOptions
 from onnxruntime.capi import _pybind_state as ort
 
 from artifacts.errors import ExportError
-from artifacts.export import LABELS, LOGITS, LOSS
+from artifacts.export import IR_VERSION, LABELS, LOGITS, LOSS
 
-# onnxruntime 1.19.2 refuses newer ones.
-_IR_VERSION = 10
 _ERROR_SEVERITY = 3
 
 
@@ -54,7 +52,7 @@ def build_training_graphs(
     _parameters_to_inputs(forward.graph, trainable | frozen)
     training_model = _training_model(forward, trainable)
     for model in (training_model, forward):
-        model.ir_version = min(model.ir_version, _IR_VERSION)
+        model.ir_version = min(model.ir_version, IR_VERSION)
     # The contiguous parameter buffer follows the training model's inputs, here as in the browser.
     order = [value.name for value in training_model.graph.input if value.name in trainable]
     buffers = {name: numpy_helper.to_array(tensors[name]).astype(np.float32) for name in order}

@@ -24,12 +24,12 @@ from agents.core.augment import augment, default_augmentation
 from agents.core.labels import simulated_labels
 from artifacts.base_model import load_base
 from artifacts.default_task import DEFAULT_DIRECTORY, HELD_OUT
-from artifacts.export import TrainableModel
 from artifacts.manifest import ArtifactManifest, artifact_paths, load_manifest
 from artifacts.modes import parse_mode
 from artifacts.optimizer import with_learning_rate
 from artifacts.ort_training import NativeTrainer
 from artifacts.pixels import pixel_table, to_pixel_values
+from artifacts.torch_models import TrainableModel
 from data.dataset import load_dataset
 from data.fashion_mnist import HELD_OUT as SHIPPED_HELD_OUT
 from data.fashion_mnist import USERS

@@ -13,10 +13,11 @@ from artifacts import self_check
 from artifacts.base_model import BaseModel
 from artifacts.build import BuildOptions, build_artifacts
 from artifacts.errors import ArtifactIntegrityError, ExportError, ManifestError, SelfCheckError, TrainModeError
-from artifacts.export import TrainableModel, export_forward
+from artifacts.export import export_forward
 from artifacts.manifest import ArtifactManifest, load_manifest
 from artifacts.modes import parse_mode
 from artifacts.ort_training import NativeTrainer
+from artifacts.torch_models import TrainableModel
 from tests.unit.artifacts.conftest import Built, tiny_model
 
 Build = Callable[..., Built]
@@ -194,7 +195,7 @@ def test_images_that_are_not_square_are_refused(tmp_path: Path) -> None:
 
 def test_exported_names_are_those_of_the_model(tiny_base: BaseModel) -> None:
     model = TrainableModel(tiny_base.model, parse_mode("lora:2"), seed=0)
-    exported = export_forward(model, channels=3, image_size=8)
+    exported = export_forward(model, torch.zeros(2, 3, 8, 8), source="pixel_values")
     names = {tensor.name for tensor in exported.graph.initializer}
     assert names >= set(tiny_base.model.state_dict())
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from artifacts.base_model import BaseModel
 from artifacts.errors import EngineError, OptimizerModelError
-from artifacts.export import TrainableModel
 from artifacts.manifest import artifact_paths
 from artifacts.modes import parse_mode
 from artifacts.optimizer import build_optimizer, learning_rate_of, with_learning_rate
 from artifacts.ort_training import NativeTrainer
+from artifacts.torch_models import TrainableModel
 from tests.unit.artifacts.conftest import Built
 
 Build = Callable[..., Built]
@@ -207,7 +207,7 @@ def test_wrong_input_is_refused_before_it_reaches_onnxruntime(build: Build) -> N
     with pytest.raises(EngineError, match="parameters are"):
         trainer.load_parameters(np.zeros(manifest.trainable_count + 1, np.float32))
     for wrong in (pixels[:, :1], pixels.astype(np.float64), pixels[:0], pixels[0]):
-        with pytest.raises(EngineError, match="pixel values are"):
+        with pytest.raises(EngineError, match="a batch is"):
             trainer.predict(wrong)
     for bad in (labels[:-1], labels.astype(np.int32), labels + 5, labels - 9):
         with pytest.raises(EngineError, match="labels"):
@@ -215,7 +215,7 @@ def test_wrong_input_is_refused_before_it_reaches_onnxruntime(build: Build) -> N
 
 
 def test_broken_artifacts_are_reported_as_such(build: Build, tmp_path: Path) -> None:
-    manifest, directory, _ = build("head")
+    manifest, directory, _ = build("full")
     paths = artifact_paths(manifest, directory)
     broken = tmp_path / "broken"
     broken.write_bytes(b"not an artifact")
@@ -224,6 +224,9 @@ def test_broken_artifacts_are_reported_as_such(build: Build, tmp_path: Path) -> 
             NativeTrainer(manifest, {**paths, role: broken})
     with pytest.raises(EngineError, match="checkpoint"):
         NativeTrainer(manifest, {role: path for role, path in paths.items() if role != "checkpoint"})
-    other, _, _ = build("head-weight")
+    split, directory, _ = build("head")
+    with pytest.raises(EngineError, match="onnxruntime cannot open"):
+        NativeTrainer(split, {**artifact_paths(split, directory), "prefix_model": broken})
+    other, _, _ = build("lora:2")
     with pytest.raises(EngineError, match="manifest says otherwise"):
         NativeTrainer(other, paths)
