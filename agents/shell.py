@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from bus.client import Bus
-from bus.logs import configure
-from bus.settings import BusSettings
-
 from bus.errors import FedbusError
 from bus.events import Heartbeat
+from bus.logs import configure
+from bus.settings import BusSettings
 
 T = TypeVar("T")
 Body = Callable[[Bus, asyncio.Event], Awaitable[None]]
