@@ -32,7 +32,9 @@ export interface ClientView {
   connection: ConnectionState;
   running: boolean;
   engine: string;
-  /** The task that trains, or the last one that did. */
+  /** The task that trains. */
+  current: Held | null;
+  /** The last task whose images came: that before `current` while the images of that are on their way. */
   shown: Held | null;
   uploads: readonly Upload[];
   done: number;
@@ -55,6 +57,7 @@ export class Client {
     connection: 'closed',
     running: false,
     engine: '',
+    current: null,
     shown: null,
     uploads: [],
     done: 0,
@@ -76,7 +79,7 @@ export class Client {
     private readonly onChange: () => void,
   ) {
     trainer.onEvent = (event) => this.#trained(event);
-    trainer.onCrash = (reason) => this.#stick(`the trainer stopped: ${reason}`);
+    trainer.onCrash = (reason) => this.#stick(`the trainer stopped, reload the page: ${reason}`);
     this.#connection = open({
       engine: () => this.view.engine,
       resume: () => [...this.#held.keys()],
@@ -188,6 +191,8 @@ export class Client {
       case 'started':
         held.images = event.images;
         held.classes = event.classes;
+        this.view.shown = held;
+        this.view.losses = [];
         break;
       case 'progress': {
         held.progress = event.progress;
@@ -223,8 +228,6 @@ export class Client {
     const next = tasks.find((held) => held.stage === 'queued');
     if (next !== undefined && this.view.running && !tasks.some((held) => held.stage === 'training')) {
       next.stage = 'training';
-      this.view.shown = next;
-      this.view.losses = [];
       this.trainer.post({ type: 'run', lease: next.lease, task: next.task });
     }
     const toTrain = tasks.filter((held) => held.stage !== 'uploading').length;
@@ -233,6 +236,7 @@ export class Client {
       this.#asked = true;
       this.#connection.send({ type: 'ready' });
     }
+    this.view.current = tasks.find((held) => held.stage === 'training') ?? null;
     this.view.uploads = tasks.flatMap(({ upload }) => upload ?? []);
     this.onChange();
   }

@@ -20,7 +20,7 @@ const settings = readSettings({
 });
 const start = byId<HTMLButtonElement>('start');
 const pause = byId<HTMLButtonElement>('pause');
-const taskPanel = new TaskPanel(byId('client'));
+const taskPanel = new TaskPanel(byId('client'), byId('steps'));
 const runPanel = new RunPanel(byId('run'));
 const redraw = paced(CLIENT_EVERY_MS, () => draw(client.view));
 const feed = new RunFeed(
@@ -39,7 +39,7 @@ function changed(): void {
   const { view } = client;
   document.body.dataset.state = stateOf(view);
   document.title = titleOf(view);
-  if (view.shown?.stage === 'training') feed.follow(view.shown.task.run);
+  if (view.current !== null) feed.follow(view.current.task.run);
   redraw();
 }
 
@@ -60,15 +60,15 @@ function draw(view: ClientView): void {
 /** idle, connecting, waiting, training, paused or error. */
 function stateOf(view: ClientView): string {
   if (view.stuck) return 'error';
-  if (view.shown?.stage === 'training') return 'training';
+  if (view.current !== null) return 'training';
   if (!view.running) return view.connection === 'closed' ? 'idle' : 'paused';
   return view.connection === 'open' ? 'waiting' : 'connecting';
 }
 
 function titleOf(view: ClientView): string {
-  const { shown } = view;
-  if (shown?.stage !== 'training') return view.done === 0 ? 'fedbus' : `fedbus – ${view.done} done`;
-  return `${percent(taskShare(shown))} ${shown.task.user} – fedbus`;
+  const { current, done } = view;
+  if (current === null) return done === 0 ? 'fedbus' : `fedbus – ${done} done`;
+  return `${percent(taskShare(current))} ${current.task.user} – fedbus`;
 }
 
 function factsOf(view: ClientView): string {

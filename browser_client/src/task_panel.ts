@@ -1,6 +1,6 @@
 /** Shows the task that this tab trains: its images with label and prediction, its phase, loss and upload. */
 import type { ClientView, Held } from './client';
-import { bar, figure, html } from './dom';
+import { bar, figure, html, percent } from './dom';
 import { type Images, imageAt } from './safetensors';
 
 interface Tile {
@@ -18,16 +18,22 @@ export class TaskPanel {
   readonly #progress = html('div');
   readonly #figures = html('div', { class: 'figures' });
   readonly #gallery = html('ol', { class: 'gallery', 'aria-label': "The user's images" });
-  readonly #legend = html('p', { class: 'legend' }, 'label, and below it what the model says; a mismatch is trained on');
+  readonly #legend = html('p', { class: 'legend' }, 'Above the label, below it what the model says. It trains on those where the two differ.');
 
-  constructor(section: HTMLElement) {
-    section.append(this.#heading, this.#phase, this.#progress, this.#figures, this.#gallery, this.#legend);
-    this.#legend.hidden = true;
+  /** `steps` explains what will happen, until there is something to show. */
+  constructor(
+    section: HTMLElement,
+    private readonly steps: HTMLElement,
+  ) {
+    section.prepend(this.#heading, this.#phase, this.#progress, this.#figures, this.#gallery, this.#legend);
   }
 
   show(view: ClientView): void {
     const { shown } = view;
-    this.#heading.textContent = shown === null ? 'This tab' : `${shown.task.user}, round ${shown.task.round}`;
+    const idle = shown === null;
+    this.#heading.textContent = idle ? 'This tab' : `${shown.task.user}, round ${shown.task.round}`;
+    this.steps.hidden = !idle;
+    this.#progress.hidden = this.#figures.hidden = this.#gallery.hidden = this.#legend.hidden = idle;
     this.#phase.textContent = phaseOf(view);
     this.#progress.replaceChildren(bar('progress of the task', taskShare(shown)));
     const loss = view.losses.at(-1);
@@ -35,7 +41,7 @@ export class TaskPanel {
       figure(String(view.done), view.done === 1 ? 'task done' : 'tasks done'),
       figure(String(shown?.progress?.trained_images ?? 0), 'images trained'),
       figure(loss === undefined ? '–' : loss.toFixed(3), 'loss'),
-      figure(uploadText(view), 'upload'),
+      upload(view),
     );
     if (shown !== null) this.#showImages(shown);
   }
@@ -46,7 +52,6 @@ export class TaskPanel {
       this.#images = held.images;
       this.#tiles = held.images === null ? [] : Array.from({ length: held.images.count }, (_, at) => newTile(held.images!, at));
       this.#gallery.replaceChildren(...this.#tiles.map(({ box }) => box));
-      this.#legend.hidden = this.#tiles.length === 0;
     }
     const name = (index: number): string => held.classes[index] ?? `class ${index}`;
     for (const [at, { box, label, prediction }] of this.#tiles.entries()) {
@@ -77,17 +82,18 @@ function newTile(images: Images, index: number): Tile {
   return { box: html('li', {}, canvas, label, prediction), label, prediction };
 }
 
-function phaseOf({ shown, running, connection, download, engine }: ClientView): string {
-  if (download !== null) return `fetching ${size(download.loaded)} of ${size(download.size)}`;
-  if (shown?.stage === 'training') {
-    if (shown.progress === null) return shown.images === null ? 'fetching the task' : 'predicting';
-    const { mismatched_images, images_seen } = shown.progress;
-    return `training on ${mismatched_images} of ${images_seen} images, where prediction and label differ`;
+function phaseOf({ current, running, connection, download, engine }: ClientView): string {
+  if (download !== null) return `Fetching ${size(download.loaded)} of ${size(download.size)}.`;
+  if (current !== null) {
+    if (current.images === null) return `Fetching the task of ${current.task.user}.`;
+    if (current.progress === null) return 'Predicting.';
+    const { mismatched_images, images_seen } = current.progress;
+    return `Training on ${mismatched_images} of ${images_seen} images: there, prediction and label differ.`;
   }
-  if (!running) return 'press Start to lend this tab';
-  if (engine === '') return 'loading the training engine';
-  if (connection !== 'open') return 'looking for the gateway';
-  return 'waiting for a task';
+  if (!running) return 'Press Start to lend this tab to the run.';
+  if (engine === '') return 'Loading the training engine.';
+  if (connection !== 'open') return 'Looking for the gateway.';
+  return 'Waiting for a task.';
 }
 
 /** How much of the task's training is done, 0 to 1. */
@@ -95,10 +101,10 @@ export function taskShare(held: Held | null): number {
   return held?.stage === 'uploading' ? 1 : (held?.progress?.share ?? 0);
 }
 
-function uploadText({ uploads }: ClientView): string {
-  const total = uploads.reduce((sum, upload) => sum + upload.size, 0);
-  const sent = uploads.reduce((sum, upload) => sum + upload.acknowledged, 0);
-  return total === 0 ? '–' : `${Math.round((100 * sent) / total)}% of ${size(total)}`;
+function upload({ uploads }: ClientView): HTMLElement {
+  const total = uploads.reduce((sum, one) => sum + one.size, 0);
+  const sent = uploads.reduce((sum, one) => sum + one.acknowledged, 0);
+  return total === 0 ? figure('–', 'no upload') : figure(percent(sent / total), `of ${size(total)} sent`);
 }
 
 function size(bytes: number): string {

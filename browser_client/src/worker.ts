@@ -21,14 +21,14 @@ async function open(settings: TrainerSettings): Promise<TaskRunner> {
   return new TaskRunner(engine, objects, say);
 }
 
-scope.onmessage = async ({ data: command }: MessageEvent<TrainerCommand>) => {
-  if (command.type === 'settings') {
-    runner = open(command.settings);
-    return;
-  }
+async function obey(command: TrainerCommand): Promise<void> {
+  if (command.type === 'settings') runner = open(command.settings);
   const opened = await runner;
   if (opened === null) throw new Error('the first command must be settings');
   if (command.type === 'prepare') await opened.prepare(command.task);
   else if (command.type === 'run') await opened.run(command.lease, command.task);
-  else opened.drop(command.lease);
-};
+  else if (command.type === 'drop') opened.drop(command.lease);
+}
+
+// An error in a promise would stay here; reported, it reaches the page's `onerror`.
+scope.onmessage = ({ data }) => void obey(data).catch(reportError);

@@ -196,7 +196,7 @@ describe('the client', () => {
 
   test('a crash of the trainer stops the client', () => {
     trainer.onCrash('out of memory');
-    expect(client.view).toMatchObject({ stuck: true, problem: 'the trainer stopped: out of memory' });
+    expect(client.view).toMatchObject({ stuck: true, problem: 'the trainer stopped, reload the page: out of memory' });
   });
 
   test('the welcome names the chunk size', () => {

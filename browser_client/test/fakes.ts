@@ -1,5 +1,6 @@
-/** A WebSocket and a clock that tests hold in their hands. */
+/** A WebSocket, a clock and a cache that tests hold in their hands. */
 import { Connection, type ConnectionOptions, type Socket } from '../src/connection';
+import type { ObjectCache } from '../src/objects';
 import type { ClientMessage, ServerMessage } from '../src/protocol';
 
 export class FakeSocket implements Socket {
@@ -73,5 +74,18 @@ export class FakeNetwork {
   welcome(resumed: readonly string[] = []): void {
     this.socket.open();
     this.socket.hear({ ...WELCOME, resumed });
+  }
+}
+
+export class MemoryCache implements ObjectCache {
+  readonly kept = new Map<string, Response>();
+  async match(url: RequestInfo | URL): Promise<Response | undefined> {
+    return this.kept.get(String(url))?.clone();
+  }
+  async put(url: RequestInfo | URL, response: Response): Promise<void> {
+    this.kept.set(String(url), response);
+  }
+  async delete(url: RequestInfo | URL): Promise<boolean> {
+    return this.kept.delete(String(url));
   }
 }

@@ -4,6 +4,7 @@ import type { AddressInfo } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { type ObjectCache, ObjectStore } from '../src/objects';
 import type { Ref } from '../src/protocol';
+import { MemoryCache } from './fakes';
 
 const DATA = Buffer.from(Array.from({ length: 300_000 }, (_, k) => (k * 7) % 251));
 const REF: Ref = { size: DATA.length, sha256: createHash('sha256').update(DATA).digest('hex') };
@@ -28,19 +29,6 @@ function part(request: IncomingMessage, response: ServerResponse, until: number)
   const body = DATA.subarray(start, until);
   if (until >= DATA.length) response.end(body);
   else response.write(body, () => setTimeout(() => response.destroy(), 30));
-}
-
-class MemoryCache implements ObjectCache {
-  readonly kept = new Map<string, Response>();
-  async match(url: RequestInfo | URL): Promise<Response | undefined> {
-    return this.kept.get(String(url))?.clone();
-  }
-  async put(url: RequestInfo | URL, response: Response): Promise<void> {
-    this.kept.set(String(url), response);
-  }
-  async delete(url: RequestInfo | URL): Promise<boolean> {
-    return this.kept.delete(String(url));
-  }
 }
 
 const store = (folder: string, cache: ObjectCache | null = null, onDownload?: (ref: Ref, loaded: number) => void): ObjectStore =>

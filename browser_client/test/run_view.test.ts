@@ -8,7 +8,7 @@ const submitted = (user: string, round = 1): string =>
     round,
     user,
     client: 'tab-1',
-    metrics: { predictions: [0, 1], mismatched_images: 1, trained_images: 7, loss_first: 2, loss_last: 1 },
+    metrics: { predictions: [0, 1], mismatched_images: 1, trained_images: 7 },
   });
 
 function running(): RunView {
@@ -35,7 +35,7 @@ describe('the view of a run', () => {
     expect(view.round).toMatchObject({ submitted: 1, mismatched: 1, trained: 7, ended: 'quorum' });
     expect([...view.accuracy]).toEqual([[0, 0.6], [1, 0.7]]);
     expect(view.status).toBe('completed');
-    expect(view.latest).toEqual([{ user: 'a', client: 'tab-1', round: 1, mismatched: 1, images: 2, lossFirst: 2, lossLast: 1 }]);
+    expect(view.latest).toEqual([{ user: 'a', client: 'tab-1', round: 1, mismatched: 1, images: 2 }]);
   });
 
   test('counts a user once, and not in another round', () => {

@@ -20,7 +20,7 @@ export class RunPanel {
   show(view: RunView | null, problem: string): void {
     if (view === null) {
       this.#heading.textContent = 'No run yet';
-      this.#round.replaceChildren(html('p', {}, problem || 'The dashboard appears with the first run.'));
+      this.#round.replaceChildren(html('p', { class: 'phase' }, problem || 'The dashboard appears with the first run.'));
       return;
     }
     this.#heading.replaceChildren(`Run ${view.run} `, html('span', { class: 'chip', 'data-status': view.status }, view.status));
@@ -36,7 +36,7 @@ export class RunPanel {
           'li',
           {},
           html('strong', {}, one.user),
-          ` ${one.mismatched} of ${one.images} mismatched${losses(one.lossFirst, one.lossLast)}, by ${one.client}`,
+          ` ${one.mismatched} of ${one.images} images mismatched, by ${one.client}`,
         ),
       ),
     );
@@ -81,9 +81,6 @@ function dots(view: RoundView): HTMLElement {
     const words = `${user}: ${state}${client === undefined ? '' : `, ${client}`}`;
     list.append(html('li', { 'data-state': state, title: words, 'aria-label': words }));
   }
-  return list;
-}
-
-function losses(first: number | null, last: number | null): string {
-  return first === null || last === null ? '' : `, loss ${first.toFixed(2)} → ${last.toFixed(2)}`;
+  const states = ['done', 'working', 'waiting'].map((state) => html('li', { 'data-state': state }, state));
+  return html('div', {}, list, html('ul', { class: 'key', 'aria-hidden': 'true' }, ...states));
 }

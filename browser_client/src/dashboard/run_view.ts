@@ -1,5 +1,5 @@
 /** What a watcher wants to know of a run: a fold over its events and its live progress, free of the DOM. */
-import { type Check, integer, list, literal, optional, parseJson, real, record, text } from '../checks';
+import { type Check, integer, list, literal, parseJson, real, record, text } from '../checks';
 
 export type UserState = 'waiting' | 'working' | 'done';
 
@@ -26,8 +26,6 @@ export interface Finished {
   readonly round: number;
   readonly mismatched: number;
   readonly images: number;
-  readonly lossFirst: number | null;
-  readonly lossLast: number | null;
 }
 
 export interface RunView {
@@ -63,8 +61,6 @@ const events = {
       predictions: list(integer(0)),
       mismatched_images: integer(0),
       trained_images: integer(0),
-      loss_first: optional(real),
-      loss_last: optional(real),
     }),
   }),
   'fedbus.update.rejected': record(inRound),
@@ -186,8 +182,6 @@ function submitted(view: RunView, data: ReturnType<(typeof events)['fedbus.updat
     round,
     mismatched: metrics.mismatched_images,
     images: metrics.predictions.length,
-    lossFirst: metrics.loss_first,
-    lossLast: metrics.loss_last,
   });
   view.latest.length = Math.min(view.latest.length, LATEST);
 }
