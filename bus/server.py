@@ -94,7 +94,7 @@ async def embedded_server(
     """
     async with _locked(store) as lock:
         if port is not None:
-            _check_free(host, port)
+            check_port_free(host, port, hint="choose another port for the broker, or leave it out to get a free one")
         passwords = _kept_passwords(store) if accounts else {}
         token = "" if accounts else token or _kept(store / "token", lambda: secrets.token_urlsafe(24))
         # JSON strings are valid strings of the config language too.
@@ -152,16 +152,18 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
-def _check_free(host: str, port: int) -> None:
+def check_port_free(host: str, port: int, *, hint: str) -> None:
+    """Sees whether something could listen on ``port`` now.
+
+    Raises:
+        PortTakenError: it could not; ``hint`` says how to choose another.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortTakenError(
-                f"cannot listen on {host}:{port}: {error.strerror}",
-                hint="choose another port for the broker, or leave it out to get a free one",
-            ) from None
+            raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror}", hint=hint) from None
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:
@@ -226,11 +228,12 @@ async def _start(store: Path, config: Path, lock: int, stderr: BinaryIO) -> asyn
             pass_fds=(lock,),
             # A Ctrl-C at the terminal goes to this process, which stops the broker last.
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For ``preexec_fn``: the kernel ends the process when its parent is gone, however that went (Linux only)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -14,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bus.errors import FedbusError
+from bus.server import die_with_parent
 
 log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0
 MAX_QUICK_EXITS = 5
 QUICK_S = 20.0
-_PR_SET_PDEATHSIG = 1
 
 
 class ProcessFailedError(FedbusError):
@@ -100,7 +99,7 @@ class Supervisor:
                 stderr=output,
                 env={**os.environ, **command.env},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self._running[command.name] = process
         try:
@@ -144,11 +143,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _signal_group(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-
-
-def _die_with_parent() -> None:
-    """In the child, before exec: the kernel ends it when this process is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _last_line(path: Path) -> str:

@@ -18,7 +18,7 @@ from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
 from agents.shell import background
 from bus.errors import FedbusError
-from bus.server import EmbeddedServer, embedded_server
+from bus.server import EmbeddedServer, check_port_free, embedded_server
 
 AGENTS = ("labeller", "dispatcher", "aggregator", "evaluator", "gateway")
 GATEWAY_READY_S = 60.0
@@ -110,10 +110,14 @@ async def running_system(
         agreed: tokens that others know already; made anew without it.
 
     Raises:
-        StoreLockedError, PortTakenError, ServerStartError: the broker cannot start.
+        StoreLockedError: another fedbus uses the store.
+        PortTakenError: something listens on a port.
+        ServerStartError: the broker cannot start.
         GatewayNotReadyError: the gateway did not start in time.
         ProcessFailedError: an agent keeps ending.
     """
+    if gateway_port:
+        check_port_free(host, gateway_port, hint="choose another with --port, or 0 for a free one")
     store.mkdir(parents=True, exist_ok=True)
     join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or (agreed and agreed.join_token)
     join_token = join_token or secrets.token_urlsafe(16)
