@@ -17,9 +17,9 @@ ShortText = Annotated[str, StringConstraints(max_length=500)]
 
 
 class Frozen(BaseModel):
-    """Base of every immutable value on the bus; unknown fields are refused."""
+    """Base of every immutable value on the bus; unknown fields are refused, and numbers that JSON cannot say."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Ref(Frozen):

@@ -6,6 +6,7 @@ batches in every engine.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,19 +111,24 @@ def run_task(
                 label = np.full(len(batch), task.labels[index], np.int64)
                 losses.append(engine.train_step(to_pixel_values(batch, engine.pixel_table), label))
                 trained = len(losses) * (1 + spec.augmentations)
-                progress(TaskProgress("train", len(images), len(wrong), trained, losses[-1]))
+                progress(TaskProgress("train", len(images), len(wrong), trained, _told(losses[-1])))
     delta = engine.parameters() - base if losses else np.zeros_like(base)
     metrics = UpdateMetrics(
         predictions=tuple(int(value) for value in predictions),
         examples=sum(label is not None for label in task.labels),
         mismatched_images=len(wrong),
         trained_images=len(losses) * (1 + spec.augmentations),
-        loss_first=losses[0] if losses else None,
-        loss_last=losses[-1] if losses else None,
+        loss_first=_told(losses[0]) if losses else None,
+        loss_last=_told(losses[-1]) if losses else None,
         predict_s=predicted - started,
         train_s=time.monotonic() - predicted,
     )
     return TaskResult(delta.astype(np.float32, copy=False), metrics)
+
+
+def _told(loss: float) -> float | None:
+    """A loss as a message carries it: none where training diverged."""
+    return loss if math.isfinite(loss) else None
 
 
 def _predict(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.int64]:
