@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import io
 import json
@@ -63,7 +62,7 @@ def _data_url(image: Any) -> str:
 def _texts(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExchangeError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise ExchangeError(f"{path} is not a JSON object from image id to text")
@@ -79,7 +78,7 @@ def _opener(url: str) -> Callable[[], contextlib.AbstractContextManager[Path | I
             raise PictureError("not a base64 data URL")
         try:
             content = base64.b64decode(body, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise PictureError(f"broken base64: {error}") from error
         yield io.BytesIO(content)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
         else:
             with path.open("rb") as stream:
                 content = stream.read(_MAX_BYTES + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise IdxError(f"cannot read {path}: {error}") from error
     if len(content) > _MAX_BYTES:
         raise IdxError(f"{path} holds more than {_MAX_BYTES} bytes")
