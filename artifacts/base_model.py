@@ -92,7 +92,7 @@ def read_classes(path: Path) -> list[str]:
         content = json.loads(text)
         if isinstance(content, dict):
             content = [content[str(index)] for index in range(len(content))]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise ExportError(f"cannot read class names from {path}: {error!r}", hint=_CLASSES_HINT) from error
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ExportError(f"{path} holds no list of class names", hint=_CLASSES_HINT)
@@ -131,7 +131,7 @@ def _json_file(source: str, name: str) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{name} of {source!r} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ExportError(f"{name} of {source!r} is not a JSON object")

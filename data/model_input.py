@@ -60,7 +60,7 @@ def _channels(count: object) -> Any:
 def _object(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PreparationError(f"cannot read {path}: {error}", hint=_HINT) from error
     if not isinstance(content, dict):
         raise PreparationError(f"{path} is not a JSON object", hint=_HINT)

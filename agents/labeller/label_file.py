@@ -107,7 +107,7 @@ def read_classes(path: Path) -> list[str]:
     text = _read(path).decode(errors="replace")
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = [line.strip() for line in text.splitlines() if line.strip()]
     if not isinstance(content, list) or len(content) < 2 or not all(isinstance(name, str) for name in content):
         raise LabelsFileError(f"{path} is not a list of at least two class names", hint="one name a line, or JSON")

@@ -95,7 +95,7 @@ class Prompt:
         try:
             content = json.loads(text)
             answers = [content[_key(index)] for index in range(images)]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MalformedReply(f"{type(error).__name__}: {error}") from None
         if not all(isinstance(answer, str) for answer in answers):
             raise MalformedReply("an answer is no text")

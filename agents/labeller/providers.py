@@ -136,7 +136,7 @@ def _read_labels(path: Path | None) -> tuple[dict[str, list[str | None]], dict[s
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise LabelsFileError(f"{path} cannot be read: {error.strerror}", hint="check FEDBUS_LABELS_FILE") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LabelsFileError(f"{path} is not JSON") from None
     if isinstance(content, dict) and isinstance(content.get("matched"), dict):
         content = content["matched"]
