@@ -74,7 +74,7 @@ class ArtifactFile(_Frozen):
     path: str
     size: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    media_type: str
+    media_type: Annotated[str, Field(max_length=100)]
 
     @model_validator(mode="after")
     def _path_stays_inside(self) -> Self:
