@@ -5,20 +5,21 @@ import { OrtTrainingEngine } from '../src/engines/ort_training';
 import { parseManifest } from '../src/manifest';
 import { ObjectStore } from '../src/objects';
 import { pixelTable, toPixelValues } from '../src/pixels';
-import { type Task, taskSpec } from '../src/protocol';
+import { type Ref, type Task, taskSpec } from '../src/protocol';
 import { readImages } from '../src/safetensors';
 import { runTask } from '../src/task';
 
 export interface HarnessCommand {
-  readonly task: Task;
+  /** Done one after another by one engine, which loads the artifacts of the first. */
+  readonly tasks: readonly Task[];
   readonly threads: number;
-  /** Zero: run the task. Otherwise so many cycles of get, load and train on its first image. */
+  /** Zero: run the tasks. Otherwise so many cycles of get, load and train on the first one's first image. */
   readonly cycles: number;
 }
 
 /** Notes the digest of every input that the model sees. */
 class RecordingEngine extends OrtTrainingEngine {
-  readonly batches: string[] = [];
+  batches: string[] = [];
 
   override async predict(pixelValues: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array> {
     this.batches.push(await sha256Hex(new Uint8Array(pixelValues.buffer)));
@@ -31,35 +32,47 @@ class RecordingEngine extends OrtTrainingEngine {
   }
 }
 
-async function run({ task, threads, cycles }: HarnessCommand): Promise<unknown> {
-  const folder = new URL('../', self.location.href).href;
-  const objects = new ObjectStore(`${folder}objects/`, null);
-  const decoder = new TextDecoder();
-  const spec = parseJson(decoder.decode(await objects.get(task.spec)), taskSpec, 'spec');
-  const manifest = parseManifest(decoder.decode(await objects.get(spec.artifacts)));
-  const images = readImages(await objects.get(task.shard));
-  const base = new Float32Array((await objects.get(spec.base_model)).buffer);
+const folder = new URL('../', self.location.href).href;
+const objects = new ObjectStore(`${folder}objects/`, null);
+const json = async (ref: Ref): Promise<string> => new TextDecoder().decode(await objects.get(ref));
+
+async function run({ tasks, threads, cycles }: HarnessCommand): Promise<unknown> {
   const engine = new RecordingEngine({ wasmFolder: folder, threads });
+  const first = parseJson(await json(tasks[0]!.spec), taskSpec, 'spec');
+  const manifest = parseManifest(await json(first.artifacts));
   await engine.load(manifest, {
     trainingModel: await objects.get(manifest.files.training_model),
     evalModel: await objects.get(manifest.files.eval_model),
     checkpoint: await objects.get(manifest.files.checkpoint),
   });
-  engine.setOptimizer(await objects.get(spec.optimizer));
   const table = pixelTable(manifest.model.mean, manifest.model.std);
-  if (cycles === 0) {
+  const results: unknown[] = [];
+  for (const task of tasks) {
+    const spec = parseJson(await json(task.spec), taskSpec, 'spec');
+    const images = readImages(await objects.get(task.shard));
+    const base = new Float32Array((await objects.get(spec.base_model)).buffer);
+    engine.setOptimizer(await objects.get(spec.optimizer));
+    if (cycles > 0) return cycle(engine, toPixelValues({ ...images, count: 1 }, table), base, cycles);
+    engine.batches = [];
     const { delta, metrics } = await runTask({ task, spec, images, base, table }, engine, () => undefined);
-    return { delta: [...delta], metrics, batches: engine.batches };
+    results.push({ delta: [...delta], metrics, batches: engine.batches });
   }
-  const pixels = toPixelValues({ ...images, count: 1 }, table);
+  return results;
+}
+
+/** The losses of many rounds through the functions that corrupted the heap. */
+async function cycle(
+  engine: RecordingEngine,
+  pixels: Float32Array<ArrayBuffer>,
+  base: Float32Array,
+  cycles: number,
+): Promise<number[]> {
   const losses: number[] = [];
-  let parameters: Float32Array = base;
-  for (let cycle = 0; cycle < cycles; cycle++) {
+  for (let parameters = base; losses.length < cycles; parameters = await engine.parameters()) {
     await engine.begin(parameters);
-    losses.push(await engine.trainStep(pixels, 1, task.labels[0] ?? 0));
-    parameters = await engine.parameters();
+    losses.push(await engine.trainStep(pixels, 1, 0));
   }
-  return { losses };
+  return losses;
 }
 
 self.onmessage = (message: MessageEvent<HarnessCommand>) => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,8 +37,11 @@ class RecordedTask:
     objects: dict[str, bytes] = field(default_factory=dict)
 
 
-def recorded_task(*, epochs: int = 1) -> RecordedTask:
-    """The first twenty images of the shipped users, with their true labels but one that the labeller dropped."""
+def recorded_task(*, optimizer: bytes | None = None, stateless: bool = True) -> RecordedTask:
+    """The first twenty images of the shipped users, with their true labels but one that the labeller dropped.
+
+    Another ``optimizer`` than the shipped one takes its place; ``stateless`` is what the manifest says of it.
+    """
     objects: dict[str, bytes] = {}
 
     def put(data: bytes) -> Ref:
@@ -51,14 +55,16 @@ def recorded_task(*, epochs: int = 1) -> RecordedTask:
     dataset = load_dataset(USERS)
     images = np.ascontiguousarray(dataset.images[:20])
     base = (ARTIFACTS / "trainable.f32").read_bytes()
+    manifest = json.loads((ARTIFACTS / "manifest.json").read_text(encoding="utf-8"))
+    manifest["optimizer"]["stateless"] = stateless
     spec = TaskSpec(
         run="recorded",
         round=1,
-        artifacts=put((ARTIFACTS / "manifest.json").read_bytes()),
+        artifacts=put(json.dumps(manifest).encode()),
         base_model=put(base),
-        optimizer=put((ARTIFACTS / "optimizer_model.onnx").read_bytes()),
+        optimizer=put(optimizer or (ARTIFACTS / "optimizer_model.onnx").read_bytes()),
         learning_rate=0.03,
-        epochs=epochs,
+        epochs=1,
         augmentations=6,
         augmentation=default_augmentation(),
         encoding="float32",
