@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from bus.events import PAYLOAD_BY_TYPE, Payload
 
 CONTENT_TYPE = "application/cloudevents+json"
 TYPE_PREFIX = "fedbus."
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Event(BaseModel):
@@ -72,7 +74,8 @@ def new_event(data: Payload, *, source: str, cause: Event | None = None) -> Even
 
 def _child_trace(parent: str | None, run: str) -> str:
     """A W3C traceparent: the trace is the run's, the span is new."""
-    trace = parent.split("-")[1] if parent and parent.count("-") == 3 else hashlib.sha256(run.encode()).hexdigest()[:32]
+    match = _TRACEPARENT.fullmatch(parent) if parent else None
+    trace = match[1] if match else hashlib.sha256(run.encode()).hexdigest()[:32]
     return f"00-{trace}-{uuid4().hex[:16]}-01"
 
 
