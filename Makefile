@@ -41,6 +41,9 @@ pytest: setup-dev
 bench: setup-dev  ## Measure, as ratios; prints tables and writes benchmarks/out/.
 	@$(PY) -m benchmarks $(ARGS)
 
+fuzz: $(VENV)/installed-fuzz  ## Give every parser of foreign input its share of a million inputs; non-zero if one breaks.
+	@$(PY) -m tests.fuzz $(ARGS)
+
 clean:          ## Remove what was built (not runs/).
 	rm -rf $(VENV) $(PAGE)/node_modules $(PAGE)/dist
 
@@ -57,6 +60,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing test tools and torch into $(VENV) ..."
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,export]'
+	@touch $@
+
+$(VENV)/installed-fuzz: $(VENV)/installed-dev
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	@touch $@
 
 $(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json
