@@ -86,7 +86,7 @@ async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay")
         raise FedbusError(f"{path.name} cannot be a recording", hint="let its name end in .jsonl or .jsonl.gz")
     events = await _events(bus, run)
     if not events:
-        raise FedbusError(f"there is no run called {run!r}", hint="`fedbus runs` lists those that exist")
+        raise FedbusError(f"there is no run called {run!r}", hint="check its name; the page lists those that exist")
     refs = [ref async for ref in _needed(bus, events, include)]
     header = _Header(version=VERSION, run=run, include=include, events=len(events), objects=len(refs))
     with _writing(path) as file:
