@@ -1,4 +1,4 @@
-"""``/runs/<run>/events``: a run's events and live progress as Server-Sent Events that can be joined late and resumed."""
+"""``/runs/<run>/events``: a run's events and live progress as Server-Sent Events, to be joined late and resumed."""
 
 from __future__ import annotations
 

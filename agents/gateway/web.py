@@ -1,4 +1,4 @@
-"""The gateway as one ASGI application: page, objects, feeds, health and figures, each answer with its safety headers."""
+"""The gateway as one ASGI application: page, objects, feeds, health and figures, with their safety headers."""
 
 from __future__ import annotations
 

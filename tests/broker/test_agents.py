@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from agents import aggregator, dispatcher, evaluator
 from agents.core.updates import encode_update
@@ -33,13 +34,22 @@ from bus.events import (
     UpdateRejected,
     UpdateSubmitted,
 )
-from bus.server import EmbeddedServer
+from bus.server import EmbeddedServer, embedded_server
 from bus.spec import QuorumSpec, RunConfig
 from bus.subjects import events_of
 from bus.values import Ref
 from tests.builders import config as run_config
 
 DEADLINE_S = 60.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
+    """A broker of this module's own: agents follow the whole stream, and other tests leave odd runs in theirs."""
+    async with embedded_server(tmp_path_factory.mktemp("agents")) as server:
+        yield server
+
+
 BODIES: dict[str, Callable[[Bus, asyncio.Event], Coroutine[Any, Any, None]]] = {
     "labeller": labeller.serve,
     "dispatcher": dispatcher.serve,

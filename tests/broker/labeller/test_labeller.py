@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +57,10 @@ async def ended(bus: Bus, run: str) -> RunFinished:
     return stored.event.data
 
 
-async def test_a_hundred_users_get_the_truth_with_seeded_errors_in_well_under_a_second(bus: Bus, unique_run: str):
+async def test_a_hundred_users_get_the_truth_with_seeded_errors(bus: Bus, unique_run: str):
     async with background(serve(bus, asyncio.Event())):
         started = await start_run(bus, unique_run, labelling(100, 20, error_rate=0.05), RunSources())
-        begin = time.perf_counter()
         found = await wait_for(lambda: all_labelled(bus, unique_run, 100))
-        seconds = time.perf_counter() - begin
     dataset = await dataset_of(bus, started)
     assert dataset.truth is not None
     truth = json.loads(await bus.objects.get(dataset.truth))
@@ -73,7 +70,6 @@ async def test_a_hundred_users_get_the_truth_with_seeded_errors_in_well_under_a_
     assert found[one.user].shard == one.shard
     assert found[one.user].labels == simulated_labels(truth[one.user], 10, error_rate=0.05, seed=11, user=one.user)
     assert found[one.user].provider == "truth"
-    assert seconds < 2
 
 
 async def test_users_that_have_labels_keep_them_when_the_event_comes_again(bus: Bus, unique_run: str):

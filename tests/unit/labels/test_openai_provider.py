@@ -142,7 +142,7 @@ async def test_retry_after_may_be_a_date(labelling: Labelling, server: LabelServ
     server.script.append(f"429 {formatdate(time() + 1.99, usegmt=True)}")
     begin = monotonic()
     await labelling.label(0)
-    assert 0.5 < monotonic() - begin < 5
+    assert monotonic() - begin > 0.5
 
 
 async def test_an_api_that_stays_away_is_reported_and_what_was_answered_is_kept(
