@@ -133,7 +133,7 @@ async def running_system(
             "FEDBUS_GATEWAY_PORT": str(gateway_port),
             "FEDBUS_GATEWAY_URL_FILE": str(url_file.absolute()),
             "FEDBUS_GATEWAY_SPOOL_DIR": str((store / "spool").absolute()),
-            "FEDBUS_LABELLER_CACHE_DIR": str((store / "labels").absolute()),
+            "FEDBUS_LABELLER_CACHE": str((store / "labels.sqlite").absolute()),
         }
         async with supervisor() as processes:
             # The gateway first: clients wait for it.
