@@ -17,6 +17,7 @@ from artifacts.optimizer import build_optimizer, learning_rate_of, with_learning
 from artifacts.ort_training import NativeTrainer
 from artifacts.torch_models import TrainableModel
 from tests.unit.artifacts.conftest import Built
+from tests.unit.artifacts.optimizers import DecoupledSgd, OrtAdamW
 
 Build = Callable[..., Built]
 
@@ -56,7 +57,7 @@ def test_sgd_takes_the_steps_of_torch(
         trainer.train_step(*batch(seed))
 
     def decoupled(tensors: list[Any]) -> Any:
-        return _DecoupledSgd(tensors, rate, decay)
+        return DecoupledSgd(tensors, rate, decay)
 
     np.testing.assert_allclose(trainer.parameters(), torch_steps(tiny_base, trainer, decoupled, clip, 4), atol=2e-6)
 
@@ -72,7 +73,7 @@ def test_adamw_takes_the_steps_of_its_definition(
         trainer.train_step(*batch(seed))
 
     def adamw(tensors: list[Any]) -> Any:
-        return _AdamW(tensors, rate, decay)
+        return OrtAdamW(tensors, rate, decay)
 
     np.testing.assert_allclose(trainer.parameters(), torch_steps(tiny_base, trainer, adamw, clip, 4), atol=1e-6)
 
@@ -87,42 +88,6 @@ def test_adamw_takes_nearly_the_steps_of_torch(build: Build, tiny_base: BaseMode
 
     # torch adds epsilon after its bias correction and decays before the step.
     np.testing.assert_allclose(trainer.parameters(), torch_steps(tiny_base, trainer, adamw, None, 4), atol=2e-4)
-
-
-class _DecoupledSgd:
-    """p <- (1 - rate * decay) (p - rate * gradient), the order in which AdamWOptimizer decays in its mode 1."""
-
-    def __init__(self, tensors: list[Any], rate: float, decay: float) -> None:
-        self._tensors, self._rate, self._decay = tensors, rate, decay
-
-    def zero_grad(self) -> None:
-        for tensor in self._tensors:
-            tensor.grad = None
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for tensor in self._tensors:
-            tensor.sub_(self._rate * self._direction(tensor))
-            tensor.mul_(1 - self._rate * self._decay)
-
-    def _direction(self, tensor: Any) -> Any:
-        return tensor.grad
-
-
-class _AdamW(_DecoupledSgd):
-    """As onnxruntime defines it: epsilon 1e-6 joins the second moment before bias correction."""
-
-    def __init__(self, tensors: list[Any], rate: float, decay: float) -> None:
-        super().__init__(tensors, rate, decay)
-        self._moments = {id(tensor): [0, 0.0, 0.0] for tensor in tensors}
-
-    def _direction(self, tensor: Any) -> Any:
-        moments = self._moments[id(tensor)]
-        step, first, second = moments
-        step, first, second = step + 1, 0.9 * first + 0.1 * tensor.grad, 0.999 * second + 0.001 * tensor.grad**2
-        moments[:] = step, first, second
-        correction = (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
-        return correction * first / (second**0.5 + 1e-6)
 
 
 def test_a_new_learning_rate_takes_effect_and_reads_back(build: Build) -> None:
