@@ -169,12 +169,15 @@ async def pull_consumer(
         yield consumer
 
 
-async def work(consumer: PullConsumer, handler: Handler, *, concurrency: int) -> None:
+async def work(
+    consumer: PullConsumer, handler: Handler, *, concurrency: int, permanent: tuple[type[Exception], ...] = ()
+) -> None:
     """Handles events for ever, ``concurrency`` at a time.
 
     An event whose handler returns is acknowledged. One whose handler raises a FedbusError, OSError or TimeoutError
-    comes again after the consumer's backoff, and goes to the DLQ after its last attempt. Any other exception is a
-    defect: it ends ``work`` and the event comes again to somebody.
+    comes again after the consumer's backoff, and goes to the DLQ after its last attempt; errors that are ``permanent``
+    send it there at once. Any other exception is a defect: it ends ``work`` and the event comes again to somebody.
+    An event that waits for its next attempt counts against the consumer's ``max_ack_pending``.
     """
     running: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
@@ -183,19 +186,21 @@ async def work(consumer: PullConsumer, handler: Handler, *, concurrency: int) ->
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             # Only as many as can be handled now: nobody would keep those that wait here from coming again.
             for delivery in await consumer.fetch(concurrency - len(running), timeout_s=FETCH_S):
-                task = group.create_task(_handle(consumer, delivery, handler))
+                task = group.create_task(_handle(consumer, delivery, handler, permanent))
                 running.add(task)
                 task.add_done_callback(running.discard)
 
 
-async def _handle(consumer: PullConsumer, delivery: Delivery, handler: Handler) -> None:
+async def _handle(
+    consumer: PullConsumer, delivery: Delivery, handler: Handler, permanent: tuple[type[Exception], ...]
+) -> None:
     beating = asyncio.create_task(_keep(consumer, delivery))
     try:
         await handler(delivery.stored)
-    except (FedbusError, OSError, TimeoutError) as error:
+    except (FedbusError, OSError, TimeoutError) + permanent as error:  # noqa: RUF005 - what mypy can follow
         reason = f"{type(error).__name__}: {error}"
-        if 0 < consumer.max_deliver <= delivery.attempt:
-            log.error("given up after %d attempts: %s", delivery.attempt, reason, extra=_where(delivery))
+        if isinstance(error, permanent) or 0 < consumer.max_deliver <= delivery.attempt:
+            log.error("given up at attempt %d: %s", delivery.attempt, reason, extra=_where(delivery))
             await delivery.terminate(reason)
         else:
             log.warning("attempt %d failed: %s", delivery.attempt, reason, extra=_where(delivery))

@@ -7,8 +7,8 @@
 import type { AugmentationSpec } from './protocol';
 import { type Images, imageAt } from './safetensors';
 
-export const MAX_SIDE = 1024;
-export const MAX_COPIES = 63;
+const MAX_SIDE = 1024;
+const MAX_COPIES = 63;
 const GOLDEN = 0x9e3779b9;
 const ONE = 65_536;
 enum Slot {
@@ -42,7 +42,9 @@ function below(key: number, image: number, copy: number, slot: Slot, n: number):
 export function augment(images: Images, index: number, copies: number, seed: number, spec: AugmentationSpec): Images {
   const { height, width, channels } = images;
   if (Math.max(height, width) > MAX_SIDE || copies < 0 || copies > MAX_COPIES) {
-    throw new RangeError(`sides up to ${MAX_SIDE} and up to ${MAX_COPIES} copies, not ${height}x${width} and ${copies}`);
+    throw new RangeError(
+      `sides up to ${MAX_SIDE} and up to ${MAX_COPIES} copies, not ${height}x${width} and ${copies}`,
+    );
   }
   const original = imageAt(images, index);
   const data = new Uint8Array((1 + copies) * original.length);

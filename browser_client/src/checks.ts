@@ -30,7 +30,8 @@ export const integer =
 export const real: Check<number> = (value, where) =>
   typeof value === 'number' && Number.isFinite(value) ? value : fail(where, 'a finite number');
 
-export const flag: Check<boolean> = (value, where) => (typeof value === 'boolean' ? value : fail(where, 'true or false'));
+export const flag: Check<boolean> = (value, where) =>
+  typeof value === 'boolean' ? value : fail(where, 'true or false');
 
 export const literal =
   <const T extends string | number>(expected: T): Check<T> =>

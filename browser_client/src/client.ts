@@ -39,8 +39,6 @@ export interface ClientView {
   uploads: readonly Upload[];
   done: number;
   rejected: number;
-  /** Losses of the shown task's steps. */
-  losses: readonly number[];
   download: { readonly loaded: number; readonly size: number } | null;
   /** What went wrong last, or an empty text. */
   problem: string;
@@ -62,7 +60,6 @@ export class Client {
     uploads: [],
     done: 0,
     rejected: 0,
-    losses: [],
     download: null,
     problem: '',
     stuck: false,
@@ -192,13 +189,11 @@ export class Client {
         held.images = event.images;
         held.classes = event.classes;
         this.view.shown = held;
-        this.view.losses = [];
         break;
       case 'progress': {
         held.progress = event.progress;
         held.predictions = event.predictions;
         const { share: _, ...progress } = event.progress;
-        if (progress.loss !== null) this.view.losses = [...this.view.losses, progress.loss];
         this.#connection.send({ type: 'progress', lease: held.lease, ...progress });
         break;
       }

@@ -14,10 +14,7 @@ const REPLACED = 4001;
 export type ConnectionState = 'closed' | 'connecting' | 'open' | 'waiting';
 
 /** The part of WebSocket that is used, so that tests can run a fake one. */
-export type Socket = Pick<
-  WebSocket,
-  'send' | 'close' | 'onopen' | 'onmessage' | 'onclose' | 'onerror' | 'binaryType'
->;
+export type Socket = Pick<WebSocket, 'send' | 'close' | 'onopen' | 'onmessage' | 'onclose' | 'onerror' | 'binaryType'>;
 
 export interface ConnectionOptions {
   readonly url: string;
@@ -118,7 +115,11 @@ export class Connection implements Wire {
       message = parseServerMessage(String(data));
     } catch (error) {
       if (!(error instanceof CheckError)) throw error;
-      this.options.onMessage({ type: 'error', code: 'bad_message', message: `the gateway said nonsense: ${error.message}` });
+      this.options.onMessage({
+        type: 'error',
+        code: 'bad_message',
+        message: `the gateway said nonsense: ${error.message}`,
+      });
       this.#lost();
       return;
     }

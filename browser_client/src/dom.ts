@@ -44,7 +44,14 @@ export function bar(label: string, share: number, mark: number | null = null): H
   fill.style.width = percent(share);
   const track = html(
     'div',
-    { class: 'bar', role: 'progressbar', 'aria-label': label, 'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': Math.round(100 * share) },
+    {
+      class: 'bar',
+      role: 'progressbar',
+      'aria-label': label,
+      'aria-valuemin': 0,
+      'aria-valuemax': 100,
+      'aria-valuenow': Math.round(100 * share),
+    },
     fill,
   );
   if (mark !== null && mark < 1) {

@@ -16,7 +16,9 @@ export function encodeUpdate(delta: Float32Array<ArrayBuffer>, encoding: string)
   if (encoding === 'int8') return encodeInt8(delta);
   const fraction = Number(/^topk:((?:0|1)(?:\.[0-9]{1,9})?)$/.exec(encoding)?.[1]);
   if (fraction > 0 && fraction <= 1) return encodeTopK(delta, fraction);
-  throw new EncodingError(`unknown encoding ${JSON.stringify(encoding)} of updates; reload the page for a newer client`);
+  throw new EncodingError(
+    `unknown encoding ${JSON.stringify(encoding)} of updates; reload the page for a newer client`,
+  );
 }
 
 function encodeHalf(delta: Float32Array): Uint8Array<ArrayBuffer> {
@@ -59,7 +61,9 @@ function encodeInt8(delta: Float32Array): Uint8Array<ArrayBuffer> {
 
 function encodeTopK(delta: Float32Array, fraction: number): Uint8Array<ArrayBuffer> {
   const kept = Math.min(delta.length, Math.max(1, Math.ceil(fraction * delta.length - 1e-9)));
-  const largestFirst = Uint32Array.from(delta.keys()).sort((a, b) => Math.abs(delta[b]!) - Math.abs(delta[a]!) || a - b);
+  const largestFirst = Uint32Array.from(delta.keys()).sort(
+    (a, b) => Math.abs(delta[b]!) - Math.abs(delta[a]!) || a - b,
+  );
   const indices = largestFirst.slice(0, kept).sort();
   const out = new Uint8Array(8 * kept);
   out.set(new Uint8Array(indices.buffer));

@@ -84,7 +84,10 @@ export class ObjectStore {
       // What counts are attempts without progress: a large download may be cut often and still end.
       if (into.loaded > before) attempt = 0;
       if (attempt >= ATTEMPTS) {
-        throw new ObjectError('object_unreachable', `object ${ref.sha256} stopped at byte ${into.loaded} of ${ref.size}`);
+        throw new ObjectError(
+          'object_unreachable',
+          `object ${ref.sha256} stopped at byte ${into.loaded} of ${ref.size}`,
+        );
       }
       await this.sleep(FIRST_DELAY_MS * 2 ** attempt);
     }
@@ -99,7 +102,8 @@ export class ObjectStore {
         cache: this.cache === null ? 'default' : 'no-store',
         signal: watchdog.signal,
       });
-      if (response.status === 404) throw new ObjectError('object_missing', `the gateway has no object ${into.ref.sha256}`);
+      if (response.status === 404)
+        throw new ObjectError('object_missing', `the gateway has no object ${into.ref.sha256}`);
       if (!response.ok || response.body === null) return;
       if (response.status !== 206) into.restart();
       const reader = response.body.getReader();

@@ -1,10 +1,20 @@
 /** The messages between gateway and clients, as agents/core/protocol.py defines them. */
-import { type Checked, CheckError, flag, integer, list, literal, optional, parseJson, real, record, text } from './checks';
+import {
+  type Checked,
+  CheckError,
+  flag,
+  integer,
+  list,
+  literal,
+  optional,
+  parseJson,
+  real,
+  record,
+  text,
+} from './checks';
 
 export const PROTOCOL_VERSION = 1;
-export const MAX_CHUNK_BYTES = 512 * 1024;
-export const MAX_TEXT_BYTES = 64 * 1024;
-export const MAX_IMAGES_PER_USER = 1_000;
+const MAX_IMAGES_PER_USER = 1_000;
 /** A reason is cut to this many characters, or the gateway refuses the message. */
 export const MAX_REASON = 500;
 const CHUNK_HEADER_BYTES = 12;
@@ -20,7 +30,7 @@ export const ref = record({ size: integer(0), sha256 });
 /** The digest and size of an object: all that a client needs to fetch it. */
 export type Ref = Checked<typeof ref>;
 
-export const augmentationSpec = record({
+const augmentationSpec = record({
   flip: flag,
   shift: integer(0, 1024),
   cos: list(integer(-(2 ** 20), 2 ** 20), 1, 361),
@@ -83,7 +93,9 @@ const serverMessages = {
 
 export type Welcome = Checked<(typeof serverMessages)['welcome']>;
 export type Assignment = Checked<(typeof serverMessages)['assignment']>;
-export type ServerMessage = { [K in keyof typeof serverMessages]: Checked<(typeof serverMessages)[K]> }[keyof typeof serverMessages];
+export type ServerMessage = {
+  [K in keyof typeof serverMessages]: Checked<(typeof serverMessages)[K]>;
+}[keyof typeof serverMessages];
 
 /** bus.events.UpdateMetrics. */
 export interface UpdateMetrics {

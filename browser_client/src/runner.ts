@@ -55,7 +55,8 @@ export class TaskRunner {
       await this.#train(lease, task);
     } catch (error) {
       if (error instanceof Dropped) this.say({ type: 'dropped', lease });
-      else this.say({ type: 'failed', lease, reason: error instanceof Error ? error.message : `error ${String(error)}` });
+      else
+        this.say({ type: 'failed', lease, reason: error instanceof Error ? error.message : `error ${String(error)}` });
     } finally {
       this.#current = null;
     }

@@ -58,7 +58,9 @@ function gatewayBase(asked: string | null, page: URL): string {
 function clientName(asked: string | null, from: Surroundings): string {
   const kept = asked ?? from.storage.getItem('fedbus.client');
   if (kept !== null && NAME.test(kept)) return kept;
-  const drawn = `tab-${Math.floor(from.random() * 36 ** 6).toString(36).padStart(6, '0')}`;
+  const drawn = `tab-${Math.floor(from.random() * 36 ** 6)
+    .toString(36)
+    .padStart(6, '0')}`;
   from.storage.setItem('fedbus.client', drawn);
   return drawn;
 }

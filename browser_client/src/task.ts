@@ -41,12 +41,16 @@ export type OnProgress = (progress: TaskProgress, predictions: readonly number[]
 export async function runTask(inputs: TaskInputs, engine: Engine, onProgress: OnProgress): Promise<TaskResult> {
   const { task, spec, images, base, table } = inputs;
   if (images.count !== task.labels.length || images.channels !== table.length) {
-    throw new CheckError(`task: ${task.labels.length} labels for ${images.count} images of ${images.channels} channels`);
+    throw new CheckError(
+      `task: ${task.labels.length} labels for ${images.count} images of ${images.channels} channels`,
+    );
   }
   const started = performance.now();
   await engine.begin(base);
   const predictions =
-    images.count === 0 ? [] : firstMaxima(await engine.predict(toPixelValues(images, table), images.count), images.count);
+    images.count === 0
+      ? []
+      : firstMaxima(await engine.predict(toPixelValues(images, table), images.count), images.count);
   const wrong = predictions.flatMap((prediction, index) => {
     const label = task.labels[index] ?? null;
     return label !== null && label !== prediction ? [{ index, label }] : [];
@@ -66,7 +70,10 @@ export async function runTask(inputs: TaskInputs, engine: Engine, onProgress: On
       await onProgress({ phase: 'train', ...seen, trained_images: trained, loss, share }, predictions);
     }
   }
-  const delta = losses.length > 0 ? (await engine.parameters()).map((value, index) => value - base[index]!) : new Float32Array(base.length);
+  const delta =
+    losses.length > 0
+      ? (await engine.parameters()).map((value, index) => value - base[index]!)
+      : new Float32Array(base.length);
   return {
     delta,
     metrics: {

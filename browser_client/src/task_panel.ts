@@ -18,7 +18,7 @@ export class TaskPanel {
   readonly #progress = html('div');
   readonly #figures = html('div', { class: 'figures' });
   readonly #gallery = html('ol', { class: 'gallery', 'aria-label': "The user's images" });
-  readonly #legend = html('p', { class: 'legend' }, 'Above the label, below it what the model says. It trains on those where the two differ.');
+  readonly #legend = html('p', { class: 'legend' }, 'Label above, prediction below; the tab trains where they differ.');
 
   /** `steps` explains what will happen, until there is something to show. */
   constructor(
@@ -36,11 +36,11 @@ export class TaskPanel {
     this.#progress.hidden = this.#figures.hidden = this.#gallery.hidden = this.#legend.hidden = idle;
     this.#phase.textContent = phaseOf(view);
     this.#progress.replaceChildren(bar('progress of the task', taskShare(shown)));
-    const loss = view.losses.at(-1);
+    const loss = shown?.progress?.loss ?? null;
     this.#figures.replaceChildren(
       figure(String(view.done), view.done === 1 ? 'task done' : 'tasks done'),
       figure(String(shown?.progress?.trained_images ?? 0), 'images trained'),
-      figure(loss === undefined ? '–' : loss.toFixed(3), 'loss'),
+      figure(loss === null ? '–' : loss.toFixed(3), 'loss'),
       upload(view),
     );
     if (shown !== null) this.#showImages(shown);
@@ -50,7 +50,8 @@ export class TaskPanel {
     if (held.lease !== this.#lease || held.images !== this.#images) {
       this.#lease = held.lease;
       this.#images = held.images;
-      this.#tiles = held.images === null ? [] : Array.from({ length: held.images.count }, (_, at) => newTile(held.images!, at));
+      this.#tiles =
+        held.images === null ? [] : Array.from({ length: held.images.count }, (_, at) => newTile(held.images!, at));
       this.#gallery.replaceChildren(...this.#tiles.map(({ box }) => box));
     }
     const name = (index: number): string => held.classes[index] ?? `class ${index}`;

@@ -20,7 +20,10 @@ const cases = vectors<Case[]>('augment');
 
 /** The same pattern as make_vectors.py makes up. */
 function pattern([count, height, width, channels]: Case['shape']): Images {
-  const data = Uint8Array.from({ length: count * height * width * channels }, (_, k) => Math.floor((k * k + 31 * k) / 7) % 256);
+  const data = Uint8Array.from(
+    { length: count * height * width * channels },
+    (_, k) => Math.floor((k * k + 31 * k) / 7) % 256,
+  );
   return { count, height, width, channels, data };
 }
 

@@ -51,7 +51,11 @@ const assign = (lease: string): void =>
 beforeEach(() => {
   network = new FakeNetwork();
   trainer = new FakeTrainer();
-  client = new Client(trainer, (handlers) => network.connection(handlers), () => undefined);
+  client = new Client(
+    trainer,
+    (handlers) => network.connection(handlers),
+    () => undefined,
+  );
   client.start();
   trainer.onEvent({ type: 'ready', engine: 'engine' });
   network.welcome();
@@ -61,7 +65,11 @@ describe('the client', () => {
   test('connects only once the engine is there and a person asked for it', () => {
     const idle = new FakeNetwork();
     const fresh = new FakeTrainer();
-    const other = new Client(fresh, (handlers) => idle.connection(handlers), () => undefined);
+    const other = new Client(
+      fresh,
+      (handlers) => idle.connection(handlers),
+      () => undefined,
+    );
     other.start();
     expect(idle.sockets).toHaveLength(0);
     fresh.onEvent({ type: 'ready', engine: 'engine' });
@@ -94,11 +102,18 @@ describe('the client', () => {
   test('tells how far a task is', () => {
     assign('a');
     trainer.onEvent({ type: 'started', lease: 'a', images: IMAGES, classes: ['x'] });
-    const progress = { phase: 'train', images_seen: 1, mismatched_images: 1, trained_images: 7, loss: 2, share: 1 } as const;
+    const progress = {
+      phase: 'train',
+      images_seen: 1,
+      mismatched_images: 1,
+      trained_images: 7,
+      loss: 2,
+      share: 1,
+    } as const;
     trainer.onEvent({ type: 'progress', lease: 'a', progress, predictions: [1] });
     const { share: _, ...sent } = progress;
     expect(network.socket.sent.at(-1)).toEqual({ type: 'progress', lease: 'a', ...sent });
-    expect(client.view.losses).toEqual([2]);
+    expect(client.view.shown?.progress).toEqual(progress);
   });
 
   test('after a cut goes on with what is still its own and drops the rest', () => {

@@ -10,9 +10,12 @@ interface Case {
 }
 
 describe('encodings of an update', () => {
-  test.each(vectors<Case[]>('encodings'))('gives the same bytes as Python: $name', ({ encoding, delta, bytes: expected }) => {
-    expect(encodeUpdate(floats(delta), encoding)).toEqual(bytes(expected));
-  });
+  test.each(vectors<Case[]>('encodings'))(
+    'gives the same bytes as Python: $name',
+    ({ encoding, delta, bytes: expected }) => {
+      expect(encodeUpdate(floats(delta), encoding)).toEqual(bytes(expected));
+    },
+  );
 
   test.each(['float64', 'topk:', 'topk:0', 'topk:2', ''])('refuses the unknown encoding %j', (encoding) => {
     expect(() => encodeUpdate(Float32Array.of(1), encoding)).toThrow(EncodingError);

@@ -40,7 +40,14 @@ export class FakeSocket implements Socket {
   }
 }
 
-export const WELCOME = { type: 'welcome', protocol: 1, heartbeat_s: 5, lease_s: 30, chunk_bytes: 8, resumed: [] } as const;
+export const WELCOME = {
+  type: 'welcome',
+  protocol: 1,
+  heartbeat_s: 5,
+  lease_s: 30,
+  chunk_bytes: 8,
+  resumed: [],
+} as const;
 
 export class FakeNetwork {
   now = 0;

@@ -31,8 +31,11 @@ function part(request: IncomingMessage, response: ServerResponse, until: number)
   else response.write(body, () => setTimeout(() => response.destroy(), 30));
 }
 
-const store = (folder: string, cache: ObjectCache | null = null, onDownload?: (ref: Ref, loaded: number) => void): ObjectStore =>
-  new ObjectStore(folder, cache, onDownload, fetch, () => Promise.resolve());
+const store = (
+  folder: string,
+  cache: ObjectCache | null = null,
+  onDownload?: (ref: Ref, loaded: number) => void,
+): ObjectStore => new ObjectStore(folder, cache, onDownload, fetch, () => Promise.resolve());
 
 afterEach(() => {
   server?.closeAllConnections();

@@ -9,12 +9,15 @@ interface Case {
 }
 
 describe('pixel values', () => {
-  test.each(vectors<Case[]>('pixels'))('the table has the same bits as in Python: mean $mean', ({ mean, std, table }) => {
-    const expected = floats(table);
-    expect(pixelTable(mean, std).map((row) => [...row])).toEqual(
-      mean.map((_, channel) => [...expected.subarray(256 * channel, 256 * (channel + 1))]),
-    );
-  });
+  test.each(vectors<Case[]>('pixels'))(
+    'the table has the same bits as in Python: mean $mean',
+    ({ mean, std, table }) => {
+      const expected = floats(table);
+      expect(pixelTable(mean, std).map((row) => [...row])).toEqual(
+        mean.map((_, channel) => [...expected.subarray(256 * channel, 256 * (channel + 1))]),
+      );
+    },
+  );
 
   test('channels move in front of rows', () => {
     const table = [Float32Array.from({ length: 256 }, (_, u) => u), Float32Array.from({ length: 256 }, (_, u) => -u)];

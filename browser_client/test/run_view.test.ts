@@ -25,15 +25,27 @@ describe('the view of a run', () => {
   test('follows a round from its plan to its model', () => {
     const view = running();
     expect(view).toMatchObject({ status: 'running', users: 2, rounds: 3, labelled: 1 });
-    expect([...view.round!.states]).toEqual([['a', 'waiting'], ['b', 'waiting']]);
+    expect([...view.round!.states]).toEqual([
+      ['a', 'waiting'],
+      ['b', 'waiting'],
+    ]);
     foldProgress(view, JSON.stringify({ round: 1, user: 'b', client: 'tab-1', phase: 'train' }));
     foldEvent(view, submitted('a'));
-    expect([...view.round!.states]).toEqual([['a', 'done'], ['b', 'working']]);
+    expect([...view.round!.states]).toEqual([
+      ['a', 'done'],
+      ['b', 'working'],
+    ]);
     foldEvent(view, event('round.closed', { round: 1, reason: 'quorum' }));
-    foldEvent(view, event('model.evaluated', { round: 1, base: { accuracy: 0.6, loss: 1 }, updated: { accuracy: 0.7, loss: 1 } }));
+    foldEvent(
+      view,
+      event('model.evaluated', { round: 1, base: { accuracy: 0.6, loss: 1 }, updated: { accuracy: 0.7, loss: 1 } }),
+    );
     foldEvent(view, event('run.finished', { status: 'completed', reason: '' }));
     expect(view.round).toMatchObject({ submitted: 1, mismatched: 1, trained: 7, ended: 'quorum' });
-    expect([...view.accuracy]).toEqual([[0, 0.6], [1, 0.7]]);
+    expect([...view.accuracy]).toEqual([
+      [0, 0.6],
+      [1, 0.7],
+    ]);
     expect(view.status).toBe('completed');
     expect(view.latest).toEqual([{ user: 'a', client: 'tab-1', round: 1, mismatched: 1, images: 2 }]);
   });
@@ -56,7 +68,9 @@ describe('the view of a run', () => {
   test('an event that nobody knows says nothing, and a damaged one is refused', () => {
     const view = running();
     foldEvent(view, event('coffee.made', {}));
-    expect(() => foldEvent(view, event('round.planned', { round: 2 }))).toThrow(expect.objectContaining({ name: 'CheckError' }));
+    expect(() => foldEvent(view, event('round.planned', { round: 2 }))).toThrow(
+      expect.objectContaining({ name: 'CheckError' }),
+    );
     expect(view.round!.number).toBe(1);
   });
 });

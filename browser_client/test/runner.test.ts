@@ -91,7 +91,9 @@ class World {
   }
 
   task(labels: number[], spec = this.spec()): Task {
-    const header = JSON.stringify({ images: { dtype: 'U8', shape: [labels.length, 1, 1, 1], data_offsets: [0, labels.length] } });
+    const header = JSON.stringify({
+      images: { dtype: 'U8', shape: [labels.length, 1, 1, 1], data_offsets: [0, labels.length] },
+    });
     const file = Buffer.concat([Buffer.alloc(8), Buffer.from(header), Buffer.alloc(labels.length)]);
     file.writeBigUInt64LE(BigInt(header.length));
     return { run: 'r', round: 1, user: 'u', shard: this.put(file), labels, spec, seed: 1 };
@@ -116,7 +118,14 @@ describe('the task runner', () => {
     const world = new World();
     await world.runner.run('a', world.task([0]));
     await world.runner.run('b', world.task([1], world.spec('slower')));
-    expect(world.engine.calls).toEqual(['load checkpoint', 'optimizer slow', 'begin', 'optimizer slower', 'begin', 'step']);
+    expect(world.engine.calls).toEqual([
+      'load checkpoint',
+      'optimizer slow',
+      'begin',
+      'optimizer slower',
+      'begin',
+      'step',
+    ]);
   });
 
   test('fetches ahead what the task needs, so that running it waits for nothing', async () => {

@@ -27,7 +27,7 @@ AGENTS = {
     "evaluator": evaluator.serve,
 }
 TOKEN = "join"
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 
 
 @dataclass

@@ -36,7 +36,11 @@ export function accuracyChart(accuracy: ReadonlyMap<number, number>, rounds: num
   chart.append(svg('polyline', { class: 'curve', points: places.join(' ') }));
   for (const [round, value] of points) {
     chart.append(
-      svg('circle', { class: 'point', cx: x(round), cy: y(value), r: 3.5 }, svg('title', {}, `round ${round}: ${percent(value, 1)}`)),
+      svg(
+        'circle',
+        { class: 'point', cx: x(round), cy: y(value), r: 3.5 },
+        svg('title', {}, `round ${round}: ${percent(value, 1)}`),
+      ),
     );
   }
   return chart;

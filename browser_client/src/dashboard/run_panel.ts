@@ -20,10 +20,15 @@ export class RunPanel {
   show(view: RunView | null, problem: string): void {
     if (view === null) {
       this.#heading.textContent = 'No run yet';
-      this.#round.replaceChildren(html('p', { class: 'phase' }, problem || 'The dashboard appears with the first run.'));
+      this.#round.replaceChildren(
+        html('p', { class: 'phase' }, problem || 'The dashboard appears with the first run.'),
+      );
       return;
     }
-    this.#heading.replaceChildren(`Run ${view.run} `, html('span', { class: 'chip', 'data-status': view.status }, view.status));
+    this.#heading.replaceChildren(
+      `Run ${view.run} `,
+      html('span', { class: 'chip', 'data-status': view.status }, view.status),
+    );
     this.#figures.replaceChildren(...figures(view));
     this.#chart.replaceChildren(
       html('h3', {}, 'Accuracy on held-out images, by round'),
@@ -67,7 +72,11 @@ function round(view: RoundView): HTMLElement[] {
   const rejected = view.rejected > 0 ? `, ${view.rejected} rejected` : '';
   const end = view.ended === '' ? '' : ` – closed: ${view.ended}`;
   return [
-    html('h3', {}, `Round ${view.number}: ${view.submitted} of ${view.users} updates, quorum ${view.quorum}${rejected}${end}`),
+    html(
+      'h3',
+      {},
+      `Round ${view.number}: ${view.submitted} of ${view.users} updates, quorum ${view.quorum}${rejected}${end}`,
+    ),
     bar('updates of the round', ...shares),
     html('p', { class: 'legend' }, `${view.mismatched} images mismatched, ${view.trained} images trained this round`),
     ...(view.states.size <= MOST_DOTS ? [dots(view)] : []),

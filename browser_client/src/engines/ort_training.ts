@@ -37,7 +37,9 @@ export class OrtTrainingEngine implements Engine {
   async begin(base: Float32Array): Promise<void> {
     const { manifest } = this.#loaded();
     if (base.length !== manifest.trainable_count) {
-      throw new EngineError(`the base model has ${base.length} parameters, the artifacts train ${manifest.trainable_count}`);
+      throw new EngineError(
+        `the base model has ${base.length} parameters, the artifacts train ${manifest.trainable_count}`,
+      );
     }
     // A session can neither change its optimizer model nor clear Adam's moments: only a new one starts afresh.
     if (this.#session !== null && this.#used) await this.#close();

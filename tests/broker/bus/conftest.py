@@ -1,15 +1,23 @@
-"""A plain NATS client beside the bus, for what the bus would never do."""
+"""A broker of their own for these tests, whose runs are no runs, and a plain NATS client beside the bus."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import nats.aio.client
+import pytest
 import pytest_asyncio
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from bus.events import RoundFailed
-from bus.server import EmbeddedServer
+from bus.server import EmbeddedServer, embedded_server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
+    """One nats-server for the tests of the bus."""
+    async with embedded_server(tmp_path_factory.mktemp("bus")) as server:
+        yield server
 
 
 @pytest_asyncio.fixture
@@ -21,9 +29,9 @@ async def raw(nats: EmbeddedServer) -> AsyncIterator[JetStreamContext]:
     await client.close()
 
 
-def nats_client() -> nats.aio.client.Client:
+def nats_client() -> Client:
     """An unconnected client."""
-    return nats.aio.client.Client()
+    return Client()
 
 
 def failed(run: str, round_: int = 1, reason: str = "why") -> RoundFailed:

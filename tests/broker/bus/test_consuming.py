@@ -106,6 +106,23 @@ async def test_the_last_failure_buries_the_event_with_its_reason(
     assert buried.data == published.event.to_json()
 
 
+async def test_an_error_that_trying_again_does_not_heal_buries_the_event_at_once(bus: Bus, unique_run: str) -> None:
+    await bus.publish_many(failed(unique_run, number) for number in range(3))
+    attempts: list[int] = []
+
+    async def handler(stored: Stored) -> None:
+        attempts.append(stored.sequence)
+        raise ZeroDivisionError("always")
+
+    async with bus.pull(unique_run, events_of(unique_run), max_ack_pending=1) as consumer:
+        working_ = asyncio.create_task(work(consumer, handler, concurrency=1, permanent=(ZeroDivisionError,)))
+        await wait_for(lambda: consumer.buried == 3, within_s=5)
+        await wait_for(lambda: _is_idle(consumer))
+        working_.cancel()
+        await asyncio.gather(working_, return_exceptions=True)
+    assert len(attempts) == 3
+
+
 async def test_any_other_exception_ends_the_worker_and_the_event_comes_again(bus: Bus, unique_run: str) -> None:
     await bus.publish(failed(unique_run))
 
