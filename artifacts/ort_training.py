@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
-from onnxruntime.capi import _pybind_state as ort
 
 from artifacts.errors import EngineError
 from artifacts.manifest import ArtifactManifest
+from artifacts.onnxruntime_alone import InferenceSession, ort
 
 # What the results of one forward pass may take; larger batches are no faster.
 _FORWARD_BYTES = 512 * 1024 * 1024
