@@ -1,0 +1,202 @@
+"""Page, objects, feeds and figures: what the gateway serves, and to whom it says no."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from agents.gateway.service import running_gateway
+from bus.client import Bus
+from bus.errors import PortTakenError
+from bus.events import Progress, RoundStarted
+from tests.broker.gateway.conftest import DEADLINE_S, Gateway, serving, talking
+from tests.conftest import wait_for
+
+DATA = bytes(range(256)) * 5_000
+
+
+async def test_an_object_is_served_whole_with_its_digest_as_etag(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    ref = await gateway.bus.objects.put(DATA)
+    answer = await http.get(f"/objects/{ref.sha256}")
+    assert (answer.status_code, answer.content) == (200, DATA)
+    assert answer.headers["etag"] == f'"{ref.sha256}"'
+    assert "immutable" in answer.headers["cache-control"]
+    again = await http.get(f"/objects/{ref.sha256}", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    head = await http.head(f"/objects/{ref.sha256}")
+    assert (head.headers["content-length"], head.content) == (str(len(DATA)), b"")
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=1000000-", 1_000_000, len(DATA)),
+        ("bytes=524287-524289", 524_287, 524_290),
+        ("bytes=-10", len(DATA) - 10, len(DATA)),
+        (f"bytes=5-{len(DATA) + 100}", 5, len(DATA)),
+    ],
+)
+async def test_a_range_is_served(gateway: Gateway, http: httpx.AsyncClient, asked: str, first: int, end: int) -> None:
+    ref = await gateway.bus.objects.put(DATA)
+    answer = await http.get(f"/objects/{ref.sha256}", headers={"Range": asked})
+    assert answer.status_code == 206
+    assert answer.content == DATA[first:end]
+    assert answer.headers["content-range"] == f"bytes {first}-{end - 1}/{len(DATA)}"
+
+
+async def test_a_range_past_the_end_cannot_be_served(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    ref = await gateway.bus.objects.put(DATA)
+    answer = await http.get(f"/objects/{ref.sha256}", headers={"Range": f"bytes={len(DATA)}-"})
+    assert answer.status_code == 416
+
+
+@pytest.mark.parametrize("name", ["0" * 64, "0" * 63, "..%2f..%2fetc%2fpasswd", "%2e%2e", "sha256-" + "0" * 64])
+async def test_names_that_are_no_object_are_not_found(http: httpx.AsyncClient, name: str) -> None:
+    assert (await http.get(f"/objects/{name}")).status_code == 404
+
+
+async def test_held_out_images_and_true_labels_are_for_no_client(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    assert gateway.dataset.truth is not None
+    shard = gateway.dataset.users[0].shard
+
+    async def ready() -> bool:
+        return (await http.get("/readyz")).status_code == 200
+
+    await wait_for(ready, within_s=DEADLINE_S)
+    for secret in (gateway.dataset.held_out, gateway.dataset.truth):
+        assert (await http.get(f"/objects/{secret.sha256}")).status_code in (403, 404)
+    assert (await http.get(f"/objects/{shard.sha256}")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/runs", "/objects/" + "0" * 64, "/healthz"])
+async def test_every_answer_has_its_safety_headers(http: httpx.AsyncClient, path: str) -> None:
+    headers = (await http.get(path)).headers
+    assert "script-src 'self'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+    assert headers["cross-origin-embedder-policy"] == "require-corp"
+
+
+async def test_isolation_can_be_switched_off(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, isolation=False) as gateway, httpx.AsyncClient() as http:
+        assert "cross-origin-opener-policy" not in (await http.get(f"{gateway.url}/healthz")).headers
+
+
+async def test_a_page_that_is_not_built_is_said(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/")
+    assert answer.status_code == 503
+    assert "npm run build" in answer.text
+
+
+async def test_health_and_figures(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    assert (await http.get("/healthz")).text == "ok\n"
+    await gateway.assign("u0")
+    async with talking(gateway) as talk:
+        await talk.task()
+        figures = (await http.get("/metrics")).text
+        assert "fedbus_gateway_clients 1.0" in figures
+        assert "fedbus_gateway_leases 1.0" in figures
+    (listed,) = (await http.get("/runs")).json()
+    assert (listed["run"], listed["status"]) == ("shop", "running")
+
+
+@contextlib.asynccontextmanager
+async def feed(http: httpx.AsyncClient, path: str, **headers: str) -> AsyncIterator[AsyncIterator[dict[str, str]]]:
+    """The messages of a feed as dictionaries of their fields."""
+
+    async def messages(answer: httpx.Response) -> AsyncIterator[dict[str, str]]:
+        found: dict[str, str] = {}
+        async for line in answer.aiter_lines():
+            if not line and found:
+                yield found
+                found = {}
+            elif line and not line.startswith(":"):
+                name, _, value = line.partition(":")
+                found[name] = value.strip()
+
+    async with asyncio.timeout(DEADLINE_S), http.stream("GET", path, headers=headers) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield messages(answer)
+
+
+async def test_a_feed_begins_at_the_first_event_and_goes_on_live(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    async with feed(http, "/runs/shop/events") as messages:
+        first = await anext(messages)
+        assert json.loads(first["data"])["type"] == "fedbus.run.started"
+        published = await gateway.bus.publish(RoundStarted(run="shop", round=1))
+        second = await anext(messages)
+        assert second["id"] == str(published.sequence)
+
+
+@pytest.mark.parametrize("how", ["header", "query"])
+async def test_a_feed_is_resumed_after_the_last_event_that_was_seen(
+    gateway: Gateway, http: httpx.AsyncClient, how: str
+) -> None:
+    for number in (1, 2, 3):
+        await gateway.bus.publish(RoundStarted(run="shop", round=number))
+    async with feed(http, "/runs/shop/events") as messages:
+        seen = [await anext(messages) for _ in range(2)]
+    last = seen[-1]["id"]
+    path, headers = "/runs/shop/events", {"Last-Event-ID": last}
+    if how == "query":
+        path, headers = f"{path}?since={last}", {}
+    async with feed(http, path, **headers) as messages:
+        assert json.loads((await anext(messages))["data"])["data"]["round"] == 2
+
+
+async def test_live_progress_comes_through_the_feed(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    said = Progress(run="shop", round=1, user="u0", client="c", phase="train", images_seen=3)
+    async with feed(http, "/runs/shop/events") as messages:
+        await anext(messages)
+
+        async def keep_saying() -> None:
+            while True:
+                await gateway.bus.say(said)
+                await asyncio.sleep(0.05)
+
+        saying = asyncio.create_task(keep_saying())
+        try:
+            message = await anext(messages)
+        finally:
+            saying.cancel()
+    assert message["event"] == "progress"
+    assert json.loads(message["data"])["user"] == "u0"
+
+
+async def test_a_feed_of_an_impossible_run_is_refused(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/runs/no%20run/events")).status_code in (400, 404)
+    assert (await http.get("/runs/shop/events?since=minus")).status_code == 400
+
+
+async def test_a_page_of_another_origin_may_not_connect(gateway: Gateway) -> None:
+    with pytest.raises(InvalidStatus):
+        async with connect(gateway.socket_url, origin="https://elsewhere.example"):  # type: ignore[arg-type]
+            pass
+
+
+async def test_a_page_of_the_gateways_own_origin_may(gateway: Gateway) -> None:
+    async with talking(gateway, origin=gateway.url) as talk:
+        assert talk.socket.state.name == "OPEN"
+
+
+async def test_a_taken_port_is_named(gateway: Gateway) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        settings = gateway.settings.model_copy(update={"port": port})
+        with pytest.raises(PortTakenError, match=str(port)) as taken:
+            async with running_gateway(gateway.bus, settings):
+                pass
+    assert "FEDBUS_GATEWAY_PORT" in taken.value.hint
