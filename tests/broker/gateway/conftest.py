@@ -36,6 +36,7 @@ from bus.subjects import events_of
 from bus.values import Frozen, Ref
 from data.shards import encode_shard
 from tests.builders import config, planned, run_started
+from tests.conftest import wait_for
 
 DEADLINE_S = 20.0
 PARAMETERS = 300_000
@@ -121,8 +122,13 @@ async def gateway(bus: Bus, tmp_path: Path) -> AsyncIterator[Gateway]:
 
 @pytest_asyncio.fixture
 async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the gateway's HTTP side."""
+    """A client of the gateway's HTTP side, once the gateway has read the stream."""
     async with httpx.AsyncClient(base_url=gateway.url, timeout=DEADLINE_S) as client:
+
+        async def ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        await wait_for(ready)
         yield client
 
 
