@@ -96,12 +96,8 @@ class Client:
         Raises:
             GatewayRefusedError: wrong token or another version of the protocol.
         """
-        async with asyncio.TaskGroup() as group:
-            training = group.create_task(self._train())
-            try:
-                await self._stay_connected()
-            finally:
-                training.cancel()
+        async with background(self._train()):
+            await self._stay_connected()
 
     async def _stay_connected(self) -> None:
         pause = FIRST_PAUSE_S
