@@ -18,6 +18,7 @@ from agents.core.rounds import Candidate, Refusal, RoundState
 from agents.core.updates import Buffer, decoded_parts
 from agents.shell import Ticker, main, until
 from bus.client import Bus, CaughtUp
+from bus.crash_points import crash_point
 from bus.envelope import Event, Stored
 from bus.errors import (
     BrokerUnavailableError,
@@ -100,6 +101,7 @@ class Aggregator:
                 opened = self._rounds[key] = OpenRound(state)
             verdict = opened.state.fold(stored)
             if isinstance(verdict, Candidate):
+                crash_point("aggregator.received")
                 opened.pending.append(verdict)
             if self._live:
                 await self._act(opened, stored.event)
@@ -126,6 +128,7 @@ class Aggregator:
             return
         if (decision := state.decide(datetime.now(UTC))) is not None:
             log.info("%s", decision.TYPE, extra=opened.extra)
+            crash_point("aggregator.closing")
             await self._publish(decision, cause)
         elif state.closed is not None:
             await self._publish_model(opened, cause)
@@ -160,6 +163,7 @@ class Aggregator:
                 total.add_parts, lambda: decoded_parts(data, update.encoding, parameters), candidate.weight
             )
         opened.added.add(candidate.sequence)
+        crash_point("aggregator.added")
 
     async def _publish_model(self, opened: OpenRound, cause: Event | None) -> None:
         state = opened.state
@@ -171,6 +175,7 @@ class Aggregator:
             for candidate in accepted.values():
                 await self._add(opened, candidate)
         ref = await self._put_model(opened.total, state.plan.base_model)
+        crash_point("aggregator.model_put")
         await self._publish(model_published(state, accepted, ref), cause)
         log.info("model %s from %d updates", ref.sha256[:12], len(accepted), extra=opened.extra)
 
@@ -200,6 +205,7 @@ class Aggregator:
     async def _publish(self, data: Payload, cause: Event | None) -> None:
         try:
             published = await self._bus.publish(data, cause=cause)
+            crash_point(f"aggregator.{data.TYPE}")
         except ConflictingEventError:
             # Another aggregator was faster; what it said arrives through the stream and counts.
             log.info("%s was already said by another aggregator", data.TYPE, extra={"run": data.run})

@@ -14,6 +14,7 @@ from artifacts.errors import OptimizerModelError
 from artifacts.manifest import ArtifactManifest
 from artifacts.optimizer import with_learning_rate
 from bus.client import Bus, CaughtUp
+from bus.crash_points import crash_point
 from bus.envelope import Event, Stored
 from bus.errors import ConflictingEventError, ObjectCorruptError, ObjectMissingError
 from bus.events import Payload, RoundFailed, RoundPlanned, RunFinished, RunStarted
@@ -84,6 +85,7 @@ class Dispatcher:
                 await self._publish(data, cause)
             case AssignTasks(tasks):
                 published = await self._bus.publish_many(tasks, cause=cause)
+                crash_point("dispatcher.task.assigned")
                 self._own = max(self._own, *(one.sequence for one in published))
                 log.info("assigned %d tasks", len(tasks), extra={"run": run, "round": tasks[0].round})
             case PlanRound():
@@ -95,6 +97,7 @@ class Dispatcher:
 
     async def _plan(self, state: RunState, plan: PlanRound, cause: Event | None) -> None:
         config, number = state.started.config, plan.started.round
+        crash_point("dispatcher.planning")
         manifest = await self._manifest(state.started)
         if await self._bus.objects.info(plan.base_model.name) is None:
             raise ObjectMissingError(f"base model {plan.base_model.name} is not in the object store")
@@ -113,6 +116,7 @@ class Dispatcher:
             encoding=config.training.encoding,
         )
         ref = await self._bus.objects.put(spec.model_dump_json().encode(), media_type="application/json")
+        crash_point("dispatcher.spec_put")
         planned = RoundPlanned(
             run=state.run,
             round=number,
@@ -138,6 +142,7 @@ class Dispatcher:
     async def _publish(self, data: Payload, cause: Event | None) -> None:
         try:
             published = await self._bus.publish(data, cause=cause)
+            crash_point(f"dispatcher.{data.TYPE}")
         except ConflictingEventError:
             # Another dispatcher was faster; what it said arrives through the stream and counts.
             log.info("%s was already said by another dispatcher", data.TYPE, extra={"run": data.run})

@@ -19,6 +19,7 @@ from artifacts.manifest import ArtifactManifest
 from artifacts.ort_training import NativeTrainer
 from bus.client import Bus
 from bus.consumer import work
+from bus.crash_points import crash_point
 from bus.envelope import Stored
 from bus.errors import ConflictingEventError, FedbusError
 from bus.events import ModelEvaluated, ModelPublished, RunStarted
@@ -47,6 +48,7 @@ class Evaluator:
 
     async def handle(self, stored: Stored) -> None:
         """Evaluates the model that a ``run.started`` or ``model.published`` names, and says so."""
+        crash_point("evaluator.received")
         match stored.event.data:
             case RunStarted() as started:
                 number, model = 0, started.base_model
@@ -58,8 +60,10 @@ class Evaluator:
             case _:
                 return
         evaluated = await self._evaluate(started, number, model)
+        crash_point("evaluator.details_put")
         try:
             await self._bus.publish(evaluated, cause=stored.event)
+            crash_point("evaluator.published")
         except ConflictingEventError:
             # Another evaluator was faster; its last digits may differ on another machine.
             log.info("already evaluated", extra={"run": started.run, "round": number})
@@ -77,6 +81,7 @@ class Evaluator:
         updated = base
         if model.sha256 != started.base_model.sha256:
             updated = await scorer.logits(await self._parameters(model))
+        crash_point("evaluator.evaluated")
         details = EvaluationDetails(
             classes=scorer.classes, base=by_class(base, scorer.labels), updated=by_class(updated, scorer.labels)
         )

@@ -11,6 +11,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError
 
 from bus.connection import Connection
+from bus.crash_points import crash_point
 from bus.dead_letters import WRONG_LAST_SEQUENCE
 from bus.envelope import Event, parse_event
 from bus.errors import ConflictingEventError, MalformedEventError
@@ -67,6 +68,8 @@ class Publisher:
         results: list[Published] = []
         conflict: ConflictingEventError | None = None
         for start in range(0, len(outgoing), WINDOW):
+            if start:
+                crash_point("publisher.between_windows")
             window = outgoing[start : start + WINDOW]
             for item, ack in zip(window, await self._attempt(window), strict=True):
                 if ack is not None and not ack.duplicate:

@@ -40,6 +40,7 @@ from agents.core.protocol import (
     parse_server_message,
 )
 from agents.shell import background
+from bus.crash_points import crash_point
 from bus.errors import FedbusError
 from bus.values import Frozen
 
@@ -157,6 +158,7 @@ class Client:
             match message:
                 case Assignment():
                     self._asked = max(0, self._asked - 1)
+                    crash_point("client.assigned")
                     work = Work(message)
                     self._held[message.lease] = work
                     self._to_train.put_nowait(work)
@@ -220,6 +222,7 @@ class Client:
 
         async with background(self._prepare_next()):
             work.finished = await self._trainer.run(work.assignment.task, progress)
+        crash_point("client.trained")
 
     async def _prepare_next(self) -> None:
         for work in list(self._held.values()):
@@ -258,6 +261,7 @@ class Client:
         digest = hashlib.sha256(finished.data).hexdigest()
         await socket.send(UploadBegin(lease=lease, upload=number, size=size, sha256=digest).model_dump_json())
         answer = await _next(answers)
+        crash_point("client.upload_begun")
         sent = acknowledged = answer.offset if isinstance(answer, UploadOffset) else size
         committed = False
         while isinstance(answer, UploadOffset) and not work.revoked:
@@ -265,10 +269,12 @@ class Client:
             while sent < size and sent - acknowledged < CHUNK_WINDOW * MAX_CHUNK_BYTES:
                 await socket.send(encode_chunk(number, sent, finished.data[sent : sent + MAX_CHUNK_BYTES]))
                 sent = min(size, sent + MAX_CHUNK_BYTES)
+                crash_point("client.chunk_sent")
             if sent >= size and not committed:
                 committed = True
                 commit = UploadCommit(lease=lease, upload=number, metrics=finished.metrics)
                 await socket.send(commit.model_dump_json())
+                crash_point("client.committed")
             answer = await _next(answers)
         self._answers.pop(number, None)
         if isinstance(answer, UploadAccepted):

@@ -10,6 +10,7 @@ from agents.core.protocol import UploadAccepted, UploadRejected
 from agents.core.upload import Expected, UpdateRefusedError, check_metrics, check_size, check_update
 from agents.gateway.hub import Hub, where
 from agents.gateway.spool import SMALL, Upload
+from bus.crash_points import crash_point
 from bus.errors import ConflictingEventError
 from bus.events import UpdateMetrics, UpdateRejected, UpdateSubmitted
 
@@ -84,10 +85,12 @@ class Committer:
         data = upload.bytes()
         if len(data) <= SMALL:
             check_update(data, expected)
+            crash_point("gateway.checked")
             ref = await self._hub.bus.objects.put(data.tobytes(), media_type=MEDIA_TYPE)
         else:
             await asyncio.to_thread(check_update, data, expected)
             ref = await self._hub.bus.objects.put_file(upload.path, MEDIA_TYPE)
+        crash_point("gateway.object_put")
         submitted = UpdateSubmitted(
             run=task.run,
             round=task.round,
@@ -102,6 +105,7 @@ class Committer:
         delivery = self._hub.delivery(upload.lease)
         try:
             await self._hub.bus.publish(submitted, cause=delivery.stored.event if delivery else None)
+            crash_point("gateway.submitted")
         except ConflictingEventError:
             raise UpdateRefusedError("duplicate", "this user's update was submitted before") from None
 

@@ -18,6 +18,7 @@ from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import Spool
 from bus.client import Bus, CaughtUp
 from bus.consumer import Delivery, PullConsumer
+from bus.crash_points import crash_point
 from bus.errors import FedbusError
 from bus.events import RunStarted, TaskAssigned
 from bus.spec import RunDataset
@@ -272,6 +273,7 @@ class Hub:
             self._grant(delivery, task)
 
     def _grant(self, delivery: Delivery, task: TaskAssigned) -> None:
+        crash_point("gateway.delivered")
         client = self._ready.popleft()
         record = LeaseRecord(task=task, client=client, sequence=delivery.stored.sequence, attempt=delivery.attempt)
         lease = self.leases.grant(record)
@@ -282,6 +284,7 @@ class Hub:
         except OSError as error:
             # The lease is good without its file; only a restart of the gateway would forget it.
             log.error("the spool does not take a lease: %s", error, extra=where(lease))
+        crash_point("gateway.leased")
         self.tell(client, Assignment(lease=lease.id, task=task))
 
     async def _keep_leases(self) -> None:

@@ -31,6 +31,7 @@ from agents.gateway.commits import Committer
 from agents.gateway.hub import Hub, Member, where
 from agents.gateway.outbox import Outbox
 from agents.gateway.spool import Upload
+from bus.crash_points import crash_point
 from bus.events import Progress
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,7 @@ class Session:
         except OSError as error:
             log.error("the spool does not take an upload: %s", error, extra=where(lease))
             raise ProtocolError("spool", "the gateway cannot keep the upload now; try again later") from None
+        crash_point("gateway.upload_begun")
         self._uploads[begin.upload] = upload
         self._hub.spooled_bytes += begin.size
         self._outbox.say(UploadOffset(upload=begin.upload, offset=upload.progress.offset))
@@ -187,7 +189,9 @@ class Session:
         upload = self._uploads.get(number)
         if upload is None:
             raise ProtocolError("unknown_upload", "no upload of this number is under way")
-        self._outbox.say(UploadOffset(upload=number, offset=await upload.write(offset, data)))
+        following = await upload.write(offset, data)
+        crash_point("gateway.chunk_written")
+        self._outbox.say(UploadOffset(upload=number, offset=following))
 
     async def _commit(self, commit: UploadCommit, member: Member) -> None:
         upload = self._uploads.get(commit.upload)
@@ -198,6 +202,7 @@ class Session:
         self._drop_upload(commit.upload)
         if not await self._answered_late(commit, member):
             self._lease(commit.lease, member)
+            crash_point("gateway.committed")
             self._committer.start(upload, commit.metrics, member.hello.engine)
 
     def _drop_uploads(self, lease: Lease) -> None:

@@ -18,6 +18,7 @@ from agents.labeller.settings import LabellerSettings
 from agents.shell import until
 from bus.client import Bus
 from bus.consumer import work
+from bus.crash_points import crash_point
 from bus.envelope import Event, Stored
 from bus.errors import ConflictingEventError, ObjectMissingError
 from bus.events import ImagesLabelled, RunFinished, RunStarted
@@ -46,6 +47,7 @@ class Labeller:
         """
         started = stored.event.data
         assert isinstance(started, RunStarted)
+        crash_point("labeller.received")
         if await self._bus.find(events_of_type("run.finished", started.run)) is not None:
             return
         done = await self._labelled_users(started.run)
@@ -115,8 +117,10 @@ class Labeller:
             )
             for user, one in zip(users, labels, strict=True)
         ]
+        crash_point("labeller.decided")
         try:
             await self._bus.publish_many(events, cause=cause)
+            crash_point("labeller.published")
         except ConflictingEventError as error:
             # Another labeller was faster; the first labels of a user count.
             log.info("%s", error.message, extra={"run": run})
