@@ -122,7 +122,7 @@ class Evaluator:
         if manifest.model.classes != dataset.classes:
             raise EvaluationError("the model and the run's dataset have different classes")
         paths = {}
-        for role, file in manifest.files.items():
+        for role, file in manifest.files.for_training():
             paths[role] = self._cache / file.sha256
             if not paths[role].exists():
                 await self._bus.objects.fetch_to(file.ref, paths[role])

@@ -111,6 +111,11 @@ class ArtifactFiles(_Frozen):
         files = ((role, getattr(self, role)) for role in type(self).model_fields)
         return [(role, file) for role, file in files if file is not None]
 
+    def for_training(self) -> list[tuple[str, ArtifactFile]]:
+        """Return those that an engine opens: where the model is split, the whole one need not travel too."""
+        whole = {"training_model", "eval_model", "checkpoint"} if self.prefix_model is not None else set()
+        return [(role, file) for role, file in self.items() if role not in whole | {"trainable"}]
+
 
 class PrefixFacts(_Frozen):
     """The frozen part that comes first: one image's activations, float32 of `shape`, are all that training needs."""

@@ -76,13 +76,17 @@ class NativeEngine:
         self._trainer.reset_optimizer()
         self._trainer.load_parameters(base)
 
-    def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 [n, classes]."""
-        return self._trainer.predict(pixel_values)
+    def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the trained part takes, float32 [n, ...]."""
+        return self._trainer.features(pixel_values)
 
-    def train_step(self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 [n, classes]."""
+        return self._trainer.predict(features)
+
+    def train_step(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         """One step; the loss before it."""
-        return self._trainer.train_step(pixel_values, labels)
+        return self._trainer.train_step(features, labels)
 
     def parameters(self) -> NDArray[np.float32]:
         """A copy of the parameters."""
@@ -134,7 +138,7 @@ class OrtTrainer:
     async def _opened(self, spec: TaskSpec) -> NativeTrainer:
         if self._trainer is None or self._artifacts != spec.artifacts.sha256:
             manifest = parsed(ArtifactManifest, await self._objects.get(spec.artifacts))
-            paths = {role: await self._objects.path(file.ref) for role, file in manifest.files.items()}
+            paths = {role: await self._objects.path(file.ref) for role, file in manifest.files.for_training()}
             self._trainer = await asyncio.to_thread(NativeTrainer, manifest, paths, threads=self._threads)
             self._artifacts, self._optimizer = spec.artifacts.sha256, ""
         if self._optimizer != spec.optimizer.sha256:

@@ -38,10 +38,16 @@ class Engine(Protocol):
     def begin(self, base: NDArray[np.float32]) -> None:
         """Sets the trainable parameters, float32 [n], and forgets whatever an earlier task left in the optimizer."""
 
-    def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 [n, classes] for pixel values float32 [n, channels, height, width]."""
+    def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the trained part takes for pixel values float32 [n, channels, height, width], float32 [n, ...].
 
-    def train_step(self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+        These are the activations of the frozen part that comes first, or, without one, the pixel values themselves.
+        """
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 [n, classes] for features float32 [n, ...]."""
+
+    def train_step(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
         """Takes one optimizer step on a batch; returns the loss before it."""
 
     def parameters(self) -> NDArray[np.float32]:
@@ -79,7 +85,7 @@ def run_task(
 
     Predicts all images in one batch (the first of equal logits wins). Then, ``spec.epochs`` times and in the order of
     the shard, takes one step for each labelled image whose prediction differs from its label, on the original and its
-    ``spec.augmentations`` copies.
+    ``spec.augmentations`` copies. The features of an image are computed once, for the prediction and all epochs.
 
     Args:
         task: labels and the seed of the augmentation.
@@ -96,7 +102,8 @@ def run_task(
         raise TaskInputError(f"the task has {len(task.labels)} labels, its shard is {images.dtype} {images.shape}")
     started = time.monotonic()
     engine.begin(base)
-    predictions = _predict(engine, images)
+    known = engine.features(to_pixel_values(images, engine.pixel_table)) if len(images) else None
+    predictions = _predict(engine, known)
     wrong = [index for index, label in enumerate(task.labels) if label is not None and int(predictions[index]) != label]
     predicted = time.monotonic()
     progress(TaskProgress("predict", len(images), len(wrong)))
@@ -106,12 +113,16 @@ def run_task(
         batches = augment(
             images, np.array(wrong, np.int64), copies=spec.augmentations, seed=task.seed, spec=spec.augmentation
         )
+        assert known is not None
+        features: dict[int, NDArray[np.float32]] = {}
         for _ in range(spec.epochs):
             for index, batch in zip(wrong, batches, strict=True):
+                if index not in features:
+                    features[index] = _features(engine, known[index : index + 1], batch[1:])
                 label = np.full(len(batch), task.labels[index], np.int64)
-                losses.append(engine.train_step(to_pixel_values(batch, engine.pixel_table), label))
+                losses.append(engine.train_step(features[index], label))
                 trained = len(losses) * (1 + spec.augmentations)
-                progress(TaskProgress("train", len(images), len(wrong), trained, _told(losses[-1])))
+                progress(TaskProgress("train", len(images), len(wrong), trained, losses[-1]))
     delta = engine.parameters() - base if losses else np.zeros_like(base)
     metrics = UpdateMetrics(
         predictions=tuple(int(value) for value in predictions),
@@ -131,8 +142,14 @@ def _told(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _predict(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    if len(images) == 0:
+def _features(engine: Engine, original: NDArray[np.float32], copies: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Features of a batch whose original is known from the prediction, float32 [1 + copies, ...]."""
+    if len(copies) == 0:
+        return original
+    return np.concatenate([original, engine.features(to_pixel_values(copies, engine.pixel_table))])
+
+
+def _predict(engine: Engine, features: NDArray[np.float32] | None) -> NDArray[np.int64]:
+    if features is None:
         return np.zeros(0, np.int64)
-    logits = engine.predict(to_pixel_values(images, engine.pixel_table))
-    return np.asarray(np.argmax(logits, axis=1), np.int64)
+    return np.asarray(np.argmax(engine.predict(features), axis=1), np.int64)

@@ -94,6 +94,9 @@ class RecordingNative:
     def begin(self, base: NDArray[np.float32]) -> None:
         self._trainer.load_parameters(base)
 
+    def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return pixel_values
+
     def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         self._note(pixel_values)
         return self._trainer.predict(pixel_values)

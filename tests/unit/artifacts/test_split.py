@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from agents.client.trainer import NativeEngine
+from agents.core.client_task import run_task
 from artifacts import ort_training
 from artifacts.base_model import BaseModel
 from artifacts.build import BuildOptions, build_artifacts
@@ -15,7 +17,9 @@ from artifacts.manifest import ArtifactManifest, artifact_paths, load_manifest
 from artifacts.memory import estimate_memory
 from artifacts.modes import parse_mode
 from artifacts.ort_training import NativeTrainer
+from tests.builders import assigned
 from tests.unit.artifacts.conftest import Built, tiny_model
+from tests.unit.core.test_ledger import SPEC
 
 Build = Callable[..., Built]
 SPLIT = {"head": (16,), "head-weight": (16,), "last-1": (5, 16), "last-2": (5, 16)}
@@ -121,3 +125,29 @@ def test_the_estimated_memory_grows_with_what_trains() -> None:
     steps = [estimate.step_per_image for estimate in estimates]
     assert steps[0] < steps[1] < steps[2] == steps[3]
     assert len({estimate.forward_per_image for estimate in estimates}) == 1
+
+
+@pytest.mark.parametrize("mode", ["head", "last-1"])
+def test_a_whole_task_is_the_same_with_the_split_and_runs_the_frozen_part_once_for_each_image(
+    build: Build, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, directory, trainer = build(mode, learning_rate=0.1)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    spec = SPEC.model_copy(update={"epochs": 3, "augmentations": 2})
+    task = assigned("u0").model_copy(update={"labels": (0, 1, 2, 3, 4, None)})
+    base = trainer.parameters()
+    seen: list[int] = []
+    computed = trainer.features
+
+    def counted(pixel_values: Any) -> Any:
+        if pixel_values.ndim == 4:
+            seen.append(len(pixel_values))
+        return computed(pixel_values)
+
+    monkeypatch.setattr(trainer, "features", counted)
+    split = run_task(task, spec, images, base, NativeEngine(trainer), lambda _: None)
+    whole = run_task(task, spec, images, base, NativeEngine(whole_trainer(manifest, directory)), lambda _: None)
+    assert split.metrics.predictions == whole.metrics.predictions
+    assert split.metrics.mismatched_images > 0
+    np.testing.assert_allclose(split.delta, whole.delta, atol=1e-5)
+    assert sum(seen) == len(images) + 2 * split.metrics.mismatched_images
