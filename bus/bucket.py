@@ -14,7 +14,7 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bus.connection import Connection
+from bus.connection import Connection, cancellable
 from bus.dead_letters import WRONG_LAST_SEQUENCE
 from bus.direct import DirectMessage, read_stored
 from bus.pipeline import Ack, Pipeline
@@ -140,7 +140,7 @@ class Bucket:
         """Deletes the chunks of an upload if the broker is there; otherwise they wait for ``orphans``."""
         if self.connection.is_up:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
-                await self.connection.js.purge_stream(OBJECT_STREAM, subject=f"{_CHUNKS}{nuid}")
+                await cancellable(self.connection.js.purge_stream(OBJECT_STREAM, subject=f"{_CHUNKS}{nuid}"))
 
     async def orphans(self) -> list[tuple[str, datetime]]:
         """The uploads that no meta message names, and when their newest chunk was stored."""

@@ -142,7 +142,7 @@ class Connection:
     async def close(self) -> None:
         """Sends what is waiting and closes; a broker that is away is not waited for."""
         with contextlib.suppress(nats.errors.Error):
-            await self.nc.drain()
+            await cancellable(self.nc.drain())
         await self.nc.close()
 
     async def connected(self) -> None:
@@ -173,7 +173,7 @@ class Connection:
         while True:
             await self.connected()
             try:
-                return await attempt()
+                return await cancellable(attempt())
             except _OUTAGES as error:
                 self.retries += 1
                 if delay >= _LAST_RETRY_S and not warned:
@@ -234,6 +234,21 @@ class Connection:
         )
         self._up.set()
         self._wake_all()
+
+
+async def cancellable(call: Awaitable[T]) -> T:
+    """The result of a call of nats-py, or the cancellation that came meanwhile even where the call swallowed it.
+
+    Its requests wait with ``asyncio.wait_for``, which in Python 3.11 returns the answer instead when both come at once;
+    its ``drain`` and full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
+    """
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
+    try:
+        return await call
+    finally:
+        if task and task.cancelling() > cancels:
+            raise asyncio.CancelledError
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
-from bus.connection import Connection
+from bus.connection import Connection, cancellable
 from bus.dead_letters import bury
 from bus.envelope import Stored
 from bus.errors import FedbusError, MalformedEventError
@@ -44,7 +44,7 @@ class Delivery:
         An acknowledgement that is lost with the connection is not an error: the event comes again.
         """
         with contextlib.suppress(nats.errors.Error):
-            await self._message.ack_sync(timeout=5)
+            await cancellable(self._message.ack_sync(timeout=5))
 
     async def nak(self, delay_s: float | None = None) -> None:
         """It failed; it comes again after ``delay_s``, or the consumer's backoff for this attempt."""
@@ -136,13 +136,13 @@ class PullConsumer:
     async def open(self) -> AsyncIterator[PullConsumer]:
         """Receives until the end of the ``async with``; what was not taken goes back at once."""
         await self.ensure()
-        async with self._reader.listening():
-            try:
+        try:
+            async with self._reader.listening():
                 yield self
-            finally:
-                for message in self._reader.drain():
-                    with contextlib.suppress(nats.errors.Error):
-                        await message.nak()
+        finally:
+            for message in self._reader.drain():
+                with contextlib.suppress(nats.errors.Error):
+                    await message.nak()
 
 
 @contextlib.asynccontextmanager
@@ -197,6 +197,10 @@ async def _handle(
     beating = asyncio.create_task(_keep(consumer, delivery))
     try:
         await handler(delivery.stored)
+    except asyncio.CancelledError:
+        # It was not the event's fault: somebody else may have it at once.
+        await delivery.nak(0)
+        raise
     except (FedbusError, OSError, TimeoutError) + permanent as error:  # noqa: RUF005 - what mypy can follow
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, permanent) or 0 < consumer.max_deliver <= delivery.attempt:

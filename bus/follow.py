@@ -12,7 +12,7 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from bus.connection import Connection
+from bus.connection import Connection, cancellable
 from bus.dead_letters import bury
 from bus.envelope import Stored, parse_event
 from bus.errors import MalformedEventError
@@ -132,7 +132,7 @@ class Follower:
         """Frees the broker's memory early; a consumer that cannot be deleted now ends by itself."""
         if self._connection.is_up and not self._connection.nc.is_draining:
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
-                await self._connection.js.delete_consumer(EVENT_STREAM, name)
+                await cancellable(self._connection.js.delete_consumer(EVENT_STREAM, name))
 
     async def close(self) -> None:
         """Drops the consumer; the next read makes another that goes on after the last event."""

@@ -123,6 +123,22 @@ async def test_an_error_that_trying_again_does_not_heal_buries_the_event_at_once
     assert len(attempts) == 3
 
 
+async def test_a_worker_that_is_stopped_gives_its_event_back_at_once(bus: Bus, unique_run: str) -> None:
+    await bus.publish(failed(unique_run))
+    busy = asyncio.Event()
+
+    async def handler(stored: Stored) -> None:
+        busy.set()
+        await asyncio.Event().wait()
+
+    async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=60) as consumer:
+        async with working(consumer, handler):
+            await asyncio.wait_for(busy.wait(), 5)
+        (again,) = await consumer.fetch(1, timeout_s=5)
+        assert again.attempt == 2
+        await again.ack()
+
+
 async def test_any_other_exception_ends_the_worker_and_the_event_comes_again(bus: Bus, unique_run: str) -> None:
     await bus.publish(failed(unique_run))
 

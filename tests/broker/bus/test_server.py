@@ -5,6 +5,7 @@ import socket
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pydantic import SecretStr
 from bus.client import Bus
 from bus.connection import REMIND_S
 from bus.errors import BrokerUnavailableError, PortTakenError, ServerStartError, StoreLockedError
-from bus.server import embedded_server, find_nats_server
+from bus.server import EmbeddedServer, embedded_server, find_nats_server
 from bus.settings import BusSettings
 from tests.broker.bus.conftest import failed
 from tests.conftest import wait_for
@@ -190,3 +191,22 @@ def test_settings_come_from_the_environment_and_hide_their_secrets(monkeypatch: 
     assert settings.token is not None
     assert settings.token.get_secret_value() == "s3cret"
     assert "s3cret" not in repr(settings)
+
+
+async def test_a_cancellation_is_not_lost_when_the_answer_comes_at_the_same_time(nats: EmbeddedServer) -> None:
+    async with Bus.connect(nats.settings, name="test", wait_s=10) as bus:
+        waiting = bus._link.nc._resp_map
+        for _ in range(20):
+            task = asyncio.ensure_future(bus.last_sequence())
+            async with asyncio.timeout(10):
+                while not waiting:  # noqa: ASYNC110 - the very step counts
+                    await asyncio.sleep(0)
+            (answer,) = waiting.values()
+            # The answer is there, and before its reader wakes up it is told to stop.
+            answer.add_done_callback(partial(_cancel, task))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+def _cancel(task: asyncio.Future[int], _: object) -> None:
+    task.cancel()
