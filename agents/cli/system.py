@@ -140,6 +140,8 @@ async def running_system(
             for name in reversed(AGENTS):
                 processes.start(agent_command(name, logs, environment))
             url = await _gateway_url(url_file, logs)
+            # Started again, it has to be where its clients look for it.
+            environment["FEDBUS_GATEWAY_PORT"] = url.rsplit(":", 1)[1]
             connection = connection.model_copy(update={"gateway_url": url})
             yield System(connection, processes, store, logs, environment)
 
