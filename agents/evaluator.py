@@ -29,6 +29,8 @@ from bus.values import Ref
 from data.shards import decode_shard
 
 MODELS_KEPT = 2
+ACK_WAIT_S = 10.0
+"""How long the models of an evaluator that died wait for another one."""
 log = logging.getLogger(__name__)
 
 
@@ -134,7 +136,7 @@ async def serve(bus: Bus, stop: asyncio.Event) -> None:
     with tempfile.TemporaryDirectory(prefix="fedbus-evaluator-") as cache:
         evaluator = Evaluator(bus, Path(cache))
         filters = [events_of_type("run.started"), events_of_type("model.published")]
-        async with bus.pull("evaluator", filters, max_ack_pending=8) as consumer:
+        async with bus.pull("evaluator", filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=8) as consumer:
             await until(stop, work(consumer, evaluator.handle, concurrency=1))
 
 
