@@ -1,4 +1,5 @@
 /** Runs the client's own modules for browser tests: one task with a record of its batches, or many get/load/train cycles. */
+import { fetchFiles } from '../src/artifacts';
 import { parseJson } from '../src/checks';
 import { sha256Hex } from '../src/digest';
 import { OrtTrainingEngine } from '../src/engines/ort_training';
@@ -40,11 +41,7 @@ async function run({ tasks, threads, cycles }: HarnessCommand): Promise<unknown>
   const engine = new RecordingEngine({ wasmFolder: folder, threads });
   const first = parseJson(await json(tasks[0]!.spec), taskSpec, 'spec');
   const manifest = parseManifest(await json(first.artifacts));
-  await engine.load(manifest, {
-    trainingModel: await objects.get(manifest.files.training_model),
-    evalModel: await objects.get(manifest.files.eval_model),
-    checkpoint: await objects.get(manifest.files.checkpoint),
-  });
+  await engine.load(manifest, await fetchFiles(manifest, objects));
   const table = pixelTable(manifest.model.mean, manifest.model.std);
   const results: unknown[] = [];
   for (const task of tasks) {

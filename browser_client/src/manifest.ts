@@ -1,5 +1,5 @@
 /** The manifest of the training artifacts, as artifacts/manifest.py writes it: the parts that a trainer needs. */
-import { type Checked, flag, integer, list, literal, parseJson, real, record, text } from './checks';
+import { type Checked, flag, integer, list, literal, optional, parseJson, real, record, text } from './checks';
 import { ref } from './protocol';
 
 const manifest = record({
@@ -16,7 +16,17 @@ const manifest = record({
   outputs: list(text(), 2, 2),
   optimizer: record({ stateless: flag }),
   trainable_count: integer(1),
-  files: record({ training_model: ref, eval_model: ref, checkpoint: ref }),
+  files: record({
+    training_model: ref,
+    eval_model: ref,
+    checkpoint: ref,
+    prefix_model: optional(ref),
+    suffix_training_model: optional(ref),
+    suffix_eval_model: optional(ref),
+    suffix_checkpoint: optional(ref),
+  }),
+  prefix: optional(record({ input: text(), output: text(), shape: list(integer(1), 1, 2) })),
+  memory: record({ parameters: integer(1), forward_per_image: integer(1), step_per_image: integer(1) }),
 });
 
 export type Manifest = Checked<typeof manifest>;

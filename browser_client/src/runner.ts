@@ -1,11 +1,13 @@
 /** Does tasks with an engine: fetches what they need, runs them in turn, and gives up those that were dropped. */
+import { fetchFiles } from './artifacts';
 import { sha256Hex } from './digest';
 import { encodeUpdate } from './encoding';
 import type { Engine } from './engine';
 import { type Manifest, parseManifest } from './manifest';
 import type { ObjectStore } from './objects';
 import { pixelTable } from './pixels';
-import { parseJson } from './checks';
+import { CheckError, parseJson } from './checks';
+import { whyTooLarge } from './memory';
 import { type Task, type TaskSpec, taskSpec } from './protocol';
 import { readImages } from './safetensors';
 import { runTask } from './task';
@@ -31,6 +33,7 @@ export class TaskRunner {
     private readonly engine: Engine,
     private readonly objects: ObjectStore,
     private readonly say: (event: TrainerEvent, transfer?: Transferable[]) => void,
+    private readonly deviceGigabytes: number | undefined,
   ) {}
 
   /** Fetches ahead. A failure shows again, and is reported, when the task runs. */
@@ -85,15 +88,7 @@ export class TaskRunner {
   async #load(artifacts: string, manifest: Manifest): Promise<void> {
     if (this.#loaded === artifacts) return;
     this.#loaded = null;
-    const { training_model, eval_model, checkpoint } = manifest.files;
-    const [trainingModel, evalModel, checkpointBytes] = await Promise.all(
-      [training_model, eval_model, checkpoint].map((file) => this.objects.get(file)),
-    );
-    await this.engine.load(manifest, {
-      trainingModel: trainingModel!,
-      evalModel: evalModel!,
-      checkpoint: checkpointBytes!,
-    });
+    await this.engine.load(manifest, await fetchFiles(manifest, this.objects));
     this.#loaded = artifacts;
   }
 
@@ -113,12 +108,13 @@ export class TaskRunner {
   async #fetchRound(task: Task): Promise<RoundInputs> {
     const decode = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
     const spec = parseJson(decode(await this.objects.get(task.spec)), taskSpec, 'spec');
-    const [manifest, base, optimizer] = await Promise.all(
-      [spec.artifacts, spec.base_model, spec.optimizer].map((ref) => this.objects.get(ref)),
-    );
+    const manifest = parseManifest(decode(await this.objects.get(spec.artifacts)));
+    const tooLarge = whyTooLarge(manifest, 1 + spec.augmentations, this.deviceGigabytes);
+    if (tooLarge !== null) throw new CheckError(tooLarge);
+    const [base, optimizer] = await Promise.all([spec.base_model, spec.optimizer].map((ref) => this.objects.get(ref)));
     return {
       spec,
-      manifest: parseManifest(decode(manifest!)),
+      manifest,
       base: new Float32Array(base!.buffer, base!.byteOffset, base!.byteLength / 4),
       optimizer: optimizer!,
     };

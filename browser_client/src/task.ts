@@ -47,10 +47,8 @@ export async function runTask(inputs: TaskInputs, engine: Engine, onProgress: On
   }
   const started = performance.now();
   await engine.begin(base);
-  const predictions =
-    images.count === 0
-      ? []
-      : firstMaxima(await engine.predict(toPixelValues(images, table), images.count), images.count);
+  const known = await featuresOf(engine, images, table);
+  const predictions = images.count === 0 ? [] : firstMaxima(await engine.predict(known, images.count), images.count);
   const wrong = predictions.flatMap((prediction, index) => {
     const label = task.labels[index] ?? null;
     return label !== null && label !== prediction ? [{ index, label }] : [];
@@ -60,13 +58,20 @@ export async function runTask(inputs: TaskInputs, engine: Engine, onProgress: On
   await onProgress({ phase: 'predict', ...seen, trained_images: 0, loss: null, share: 0 }, predictions);
 
   const losses: number[] = [];
-  const batches = wrong.map(({ index }) => augment(images, index, spec.augmentations, task.seed, spec.augmentation));
+  const batches: Float32Array<ArrayBuffer>[] = [];
+  const size = known.length / images.count;
+  const count = 1 + spec.augmentations;
   for (let epoch = 0; epoch < spec.epochs; epoch++) {
-    for (const [at, batch] of batches.entries()) {
-      const loss = await engine.trainStep(toPixelValues(batch, table), batch.count, wrong[at]!.label);
+    for (const [at, { index, label }] of wrong.entries()) {
+      // Features are computed once: those of the original with the prediction, those of the copies in the first epoch.
+      batches[at] ??= joined(
+        known.subarray(index * size, (index + 1) * size),
+        await featuresOf(engine, copiesOf(augment(images, index, spec.augmentations, task.seed, spec.augmentation)), table),
+      );
+      const loss = await engine.trainStep(batches[at], count, label);
       losses.push(loss);
-      const trained = losses.length * (1 + spec.augmentations);
-      const share = losses.length / (spec.epochs * batches.length);
+      const trained = losses.length * count;
+      const share = losses.length / (spec.epochs * wrong.length);
       await onProgress({ phase: 'train', ...seen, trained_images: trained, loss, share }, predictions);
     }
   }
@@ -80,13 +85,29 @@ export async function runTask(inputs: TaskInputs, engine: Engine, onProgress: On
       predictions,
       examples: task.labels.filter((label) => label !== null).length,
       mismatched_images: wrong.length,
-      trained_images: losses.length * (1 + spec.augmentations),
+      trained_images: losses.length * count,
       loss_first: losses[0] ?? null,
       loss_last: losses.at(-1) ?? null,
       predict_s: (predicted - started) / 1000,
       train_s: (performance.now() - predicted) / 1000,
     },
   };
+}
+
+async function featuresOf(engine: Engine, images: Images, table: readonly Float32Array[]): Promise<Float32Array<ArrayBuffer>> {
+  return images.count === 0 ? new Float32Array() : engine.features(toPixelValues(images, table), images.count);
+}
+
+/** The augmented copies of a batch, without the original that comes first. */
+function copiesOf(batch: Images): Images {
+  return { ...batch, count: batch.count - 1, data: batch.data.subarray(batch.data.length / batch.count) };
+}
+
+function joined(first: Float32Array, rest: Float32Array): Float32Array<ArrayBuffer> {
+  const all = new Float32Array(first.length + rest.length);
+  all.set(first);
+  all.set(rest, first.length);
+  return all;
 }
 
 /** For each row of logits [count, classes] the place of its largest value, the first of equals. */

@@ -18,7 +18,9 @@ async function open(settings: TrainerSettings): Promise<TaskRunner> {
   const onDownload = (ref: Ref, loaded: number): void => say({ type: 'download', ref, loaded });
   const objects = new ObjectStore(settings.objectsFolder, await openObjectCache(), onDownload);
   say({ type: 'ready', engine: engine.name });
-  return new TaskRunner(engine, objects, say);
+  // Not every browser says how much memory its device has.
+  const { deviceMemory } = navigator as { deviceMemory?: number };
+  return new TaskRunner(engine, objects, say, deviceMemory);
 }
 
 async function obey(command: TrainerCommand): Promise<void> {

@@ -22,6 +22,9 @@ class CountingEngine implements Engine {
   async begin(): Promise<void> {
     this.calls.push('begin');
   }
+  async features(pixels: Float32Array<ArrayBuffer>): Promise<Float32Array<ArrayBuffer>> {
+    return pixels;
+  }
   async predict(_: Float32Array, count: number): Promise<Float32Array> {
     return new Float32Array(2 * count);
   }
@@ -40,6 +43,7 @@ class World {
   readonly engine = new CountingEngine();
   readonly events: TrainerEvent[] = [];
   onEvent: (event: TrainerEvent) => void = () => undefined;
+  stepBytes = 10;
   readonly runner = new TaskRunner(
     this.engine,
     new ObjectStore(
@@ -58,6 +62,7 @@ class World {
       this.events.push(event);
       this.onEvent(event);
     },
+    8,
   );
 
   put(data: string | Uint8Array): Ref {
@@ -78,6 +83,7 @@ class World {
       optimizer: { stateless: true },
       trainable_count: 1,
       files,
+      memory: { parameters: 100, forward_per_image: 10, step_per_image: this.stepBytes },
     };
     return this.put(
       JSON.stringify({
@@ -105,6 +111,17 @@ class World {
 }
 
 describe('the task runner', () => {
+  test('says that a model is too large before it downloads it', async () => {
+    const world = new World();
+    world.stepBytes = 2 ** 40;
+    await world.runner.run('a', world.task([0, 1]));
+    const reason = world.events.map((event) => (event.type === 'failed' ? event.reason : '')).join('');
+    expect(reason).toMatch(/needs about \d+\.\d GiB .* this browser has 3\.6 GiB/);
+    expect(world.engine.calls).toEqual([]);
+    // Shard, spec and manifest alone.
+    expect(new Set(world.fetched).size).toBeLessThanOrEqual(3);
+  });
+
   test('hands back the encoded delta with its digest', async () => {
     const world = new World();
     await world.runner.run('a', world.task([0, 1]));

@@ -26,6 +26,9 @@ class WritingEngine implements Engine {
   async begin(base: Float32Array): Promise<void> {
     this.#values = Float32Array.from(base);
   }
+  async features(pixels: Float32Array<ArrayBuffer>): Promise<Float32Array<ArrayBuffer>> {
+    return pixels;
+  }
   async predict(_: Float32Array, count: number): Promise<Float32Array> {
     this.predicted.push(count);
     return Float32Array.from({ length: 3 * count }, (__, k) => (k % 3 === 0 ? 0 : 5));

@@ -37,10 +37,12 @@ class RecordedTask:
     objects: dict[str, bytes] = field(default_factory=dict)
 
 
-def recorded_task(*, optimizer: bytes | None = None, stateless: bool = True) -> RecordedTask:
+def recorded_task(
+    artifacts: Path = ARTIFACTS, *, optimizer: bytes | None = None, stateless: bool = True, epochs: int = 1
+) -> RecordedTask:
     """The first twenty images of the shipped users, with their true labels but one that the labeller dropped.
 
-    Another ``optimizer`` than the shipped one takes its place; ``stateless`` is what the manifest says of it.
+    Another ``optimizer`` than that of the ``artifacts`` takes its place; ``stateless`` is what the manifest says of it.
     """
     objects: dict[str, bytes] = {}
 
@@ -49,22 +51,22 @@ def recorded_task(*, optimizer: bytes | None = None, stateless: bool = True) -> 
         objects[digest] = data
         return Ref(name=f"sha256-{digest}", size=len(data), sha256=digest)
 
-    for file in ARTIFACTS.iterdir():
+    for file in artifacts.iterdir():
         if file.is_file():
             put(file.read_bytes())
     dataset = load_dataset(USERS)
     images = np.ascontiguousarray(dataset.images[:20])
-    base = (ARTIFACTS / "trainable.f32").read_bytes()
-    manifest = json.loads((ARTIFACTS / "manifest.json").read_text(encoding="utf-8"))
+    base = (artifacts / "trainable.f32").read_bytes()
+    manifest = json.loads((artifacts / "manifest.json").read_text(encoding="utf-8"))
     manifest["optimizer"]["stateless"] = stateless
     spec = TaskSpec(
         run="recorded",
         round=1,
         artifacts=put(json.dumps(manifest).encode()),
         base_model=put(base),
-        optimizer=put(optimizer or (ARTIFACTS / "optimizer_model.onnx").read_bytes()),
+        optimizer=put(optimizer or (artifacts / "optimizer_model.onnx").read_bytes()),
         learning_rate=0.03,
-        epochs=1,
+        epochs=epochs,
         augmentations=6,
         augmentation=default_augmentation(),
         encoding="float32",
@@ -85,17 +87,17 @@ def recorded_task(*, optimizer: bytes | None = None, stateless: bool = True) -> 
 class RecordingNative:
     """The native engine, with the digest of every input that the model sees."""
 
-    def __init__(self) -> None:
-        manifest = load_manifest(ARTIFACTS)
+    def __init__(self, artifacts: Path) -> None:
+        manifest = load_manifest(artifacts)
         self.pixel_table = pixel_table(manifest.model.mean, manifest.model.std)
         self.batches: list[str] = []
-        self._trainer = NativeTrainer(manifest, artifact_paths(manifest, ARTIFACTS))
+        self._trainer = NativeTrainer(manifest, artifact_paths(manifest, artifacts))
 
     def begin(self, base: NDArray[np.float32]) -> None:
         self._trainer.load_parameters(base)
 
     def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return pixel_values
+        return self._trainer.features(pixel_values)
 
     def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         self._note(pixel_values)
@@ -112,8 +114,8 @@ class RecordingNative:
         self.batches.append(hashlib.sha256(np.ascontiguousarray(pixel_values).tobytes()).hexdigest())
 
 
-def run_natively(recorded: RecordedTask) -> tuple[TaskResult, list[str]]:
+def run_natively(recorded: RecordedTask, artifacts: Path = ARTIFACTS) -> tuple[TaskResult, list[str]]:
     """The result of the task in the native engine, and the digests of its batches."""
-    engine = RecordingNative()
+    engine = RecordingNative(artifacts)
     result = run_task(recorded.task, recorded.spec, recorded.images, recorded.base, engine, lambda progress: None)
     return result, engine.batches

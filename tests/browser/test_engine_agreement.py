@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from playwright.async_api import Browser
 
+from artifacts.base_model import load_base
+from artifacts.build import BuildOptions, build_artifacts
 from artifacts.manifest import load_manifest
 from artifacts.optimizer import build_optimizer, with_learning_rate
 from tests.browser.conftest import serve
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TOLERANCE = 1e-5
 """Largest difference of any parameter's change, relative to the largest change."""
+SPLIT_TOLERANCE = 1e-4
+"""The same over three epochs on activations that the two engines computed each for itself."""
 
 
 async def harness(
@@ -62,6 +66,23 @@ async def test_a_task_in_chromium_agrees_with_the_native_engine(
     difference = np.abs(delta_of(answer) - native.delta).max() / np.abs(native.delta).max()
     print(f"largest difference {difference:.2e} of the largest change")
     assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["head", "last-1"])
+async def test_a_split_model_in_chromium_agrees_with_the_native_engine(
+    chromium: Browser, harness_page: Path, tmp_path: Path, mode: str
+) -> None:
+    """Both run the frozen part once for each image and train the rest on its activations, over several epochs."""
+    base = load_base(str(ARTIFACTS / "base"))
+    build_artifacts(base, BuildOptions(mode, learning_rate=0.03), tmp_path, command="tests")
+    recorded = recorded_task(tmp_path, epochs=3)
+    native, _ = run_natively(recorded, tmp_path)
+    (answer,) = await harness(chromium, harness_page, recorded)
+    assert load_manifest(tmp_path).prefix is not None
+    assert native.metrics.mismatched_images > 0
+    assert answer["metrics"]["predictions"] == list(native.metrics.predictions)
+    assert answer["metrics"]["trained_images"] == native.metrics.trained_images
+    assert np.abs(delta_of(answer) - native.delta).max() / np.abs(native.delta).max() < SPLIT_TOLERANCE
 
 
 async def test_hundreds_of_get_load_train_cycles_do_not_hang(chromium: Browser, harness_page: Path) -> None:

@@ -49,9 +49,6 @@ class TorchEngine:
     def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         return pixel_values
 
-    def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return pixel_values
-
     def predict(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.no_grad():
             logits: NDArray[np.float32] = self._model(torch.from_numpy(pixel_values)).numpy()

@@ -2,6 +2,7 @@
 import * as ort from 'onnxruntime-web/training';
 import { type Engine, EngineError, type EngineFiles } from '../engine';
 import type { Manifest } from '../manifest';
+import { forwardBatch } from '../memory';
 
 export interface OrtOptions {
   /** Folder with `ort-training-wasm-simd-threaded.*`, ending in a slash. */
@@ -14,6 +15,7 @@ export class OrtTrainingEngine implements Engine {
   readonly name: string;
   #model: { readonly manifest: Manifest; readonly files: EngineFiles } | null = null;
   #session: ort.TrainingSession | null = null;
+  #prefix: ort.InferenceSession | null = null;
   #optimizer: Uint8Array | null = null;
   #used = false;
 
@@ -25,7 +27,9 @@ export class OrtTrainingEngine implements Engine {
 
   async load(manifest: Manifest, files: EngineFiles): Promise<void> {
     await this.#close();
+    await this.#prefix?.release();
     this.#model = { manifest, files };
+    this.#prefix = files.prefixModel === null ? null : await openPrefix(files.prefixModel);
   }
 
   setOptimizer(model: Uint8Array): void {
@@ -48,18 +52,46 @@ export class OrtTrainingEngine implements Engine {
     await this.#session.loadParametersBuffer(new Uint8Array(base.buffer, base.byteOffset, base.byteLength), true);
   }
 
-  async predict(pixelValues: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array> {
-    const session = this.#opened();
-    // Results are keyed by the training model's output names, and all outputs must be taken.
-    const results = await session.runEvalStep(this.#feeds(pixelValues, new BigInt64Array(count)));
-    return results[session.trainingOutputNames[1]!]!.data as Float32Array;
+  async features(pixelValues: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array<ArrayBuffer>> {
+    const { manifest } = this.#loaded();
+    if (this.#prefix === null || manifest.prefix === null) return pixelValues;
+    const { input, output, shape } = manifest.prefix;
+    const { channels, image_size } = manifest.model;
+    const size = pixelValues.length / count;
+    const all = new Float32Array(count * shape.reduce((product, extent) => product * extent, 1));
+    const step = forwardBatch(manifest);
+    for (let at = 0; at < count; at += step) {
+      const images = Math.min(step, count - at);
+      const part = pixelValues.subarray(at * size, (at + images) * size);
+      const results = await this.#prefix.run({
+        [input]: new ort.Tensor('float32', part, [images, channels, image_size, image_size]),
+      });
+      all.set(results[output]!.data as Float32Array, (at * all.length) / count);
+    }
+    return all;
   }
 
-  async trainStep(pixelValues: Float32Array<ArrayBuffer>, count: number, label: number): Promise<number> {
+  async predict(features: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array> {
+    const { manifest } = this.#loaded();
+    const session = this.#opened();
+    const logits = new Float32Array(count * manifest.model.classes.length);
+    const size = features.length / count;
+    const step = forwardBatch(manifest);
+    for (let at = 0; at < count; at += step) {
+      const images = Math.min(step, count - at);
+      const feeds = this.#feeds(features.subarray(at * size, (at + images) * size), new BigInt64Array(images));
+      // Results are keyed by the training model's output names, and all outputs must be taken.
+      const results = await session.runEvalStep(feeds);
+      logits.set(results[session.trainingOutputNames[1]!]!.data as Float32Array, (at * logits.length) / count);
+    }
+    return logits;
+  }
+
+  async trainStep(features: Float32Array<ArrayBuffer>, count: number, label: number): Promise<number> {
     const session = this.#opened();
     this.#used = !this.#loaded().manifest.optimizer.stateless;
     const labels = new BigInt64Array(count).fill(BigInt(label));
-    const results = await session.runTrainStep(this.#feeds(pixelValues, labels));
+    const results = await session.runTrainStep(this.#feeds(features, labels));
     await session.runOptimizerStep();
     await session.lazyResetGrad();
     return (results[session.trainingOutputNames[0]!]!.data as Float32Array)[0]!;
@@ -80,11 +112,13 @@ export class OrtTrainingEngine implements Engine {
     return this.#session;
   }
 
-  #feeds(pixelValues: Float32Array, labels: BigInt64Array): Record<string, ort.Tensor> {
+  #feeds(features: Float32Array, labels: BigInt64Array): Record<string, ort.Tensor> {
     const { manifest } = this.#loaded();
     const { channels, image_size } = manifest.model;
+    const split = this.#prefix === null ? null : manifest.prefix;
+    const shape = split === null ? [channels, image_size, image_size] : split.shape;
     return {
-      [manifest.inputs[0]!]: new ort.Tensor('float32', pixelValues, [labels.length, channels, image_size, image_size]),
+      [split?.output ?? manifest.inputs[0]!]: new ort.Tensor('float32', features, [labels.length, ...shape]),
       [manifest.inputs[1]!]: new ort.Tensor('int64', labels, [labels.length]),
     };
   }
@@ -114,6 +148,12 @@ export class OrtTrainingEngine implements Engine {
     this.#session = null;
     await session?.release();
   }
+}
+
+function openPrefix(model: Uint8Array): Promise<ort.InferenceSession> {
+  return ort.InferenceSession.create(model, { executionProviders: ['wasm'] }).catch((error: unknown) => {
+    throw new EngineError(`onnxruntime-web cannot open the frozen part: ${String(error)}`);
+  });
 }
 
 function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
