@@ -105,7 +105,7 @@ class Supervisor:
         try:
             return await process.wait()
         finally:
-            await _end(process)
+            await _end(command.name, process)
             self._running.pop(command.name, None)
 
 
@@ -125,7 +125,7 @@ async def supervisor() -> AsyncIterator[Supervisor]:
         raise
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(name: str, process: asyncio.subprocess.Process) -> None:
     """Ends a process and what it started; does nothing when it has ended."""
     if process.returncode is not None:
         _signal_group(process.pid, signal.SIGKILL)
@@ -135,7 +135,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(STOP_GRACE_S):
             await process.wait()
     except TimeoutError:
-        log.warning("process %d did not stop in %g s and is killed", process.pid, STOP_GRACE_S)
+        log.warning("%s did not stop in %g s and is killed", name, STOP_GRACE_S)
     _signal_group(process.pid, signal.SIGKILL)
     await process.wait()
 
