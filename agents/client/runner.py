@@ -45,8 +45,11 @@ from bus.errors import FedbusError
 from bus.values import Frozen
 
 ANSWER_S = 30.0
+SILENT_HEARTBEATS = 3
+"""The gateway counts a client as gone after this many silent heartbeats, and the client the gateway."""
 SLOTS = 2
 CHUNK_WINDOW = 4
+CLOSE_S = 2.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
 PROGRESS_EVERY_S = 0.2
 _FATAL_CODES = frozenset({"token", "version"})
@@ -105,7 +108,9 @@ class Client:
         while True:
             began = time.monotonic()
             try:
-                async with connect(self._url, compression=None, max_size=2 * MAX_TEXT_BYTES) as socket:
+                async with connect(
+                    self._url, compression=None, max_size=2 * MAX_TEXT_BYTES, close_timeout=CLOSE_S
+                ) as socket:
                     await self._converse(socket)
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
                 log.warning("no gateway at %s: %s", self._url, error)
@@ -145,16 +150,20 @@ class Client:
         with contextlib.suppress(_ConversationOver):
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._read(socket))
+                    group.create_task(self._read(socket, SILENT_HEARTBEATS * welcome.heartbeat_s))
                     group.create_task(self._write(socket))
                     group.create_task(self._upload_all(socket))
                     group.create_task(_ping(self._outbox, welcome.heartbeat_s))
             except BaseExceptionGroup as failures:
                 _raise_first(failures)
 
-    async def _read(self, socket: ClientConnection) -> None:
-        async for frame in socket:
-            message = parse_server_message(_text(frame))
+    async def _read(self, socket: ClientConnection, patience_s: float) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(patience_s):
+                    message = parse_server_message(_text(await socket.recv()))
+            except websockets.ConnectionClosedOK:
+                raise _ConversationOver from None
             match message:
                 case Assignment():
                     self._asked = max(0, self._asked - 1)
@@ -172,7 +181,6 @@ class Client:
                     log.warning("the gateway refused a message: %s (%s)", message.message, message.code)
                 case _:
                     pass
-        raise _ConversationOver
 
     async def _write(self, socket: ClientConnection) -> None:
         while True:
