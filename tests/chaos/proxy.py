@@ -65,15 +65,12 @@ class _Link:
 
 
 class Proxy:
-    """Listens on ``port`` and passes on to a target; set ``weather`` at any time.
-
-    Attributes:
-        cut_after: the next connection that has sent so many bytes upstream is cut there, once.
-    """
+    """Listens on ``port`` and passes on to a target; set ``weather`` at any time."""
 
     def __init__(self, target: tuple[str, int], seed: int) -> None:
         self.weather = Weather()
-        self.cut_after: int | None = None
+        self._cut_at: int | None = None
+        self._cut_resets = False
         self._links: list[_Link] = []
         self.port = 0
         self._target = target
@@ -97,8 +94,12 @@ class Proxy:
             link.end(reset=reset)
         return len(ended)
 
+    def cut_at(self, upstream: int, *, reset: bool = False) -> None:
+        """Ends, once, the first connection that sent so many bytes to the server; what it sent after them is lost."""
+        self._cut_at, self._cut_resets = upstream, reset
+
     def freeze(self) -> int:
-        """Leaves all open connections half open, and says how many: nothing arrives on them any more, not even their end."""
+        """Leaves all open connections half open, and says how many: nothing arrives there any more, not even an end."""
         for link in self._open:
             link.frozen = True
         return len(self._open)
@@ -165,12 +166,13 @@ class Proxy:
                 link.upstream += len(block)
             sink.write(block)
             await sink.drain()
-            if self.cut_after is not None and link.upstream >= self.cut_after:
-                self.cut_after = None
+            if self._cut_at is not None and link.upstream >= self._cut_at:
+                self._cut_at = None
+                link.end(reset=self._cut_resets)
                 return
 
     def _until_the_cut(self, link: _Link, block: bytes) -> bytes:
-        return block if self.cut_after is None else block[: max(0, self.cut_after - link.upstream)]
+        return block if self._cut_at is None else block[: max(0, self._cut_at - link.upstream)]
 
 
 @contextlib.asynccontextmanager

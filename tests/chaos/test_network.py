@@ -1,0 +1,72 @@
+"""Clients, gateway and agents over a bad network: late, narrow, cut, reset and half open."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from agents.client.runner import Client
+from agents.core.protocol import MAX_CHUNK_BYTES
+from agents.shell import background
+from bus.client import Bus
+from tests.broker.gateway.conftest import nats as nats
+from tests.broker.gateway.conftest import serving, update
+from tests.broker.gateway.test_client import ScriptedTrainer, submitted
+from tests.chaos.proxy import Proxy, Weather, proxy
+
+CUT = MAX_CHUNK_BYTES + 100_000
+SPARE = 20_000
+"""Bytes of a conversation beside its upload, at most."""
+
+
+def ready_trainer() -> ScriptedTrainer:
+    trainer = ScriptedTrainer()
+    trainer.may_finish.set()
+    return trainer
+
+
+def through(front: Proxy, trainer: ScriptedTrainer) -> Client:
+    return Client(f"http://{front.address}", "", "native", trainer)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["cut", "reset"])
+async def test_an_upload_that_the_network_cut_goes_on_at_its_offset(bus: Bus, tmp_path: Path, reset: bool) -> None:
+    async with serving(bus, tmp_path) as gateway, proxy(gateway.url.removeprefix("http://")) as front:
+        await gateway.assign("u0")
+        front.cut_at(CUT, reset=reset)
+        async with background(through(front, ready_trainer()).run()):
+            await submitted(gateway, 1)
+            first, second = front.upstream
+    assert first == CUT
+    assert len(update()) - MAX_CHUNK_BYTES <= second < len(update()) - MAX_CHUNK_BYTES + SPARE
+
+
+async def test_a_client_and_a_gateway_whose_connection_is_half_open_find_each_other_again(
+    bus: Bus, tmp_path: Path
+) -> None:
+    trainer = ScriptedTrainer()
+    async with (
+        serving(bus, tmp_path, heartbeat_s=0.3) as gateway,
+        proxy(gateway.url.removeprefix("http://")) as front,
+        background(through(front, trainer).run()),
+    ):
+        await gateway.assign("u0")
+        async with asyncio.timeout(20):
+            await trainer.started.wait()
+        assert front.freeze() == 1
+        trainer.may_finish.set()
+        await submitted(gateway, 1)
+        assert len(front.upstream) == 2
+
+
+async def test_updates_come_in_over_a_late_and_narrow_line(bus: Bus, tmp_path: Path) -> None:
+    users = [f"u{index}" for index in range(3)]
+    async with serving(bus, tmp_path) as gateway, proxy(gateway.url.removeprefix("http://")) as front:
+        front.weather = Weather(latency_s=0.03, jitter_s=0.05, bytes_per_s=4e6)
+        await gateway.assign(*users)
+        async with background(through(front, ready_trainer()).run()):
+            found = await submitted(gateway, len(users))
+        assert len(front.upstream) == 1
+    assert {one.user for one in found} == set(users)
