@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from agents.cli.options import ClientMix
 from agents.client.runner import Client
 from agents.core.protocol import MAX_CHUNK_BYTES
 from agents.shell import background
 from bus.client import Bus
+from bus.events import RoundClosed, TaskAssigned, UpdateSubmitted
 from tests.broker.gateway.conftest import nats as nats
 from tests.broker.gateway.conftest import serving, update
 from tests.broker.gateway.test_client import ScriptedTrainer, submitted
+from tests.chaos.conftest import Survived
+from tests.chaos.network import Network, proxied
 from tests.chaos.proxy import Proxy, Weather, proxy
+from tests.chaos.system import Chaos, Outcome, run_to_the_end, small
+from tests.conftest import wait_for
 
 CUT = MAX_CHUNK_BYTES + 100_000
 SPARE = 20_000
@@ -70,3 +76,37 @@ async def test_updates_come_in_over_a_late_and_narrow_line(bus: Bus, tmp_path: P
             found = await submitted(gateway, len(users))
         assert len(front.upstream) == 1
     assert {one.user for one in found} == set(users)
+
+
+@pytest.mark.timeout(240)
+async def test_a_run_over_a_bad_network_ends_with_the_same_model(
+    undisturbed: Outcome, survived: list[Survived], tmp_path: Path
+) -> None:
+    async with proxied(tmp_path / "system") as network:
+        network.broker.weather = Weather(latency_s=0.002, jitter_s=0.008)
+        network.gateway.weather = Weather(latency_s=0.005, jitter_s=0.02, bytes_per_s=4e6)
+        outcome = await through_a_storm(network)
+    assert outcome.status == "completed"
+    assert outcome.restarts == {}
+    assert outcome.models == undisturbed.models
+    assert outcome.verdict.problems == []
+    survived.append(Survived("latency, jitter, narrow lines, cuts, resets and half-open connections", outcome))
+
+
+async def through_a_storm(network: Network) -> Outcome:
+    chaos = network.chaos
+
+    async def storm(_: Chaos) -> None:
+        await chaos.until(TaskAssigned)
+        await wait_for(lambda: network.gateway.cut(reset=True))
+        await chaos.until(UpdateSubmitted, count=2)
+        await wait_for(network.broker.cut)
+        await chaos.until(UpdateSubmitted, count=4)
+        await wait_for(network.gateway.freeze)
+        await chaos.until(RoundClosed)
+        await wait_for(lambda: network.broker.cut(reset=True))
+        await chaos.until(UpdateSubmitted, count=8)
+        await wait_for(network.gateway.cut)
+
+    chaos.system.start_clients(ClientMix(native=2))
+    return await run_to_the_end(chaos, small(), storm)
