@@ -36,10 +36,13 @@ page-tests: setup
 	@cd $(PAGE) && npm test --silent
 
 pytest: setup-dev
-	@$(PY) -m pytest -m "not large"
+	@$(PY) -m pytest -m "not large and not chaos"
 
 bench: setup-dev  ## Measure, as ratios; prints tables and writes benchmarks/out/.
 	@$(PY) -m benchmarks $(ARGS)
+
+chaos: setup-dev  ## Kill, stop and cut off every part at every crash point; prints what was survived.
+	@$(PY) -m pytest tests/chaos $(ARGS)
 
 fuzz: $(VENV)/installed-fuzz  ## Give every parser of foreign input its share of a million inputs; non-zero if one breaks.
 	@$(PY) -m tests.fuzz $(ARGS)

@@ -1,0 +1,50 @@
+"""The undisturbed run that others are compared with, and the table of what was survived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from tests.chaos.system import Outcome, complete
+
+SURVIVED = pytest.StashKey[list["Survived"]]()
+
+
+@dataclass(frozen=True)
+class Survived:
+    """One disturbance and the run that went on to the same model all the same."""
+
+    what: str
+    outcome: Outcome
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The small run with nothing in its way."""
+    outcome = await complete(tmp_path_factory.mktemp("undisturbed") / "system")
+    assert outcome.status == "completed"
+    assert outcome.verdict.problems == []
+    assert outcome.restarts == {}
+    return outcome
+
+
+@pytest.fixture
+def survived(request: pytest.FixtureRequest) -> list[Survived]:
+    """Where a test enters what a run survived, for the table at the end."""
+    return request.config.stash.setdefault(SURVIVED, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    entries = config.stash.get(SURVIVED, [])
+    if not entries:
+        return
+    terminalreporter.section("survived, with the same final model and a clean ledger")
+    width = max(len(one.what) for one in entries)
+    for one in entries:
+        restarts = sum(one.outcome.restarts.values())
+        seconds = f"{one.outcome.seconds:5.1f} s"
+        model = one.outcome.model[:12]
+        terminalreporter.write_line(f"{one.what:{width}}  {seconds}  {restarts} restarts  model {model}")
+    terminalreporter.write_line(f"{len(entries)} disturbances survived")
