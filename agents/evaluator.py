@@ -137,7 +137,7 @@ async def serve(bus: Bus, stop: asyncio.Event) -> None:
         evaluator = Evaluator(bus, Path(cache))
         filters = [events_of_type("run.started"), events_of_type("model.published")]
         async with bus.pull("evaluator", filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=8) as consumer:
-            await until(stop, work(consumer, evaluator.handle, concurrency=1))
+            await until(stop, work(consumer, evaluator.handle, concurrency=1, permanent=(EvaluationError,)))
 
 
 if __name__ == "__main__":

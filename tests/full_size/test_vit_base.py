@@ -1,0 +1,120 @@
+"""From a folder of mixed, partly broken pictures to a finished run of ViT-base in Chromium, labelled over HTTP.
+
+The model has the true configuration of google/vit-base-patch16-224 and random weights. ``make test-large`` runs this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agents.client.trainer import NativeEngine
+from agents.core.client_task import run_task
+from agents.core.updates import decode_update
+from artifacts.manifest import artifact_paths, load_manifest
+from artifacts.ort_training import NativeTrainer
+from bus.events import RoundPlanned, TaskAssigned, UpdateSubmitted
+from bus.recording import load_recording
+from bus.spec import TaskSpec
+from data.dataset import load_dataset
+from tests.unit.labels.label_server import label_server
+
+pytestmark = [pytest.mark.large, pytest.mark.timeout(1_800)]
+CLASSES = ("ant", "bee", "cat", "dog")
+TOLERANCE = 2e-3
+"""Largest difference of any parameter's change, relative to the largest change: sums of a ViT-base are long."""
+
+
+def fedbus(*arguments: object, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "agents.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=1_500,
+        check=False,
+        env={**os.environ, **env},
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ViT-base with random weights, as save_pretrained leaves it."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("vit-base")
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(num_labels=1_000)).save_pretrained(folder)
+    ViTImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def write_pictures(folder: Path, seed: int) -> int:
+    """Twelve good pictures of any format and size, and three that are none; how many are good."""
+    generator = np.random.default_rng(seed)
+    forms = [("RGB", "jpg"), ("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("RGB", "webp")]
+    for index in range(12):
+        mode, ending = forms[index % len(forms)]
+        size = (int(generator.integers(40, 500)), int(generator.integers(40, 500)))
+        colour = tuple(int(value) for value in generator.integers(0, 256, 3))
+        picture = Image.new("RGB", size, colour)
+        home = folder / CLASSES[index % len(CLASSES)]
+        home.mkdir(parents=True, exist_ok=True)
+        picture.convert(mode).save(home / f"picture-{index}.{ending}")
+    (folder / "ant" / "notes.txt").write_text("not a picture")
+    whole = (folder / "ant" / "picture-0.jpg").read_bytes()
+    (folder / "bee" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "cat" / "empty.png").write_bytes(b"")
+    return 12
+
+
+@pytest.mark.parametrize("mode", ["head", "last-1"])
+def test_from_a_folder_of_pictures_to_a_run_in_chromium(model: Path, tmp_path: Path, mode: str) -> None:
+    artifacts, users, held_out, out = (tmp_path / name for name in ("artifacts", "users", "held-out", "out"))
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    good = write_pictures(tmp_path / "pictures", 1)
+    write_pictures(tmp_path / "others", 2)
+    labels = tmp_path / "classes.txt"
+    fedbus("artifacts", "build", "--model", model, "--train", mode, "--labels", labels, "-o", artifacts)
+    fedbus("data", "prepare", tmp_path / "pictures", "-o", users, "--artifacts", artifacts)
+    fedbus("data", "prepare", tmp_path / "others", "-o", held_out, "--artifacts", artifacts)
+    prepared = json.loads((users / "manifest.json").read_text())
+    assert len(prepared["images"]) == good
+    assert {Path(one["source"]).name for one in prepared["skipped"]} == {"notes.txt", "cut.jpg", "empty.png"}
+
+    demo = ["demo", "--users", 2, "--images", 4, "--rounds", 1, "--clients", "browser:1", "--out", out]
+    demo += ["--artifacts", artifacts, "--data", users, "--held-out", held_out, "--labeller", "openai"]
+    with label_server(*CLASSES) as server:
+        said = fedbus(*demo, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="none")
+    assert "completed" in said
+    assert sum(len(json.dumps(request)) > 0 for request in server.requests) >= 2
+
+    recording = load_recording(out / "recording.jsonl.gz")
+    payloads = [stored.event.data for stored in recording.events]
+    plan = next(data for data in payloads if isinstance(data, RoundPlanned))
+    spec = TaskSpec.model_validate_json(recording.objects[plan.spec.sha256])
+    base = np.frombuffer(recording.objects[plan.base_model.sha256], "<f4").astype(np.float32)
+    tasks = {data.user: data for data in payloads if isinstance(data, TaskAssigned)}
+    updates = [data for data in payloads if isinstance(data, UpdateSubmitted)]
+    manifest = load_manifest(artifacts)
+    trainer = NativeTrainer(manifest, artifact_paths(manifest, artifacts), threads=2)
+    trainer.set_optimizer((artifacts / manifest.files.optimizer_model.path).read_bytes())
+    images = load_dataset(users).images
+    assert len(updates) == 2
+    for number, update in enumerate(sorted(updates, key=lambda one: one.user)):
+        owned = images[4 * number : 4 * number + 4]
+        native = run_task(tasks[update.user], spec, owned, base, NativeEngine(trainer), lambda _: None)
+        delta = decode_update(recording.objects[update.update.sha256], update.encoding, len(base))
+        assert update.metrics.predictions == native.metrics.predictions
+        assert update.metrics.mismatched_images == native.metrics.mismatched_images
+        largest = np.abs(native.delta).max()
+        assert np.abs(delta - native.delta).max() <= TOLERANCE * largest
