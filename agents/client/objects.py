@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
 import httpx
@@ -68,7 +69,8 @@ class ObjectCache:
     async def _fetch(self, ref: Ref, path: Path) -> None:
         """Downloads to a file beside the target, going on at its end after a cut."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        # Not by process id: clients in two containers share a cache, and both are process 1.
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
             for attempt in range(ATTEMPTS):
                 try:
