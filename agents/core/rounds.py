@@ -84,6 +84,7 @@ class RoundState:
     extensions: int = 0
     quorum_at: datetime | None = None
     last_sequence: int = 0
+    last_time: datetime | None = None
     closed: RoundClosed | None = None
     failed: RoundFailed | None = None
     published: ModelPublished | None = None
@@ -129,7 +130,7 @@ class RoundState:
             case ModelPublished():
                 self.published = self.published or data
         if self.open:
-            self.last_sequence = max(self.last_sequence, stored.sequence)
+            self.last_sequence, self.last_time = max(self.last_sequence, stored.sequence), stored.time
         return verdict
 
     def _submitted(self, stored: Stored, update: UpdateSubmitted) -> Candidate | Refusal:
@@ -197,14 +198,18 @@ class RoundState:
         counted, quorum = len(self.counted), self.plan.quorum
         if counted + len(self.excluded) >= self.plan.users:
             return self._close("all") if counted >= quorum else self._fail(counted)
-        if self.quorum_at is not None and now >= self.quorum_at + timedelta(seconds=self.quorum_spec.grace_s):
+        # The quorum's time is the broker's: a clock here that lags behind it must not keep the round open.
+        here = max(now, self.last_time or now)
+        if self.quorum_at is not None and here >= self.quorum_at + timedelta(seconds=self.quorum_spec.grace_s):
             return self._close("quorum")
         if now < self.deadline:
             return None
         if counted >= quorum:
             return self._close("deadline")
         if self.extensions < self.quorum_spec.extensions:
-            later = self.deadline + timedelta(seconds=self.plan.deadline_s)
+            # Clients get a whole period also where all was down, or the clock was wrong, for several of them.
+            missed = int((now - self.deadline).total_seconds() // self.plan.deadline_s)
+            later = self.deadline + timedelta(seconds=self.plan.deadline_s) * (missed + 2 if missed else 1)
             return RoundExtended(run=self.run, round=self.round, extension=self.extensions + 1, deadline=later)
         return self._fail(counted)
 
