@@ -24,11 +24,16 @@ def kill_broker_at(*moments: str) -> Disturbance:
     async def disturb(chaos: Chaos) -> None:
         for moment in moments:
             await chaos.until(PAYLOAD_BY_TYPE[moment])
-            pid = await wait_for(lambda: broker_pid(chaos))
-            os.kill(pid, signal.SIGKILL)
-            await wait_for(lambda: broker_pid(chaos) not in (None, pid), within_s=30)
+            await kill_broker(chaos)
 
     return disturb
+
+
+async def kill_broker(chaos: Chaos) -> None:
+    """Kills the broker and waits for the next one."""
+    pid = await wait_for(lambda: broker_pid(chaos))
+    os.kill(pid, signal.SIGKILL)
+    await wait_for(lambda: broker_pid(chaos) not in (None, pid), within_s=30)
 
 
 async def stop_for(pids: Iterable[int], seconds: float) -> None:

@@ -117,9 +117,11 @@ async def chaos_system(
         **(variables or {}),
     }
     with environment(values):
-        async with running_system(folder / "store", folder / "logs", nats_port=None, gateway_port=0) as system:
-            async with Bus.connect(settings_of(system), name="chaos", wait_s=20) as bus:
-                yield Chaos(system, bus)
+        async with (
+            running_system(folder / "store", folder / "logs", nats_port=None, gateway_port=0) as system,
+            Bus.connect(settings_of(system), name="chaos", wait_s=20) as bus,
+        ):
+            yield Chaos(system, bus)
 
 
 def settings_of(system: System) -> BusSettings:
