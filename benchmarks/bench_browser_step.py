@@ -1,4 +1,4 @@
-"""A training step (7 images) in the browser against a native one on the same artifacts, one client of one thread each."""
+"""A training step (7 images) in the browser against a native one on the same artifacts, one thread each."""
 
 from __future__ import annotations
 

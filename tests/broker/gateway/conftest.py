@@ -89,12 +89,17 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def serving(
-    bus: Bus, folder: Path, run_config: RunConfig | None = None, **settings: object
+    bus: Bus,
+    folder: Path,
+    run_config: RunConfig | None = None,
+    *,
+    parameters: int = PARAMETERS,
+    **settings: object,
 ) -> AsyncIterator[Gateway]:
     """A gateway with one run whose users have a shard each."""
     images = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4, 1)
     shard = await bus.objects.put(encode_shard(images))
-    base = await bus.objects.put(np.zeros(PARAMETERS, "<f4").tobytes())
+    base = await bus.objects.put(np.zeros(parameters, "<f4").tobytes())
     dataset = RunDataset(
         classes=("a", "b", "c"),
         users=(UserShard(user="u0", shard=shard),),
