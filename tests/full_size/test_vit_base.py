@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,6 +32,14 @@ pytestmark = [pytest.mark.large, pytest.mark.timeout(1_800)]
 CLASSES = ("ant", "bee", "cat", "dog")
 TOLERANCE = 2e-3
 """Largest difference of any parameter's change, relative to the largest change: sums of a ViT-base are long."""
+
+
+class Prepared(NamedTuple):
+    """Folders that a run starts from."""
+
+    artifacts: Path
+    users: Path
+    held_out: Path
 
 
 def fedbus(*arguments: object, **env: str) -> str:
@@ -77,22 +87,40 @@ def write_pictures(folder: Path, seed: int) -> int:
     return 12
 
 
-@pytest.mark.parametrize("mode", ["head", "last-1"])
-def test_from_a_folder_of_pictures_to_a_run_in_chromium(model: Path, tmp_path: Path, mode: str) -> None:
-    artifacts, users, held_out, out = (tmp_path / name for name in ("artifacts", "users", "held-out", "out"))
-    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
-    good = write_pictures(tmp_path / "pictures", 1)
-    write_pictures(tmp_path / "others", 2)
-    labels = tmp_path / "classes.txt"
-    fedbus("artifacts", "build", "--model", model, "--train", mode, "--labels", labels, "-o", artifacts)
-    fedbus("data", "prepare", tmp_path / "pictures", "-o", users, "--artifacts", artifacts)
-    fedbus("data", "prepare", tmp_path / "others", "-o", held_out, "--artifacts", artifacts)
-    prepared = json.loads((users / "manifest.json").read_text())
-    assert len(prepared["images"]) == good
-    assert {Path(one["source"]).name for one in prepared["skipped"]} == {"notes.txt", "cut.jpg", "empty.png"}
+@pytest.fixture(scope="module")
+def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Prepared]:
+    """Artifacts of a mode and the two datasets prepared for them; made once for each mode."""
+    known: dict[str, Prepared] = {}
 
+    def make(mode: str) -> Prepared:
+        if mode not in known:
+            folder = tmp_path_factory.mktemp("built")
+            made = known[mode] = Prepared(folder / "artifacts", folder / "users", folder / "held-out")
+            labels = folder / "classes.txt"
+            labels.write_text("\n".join(CLASSES))
+            good = write_pictures(folder / "pictures", 1)
+            write_pictures(folder / "others", 2)
+            fedbus("artifacts", "build", "--model", model, "--train", mode, "--labels", labels, "-o", made.artifacts)
+            fedbus("data", "prepare", folder / "pictures", "-o", made.users, "--artifacts", made.artifacts)
+            fedbus("data", "prepare", folder / "others", "-o", made.held_out, "--artifacts", made.artifacts)
+            prepared = json.loads((made.users / "manifest.json").read_text())
+            assert len(prepared["images"]) == good
+            assert {Path(one["source"]).name for one in prepared["skipped"]} == {"notes.txt", "cut.jpg", "empty.png"}
+        return known[mode]
+
+    return make
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("mode", ["head", "last-1", "lora:8"])
+def test_from_a_folder_of_pictures_to_a_run_in_chromium(
+    built: Callable[[str], Prepared], tmp_path: Path, mode: str, threads: int
+) -> None:
+    artifacts, users, held_out = built(mode)
+    out = tmp_path / "out"
     demo = ["demo", "--users", 2, "--images", 4, "--rounds", 1, "--clients", "browser:1", "--out", out]
     demo += ["--artifacts", artifacts, "--data", users, "--held-out", held_out, "--labeller", "openai"]
+    demo += ["--threads", threads]
     with label_server(*CLASSES) as server:
         said = fedbus(*demo, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="none")
     assert "completed" in said
