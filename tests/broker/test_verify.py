@@ -1,0 +1,83 @@
+"""``fedbus verify`` on a live bus: a sound run passes, and each thing that is broken afterwards is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import nats as nats_client
+import pytest
+import pytest_asyncio
+
+from agents.run_setup import RunSources, start_run
+from agents.verify import verify_run
+from bus.client import Bus
+from bus.events import ModelPublished, RoundStarted, UpdateSubmitted
+from bus.server import EmbeddedServer, embedded_server
+from bus.subjects import events_of
+from bus.topology import OBJECT_STREAM
+from tests.broker.test_agents import BODIES, DEADLINE_S, answer_all, events, of, running, small
+
+
+@pytest_asyncio.fixture
+async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
+    """A broker of the test's own, since it is damaged."""
+    async with embedded_server(tmp_path_factory.mktemp("verify")) as server:
+        yield server
+
+
+async def finished(nats: EmbeddedServer, bus: Bus, run: str) -> None:
+    async with running(nats, *BODIES):
+        await start_run(bus, run, small(), RunSources())
+        await bus.publish(RoundStarted(run=run, round=1))
+        async with asyncio.timeout(DEADLINE_S):
+            await answer_all(bus, run)
+
+
+async def codes(bus: Bus, run: str) -> set[str]:
+    return {problem.code for problem in (await verify_run(bus, run)).problems}
+
+
+async def purge(nats: EmbeddedServer, stream: str, subject: str) -> None:
+    connection = await nats_client.connect(nats.url, token=nats.token)
+    await connection.jetstream().purge_stream(stream, subject=subject)
+    await connection.close()
+
+
+async def test_the_fate_of_every_update_and_image_is_checked(nats: EmbeddedServer, bus: Bus, unique_run: str) -> None:
+    """The test's updates claim one mismatch whatever was predicted: the ledger does not believe them."""
+    await finished(nats, bus, unique_run)
+    verdict = await verify_run(bus, unique_run)
+    assert (verdict.updates, verdict.models, verdict.images) == (4, 1, 20)
+    assert {problem.code for problem in verdict.problems} == {"decision"}
+
+
+@pytest.mark.parametrize("kind", [UpdateSubmitted, ModelPublished])
+async def test_an_object_that_is_gone_is_found(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, kind: type[UpdateSubmitted] | type[ModelPublished]
+) -> None:
+    await finished(nats, bus, unique_run)
+    first = of(await events(bus, unique_run), kind)[0]
+    ref = first.update if isinstance(first, UpdateSubmitted) else first.model
+    stored = await bus.objects.info(ref.name)
+    assert stored is not None
+    await purge(nats, OBJECT_STREAM, "$O.objects.C.>")
+    assert "object" in await codes(bus, unique_run)
+
+
+async def test_a_message_that_is_no_event_is_accounted_for_and_not_a_gap(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    connection = await nats_client.connect(nats.url, token=nats.token)
+    await connection.jetstream().publish("ev.someone.elses.words", b"no event")
+    await connection.close()
+    await finished(nats, bus, unique_run)
+    assert "sequence_gap" not in await codes(bus, unique_run)
+    assert [letter.subject for letter in await bus.dead_letters()] == ["ev.someone.elses.words"]
+
+
+async def test_the_whole_run_is_read(nats: EmbeddedServer, bus: Bus, unique_run: str) -> None:
+    await finished(nats, bus, unique_run)
+    async with bus.follow(events_of(unique_run), live=False) as items:
+        count = len([item async for item in items if hasattr(item, "event")])
+    assert (await verify_run(bus, unique_run)).events == count
