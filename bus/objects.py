@@ -14,7 +14,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 import nats.errors
-from nats.js.errors import APIError
+from nats.js.errors import APIError, ServiceUnavailableError
 from nats.nuid import NUID
 
 from bus.bucket import CHUNK, FIRST_SEQUENCE, MEDIA_TYPE, Bucket, Meta
@@ -26,7 +26,7 @@ from bus.values import Ref
 
 STALL_S = 10.0
 _BATCH = 16
-_RETRY_S = 0.2
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 2.0
 _DEFAULT_TYPE = "application/octet-stream"
 Chunks = Callable[[], AsyncIterator[bytes]]
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ObjectStore:
         self._nuid = NUID()
 
     async def put(self, data: bytes | memoryview, *, media_type: str = _DEFAULT_TYPE) -> Ref:
-        """Stores ``data`` unless it is there, and returns its reference; waits out broker outages."""
+        """Stores ``data`` unless it is there, and returns its reference; waits out broker outages and a full disk."""
         view = memoryview(data).cast("B")
         ref = _ref(await asyncio.to_thread(_sha256, view), len(view), media_type)
 
@@ -144,6 +144,7 @@ class ObjectStore:
 
     async def _put(self, ref: Ref, chunks: Chunks) -> None:
         there, replaces = await self._bucket.find(ref.name)
+        pause = _FIRST_PAUSE_S
         # One that lost chunks is put again: that heals it.
         while there is None or not await self._bucket.is_complete(there):
             nuid = unneeded = self._nuid.next().decode()
@@ -152,11 +153,13 @@ class ObjectStore:
                 if await self._bucket.write_meta(ref, nuid, first=first, chunks=count, replaces=replaces):
                     unneeded = there.nuid if there else ""
                 return
-            except APIError:
-                raise
             except (nats.errors.Error, TimeoutError) as error:
-                log.warning("upload of %s starts again: %s", ref.name, error)
-                await asyncio.sleep(_RETRY_S)
+                # A broker without room answers that its service is unavailable.
+                if isinstance(error, APIError) and not isinstance(error, ServiceUnavailableError):
+                    raise
+                log.warning("upload of %s starts again: %s", ref.name, str(error) or "no answer")
+                await asyncio.sleep(pause)
+                pause = min(_LAST_PAUSE_S, 2 * pause)
             finally:
                 # Also when cancelled; what cannot be deleted now waits for ``collect_orphans``.
                 if unneeded:

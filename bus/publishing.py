@@ -89,8 +89,10 @@ class Publisher:
 
         await self._connection.connected()
         futures = [await self._pipeline.send(item.subject, item.body, _once(item.event, 0)) for item in window]
-        await asyncio.wait(futures, timeout=ANSWER_S)
-        self._pipeline.forget(futures)
+        try:
+            await asyncio.wait(futures, timeout=ANSWER_S)
+        finally:
+            self._pipeline.forget(futures)
         return [None if one.cancelled() or one.exception() is not None else one.result() for one in futures]
 
     async def _settle(self, item: _Outgoing) -> Published:
@@ -128,8 +130,10 @@ class Publisher:
     async def _write(self, item: _Outgoing, expected: int) -> Ack:
         async def attempt() -> Ack:
             future = await self._pipeline.send(item.subject, item.body, _once(item.event, expected))
-            await asyncio.wait([future], timeout=ANSWER_S)
-            self._pipeline.forget([future])
+            try:
+                await asyncio.wait([future], timeout=ANSWER_S)
+            finally:
+                self._pipeline.forget([future])
             if future.cancelled():
                 raise nats.errors.TimeoutError
             return future.result()
