@@ -11,8 +11,8 @@ from benchmarks.runs import demo_report
 
 def step_ms(found: dict[str, Any]) -> float:
     """Milliseconds of one step, augmentation included, as the clients measured it."""
-    steps = sum(one["mismatched_images"] for one in found["rounds"])
-    return float(found["time"]["train"]) / steps * 1e3
+    steps = sum(int(one["mismatched_images"]) for one in found["rounds"])
+    return 1e3 * float(found["time"]["train"]) / steps
 
 
 def main() -> None:

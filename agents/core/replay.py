@@ -13,11 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.aggregation import FixedPointSum, inputs_digest
+from agents.core.dispatch import AssignTasks, PlanRound, RunState, Say
 from agents.core.rounds import RoundState
 from agents.core.updates import decode_update
 from bus.envelope import Stored
 from bus.errors import FedbusError, ObjectMissingError
-from bus.events import ModelPublished, RoundClosed, RoundExtended, RoundFailed, RoundPayload, RunStarted
+from bus.events import (
+    ModelPublished,
+    Payload,
+    RoundClosed,
+    RoundExtended,
+    RoundFailed,
+    RoundPayload,
+    RoundPlanned,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    TaskAssigned,
+)
+from bus.spec import RunDataset
 from bus.values import Ref
 
 
@@ -49,11 +63,11 @@ class Replay:
 
 
 def replay_run(events: Sequence[Stored], objects: Mapping[str, bytes]) -> Replay:
-    """Runs the recorded events through the round state machine and the aggregation.
+    """Runs the recorded events through the dispatcher's rules, the round state machine and the aggregation.
 
     Args:
         events: of one run, in stream order.
-        objects: bytes by SHA-256: at least the base models and updates of every round.
+        objects: bytes by SHA-256: at least the dataset, and the base models and updates of every round.
 
     Raises:
         ObjectMissingError: the recording lacks the run's start or an object that is needed.
@@ -63,8 +77,10 @@ def replay_run(events: Sequence[Stored], objects: Mapping[str, bytes]) -> Replay
         raise ObjectMissingError("the recording has no run.started event")
     outcome = Replay(started.run)
     rounds: dict[int, list[Stored]] = {}
+    dispatcher = DispatchReplay(started, objects)
     for stored in events:
         data = stored.event.data
+        dispatcher.take(stored, outcome)
         if not isinstance(data, RoundPayload):
             continue
         before = rounds.setdefault(data.round, [])
@@ -74,6 +90,53 @@ def replay_run(events: Sequence[Stored], objects: Mapping[str, bytes]) -> Replay
             _check_model(outcome, started, before, stored, objects)
         before.append(stored)
     return outcome
+
+
+class DispatchReplay:
+    """Drives the dispatcher's rules with the recorded events: what it said must be what they lead to."""
+
+    def __init__(self, started: RunStarted, objects: Mapping[str, bytes]) -> None:
+        dataset = RunDataset.model_validate_json(_object(objects, started.dataset))
+        self._state = RunState(started, tuple(user.user for user in dataset.users))
+        self._tasks: dict[tuple[int, str], TaskAssigned] = {}
+
+    def take(self, stored: Stored, outcome: Replay) -> None:
+        """Compares one event with what the events before it lead to, when it is the dispatcher's, and folds it."""
+        data = stored.event.data
+        expected: object = data
+        if isinstance(data, RoundPlanned):
+            intent = self._state.decide()
+            expected = _planned_as(intent, data) if isinstance(intent, PlanRound) else intent
+        elif isinstance(data, TaskAssigned):
+            expected = self._task(data)
+        elif isinstance(data, RunFinished) or (isinstance(data, RoundStarted) and data.round > 1):
+            intent = self._state.decide()
+            # A round may be started by anybody, with settings of their own; the rules only know the plain one.
+            plain = isinstance(data, RunFinished) or data == RoundStarted(run=data.run, round=data.round)
+            expected = (intent.data if isinstance(intent, Say) else intent) if plain else data
+        if expected != data:
+            outcome.differences.append(
+                Difference(stored.sequence, "the dispatcher's words", _brief(data), _brief(expected))
+            )
+        self._state.fold(stored)
+
+    def _task(self, data: TaskAssigned) -> TaskAssigned | None:
+        if (data.round, data.user) not in self._tasks and isinstance(intent := self._state.decide(), AssignTasks):
+            self._tasks.update({(task.round, task.user): task for task in intent.tasks})
+        return self._tasks.get((data.round, data.user))
+
+
+def _planned_as(plan: PlanRound, recorded: RoundPlanned) -> RoundPlanned:
+    """The plan as an event; its spec is an object of its own and its deadline counts from the planner's clock."""
+    return recorded.model_copy(
+        update={
+            "base_model": plan.base_model,
+            "users": len(plan.users),
+            "quorum": plan.quorum,
+            "learning_rate": plan.learning_rate,
+            "deadline_s": plan.deadline_s,
+        }
+    )
 
 
 def _folded(started: RunStarted, number: int, events: Sequence[Stored], through: int | None = None) -> RoundState:
@@ -147,6 +210,6 @@ def _object(objects: Mapping[str, bytes], ref: Ref) -> bytes:
 
 
 def _brief(data: object) -> str:
-    if isinstance(data, RoundPayload):
+    if isinstance(data, Payload):
         return f"{data.TYPE} {data.model_dump_json(exclude={'run', 'round'})}"
-    return "nothing"
+    return "nothing" if data is None else type(data).__name__

@@ -8,21 +8,58 @@ import numpy as np
 import pytest
 
 from agents.aggregator import model_published
+from agents.core.dispatch import AssignTasks, RunState
 from agents.core.replay import aggregate, replay_run
 from agents.core.rounds import RoundState
 from bus.errors import ObjectMissingError
-from bus.events import ModelPublished, RoundClosed, RoundStarted
-from tests.builders import BASE, BASE_REF, RUN, Stream, assigned, config, planned, ref_of, run_started, submitted
+from bus.events import (
+    ModelPublished,
+    Payload,
+    RoundClosed,
+    RoundPlanned,
+    RoundStarted,
+    TaskAssigned,
+    UpdateSubmitted,
+)
+from bus.spec import RunDataset, UserShard
+from tests.builders import (
+    ANY_REF,
+    BASE,
+    BASE_REF,
+    RUN,
+    Stream,
+    config,
+    labelled,
+    planned,
+    ref_of,
+    run_started,
+    submitted,
+)
+
+USERS = ("u0", "u1", "u2")
 
 
 def recorded_run() -> tuple[Stream, dict[str, bytes]]:
     """One round of three users with a quorum of two, and a late update."""
-    objects = {BASE_REF.sha256: BASE.tobytes()}
+    dataset = RunDataset(
+        classes=("a", "b", "c"), users=tuple(UserShard(user=user, shard=ANY_REF) for user in USERS), held_out=ANY_REF
+    )
+    body = dataset.model_dump_json().encode()
+    objects = {BASE_REF.sha256: BASE.tobytes(), ref_of(body).sha256: body}
     stream = Stream()
-    stream.add(run_started(config(users=3)))
-    state = RoundState(RUN, 1, config().quorum)
-    for data in (RoundStarted(run=RUN, round=1), planned(3, 2), *map(assigned, ("u0", "u1", "u2"))):
-        state.fold(stream.add(data))
+    settings = config(users=3, fraction=0.6, deadline_s=60)
+    started = run_started(settings).model_copy(update={"dataset": ref_of(body)})
+    stream.add(started)
+    state, dispatcher = RoundState(RUN, 1, settings.quorum), RunState(started, USERS)
+    plan = planned(3, 2).model_copy(update={"learning_rate": settings.training.learning_rate})
+    for data in (*map(labelled, USERS), RoundStarted(run=RUN, round=1), plan):
+        stored = stream.add(data)
+        state.fold(stored)
+        dispatcher.fold(stored)
+    intent = dispatcher.decide()
+    assert isinstance(intent, AssignTasks)
+    for task in intent.tasks:
+        state.fold(stream.add(task))
     for index, user in enumerate(("u1", "u0")):
         delta = np.arange(4, dtype=np.float32) + index
         state.fold(stream.add(submitted(user, delta, examples=index + 1, objects=objects), after_s=1))
@@ -78,9 +115,24 @@ def test_a_decision_that_the_events_do_not_lead_to_is_named() -> None:
 
 def test_an_update_that_the_recording_lacks_is_named() -> None:
     stream, objects = recorded_run()
-    del objects[next(key for key in objects if key != BASE_REF.sha256)]
+    update = next(one.event.data for one in stream.events if isinstance(one.event.data, UpdateSubmitted))
+    del objects[update.update.sha256]
     outcome = replay_run(stream.events, objects)
     assert "no object" in outcome.differences[0].replayed
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(TaskAssigned, {"labels": (0, 0)}), (TaskAssigned, {"seed": 1}), (RoundPlanned, {"quorum": 3})],
+)
+def test_words_of_the_dispatcher_that_the_events_do_not_lead_to_are_named(
+    kind: type[Payload], changes: dict[str, object]
+) -> None:
+    stream, objects = recorded_run()
+    index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, kind))
+    outcome = replay_run(with_data(stream, index, **changes), objects)
+    assert outcome.differences[0].what == "the dispatcher's words"
+    assert outcome.differences[0].sequence == stream.events[index].sequence
 
 
 def test_a_recording_without_its_start_is_refused() -> None:
