@@ -47,6 +47,10 @@ chaos: setup-dev  ## Kill, stop and cut off every part at every crash point; pri
 fuzz: $(VENV)/installed-fuzz  ## Give every parser of foreign input its share of a million inputs; non-zero if one breaks.
 	@$(PY) -m tests.fuzz $(ARGS)
 
+load: setup-dev ## 500 clients at once for ten minutes, then 10,000 users in one round; nothing may be lost.
+	@$(PY) -m benchmarks.load --clients 500 --minutes 10 $(ARGS)
+	@$(PY) -m benchmarks.load --clients 100 --users 10000 --minutes 0
+
 clean:          ## Remove what was built (not runs/).
 	rm -rf $(VENV) $(PAGE)/node_modules $(PAGE)/dist
 
