@@ -47,7 +47,7 @@ class ObjectCache:
         Raises:
             ObjectMissingError: the gateway does not give it.
             ObjectCorruptError: its bytes have another digest.
-            GatewayUnreachableError: the gateway is away for longer than all attempts together.
+            GatewayUnreachableError: several attempts in a row brought nothing.
         """
         if (known := self._memory.get(ref.sha256)) is not None:
             return known
@@ -72,12 +72,16 @@ class ObjectCache:
         # Not by process id: clients in two containers share a cache, and both are process 1.
         part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         try:
-            for attempt in range(ATTEMPTS):
+            attempt = 0
+            while True:
+                before = _size(part)
                 try:
                     await self._download(ref, part)
                     break
                 except httpx.HTTPError as error:
-                    if attempt + 1 == ATTEMPTS:
+                    # Only what brings nothing counts: over a network that is cut again and again it goes on.
+                    attempt = 0 if _size(part) > before else attempt + 1
+                    if attempt == ATTEMPTS:
                         raise GatewayUnreachableError(f"cannot fetch {ref.sha256}: {error!r}") from None
                     await asyncio.sleep(0.1 * 2**attempt)
             if await asyncio.to_thread(_digest, part) != ref.sha256:
@@ -87,19 +91,20 @@ class ObjectCache:
             part.unlink(missing_ok=True)
 
     async def _download(self, ref: Ref, part: Path) -> None:
-        have = part.stat().st_size if part.exists() else 0
+        have = _size(part)
         headers = {"Range": f"bytes={have}-"} if have else {}
         async with self._http.stream("GET", f"/objects/{ref.sha256}", headers=headers) as answer:
             if answer.status_code in (403, 404):
                 raise ObjectMissingError(f"the gateway does not give {ref.sha256} ({answer.status_code})")
             answer.raise_for_status()
             with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                async for block in answer.aiter_bytes(_BLOCK):
+                # As they come: what waited for a block to be full would be lost with the connection.
+                async for block in answer.aiter_bytes():
                     file.write(block)
                     self.downloaded_bytes += len(block)
                     if file.tell() > ref.size:
                         raise ObjectCorruptError(f"the gateway sent more than the {ref.size} bytes of {ref.sha256}")
-        if part.stat().st_size < ref.size:
+        if _size(part) < ref.size:
             raise httpx.ReadError("the download ended early")
 
 
@@ -107,6 +112,10 @@ def default_cache() -> Path:
     """Where the user's caches lie."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fedbus" / "objects"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _digest(path: Path) -> str:
