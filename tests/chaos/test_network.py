@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from pathlib import Path
@@ -89,8 +90,10 @@ async def test_clients_lose_the_gateway_again_and_again_over_a_poor_network(
     undisturbed: Outcome, survived: list[Survived], tmp_path: Path
 ) -> None:
     narrow = Weather(latency_s=0.005, jitter_s=0.02, bytes_per_s=3e5)
+    # Longer than the longest pause before a client comes back.
+    patient = {"FEDBUS_GATEWAY_LEASE_S": "10"}
     async with (
-        chaos_system(tmp_path / "system") as chaos,
+        chaos_system(tmp_path / "system", variables=patient) as chaos,
         proxied(*address(chaos.system.connection.gateway_url), weather=narrow) as proxy,
     ):
         clients_behind(chaos, proxy, ClientMix(native=2))
@@ -183,8 +186,9 @@ async def test_an_upload_that_is_cut_goes_on_at_its_offset(tmp_path: Path, monke
 
 async def test_the_proxy_delays_narrows_and_ends_connections() -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while block := await reader.read(1 << 16):
-            writer.write(block)
+        with contextlib.suppress(ConnectionResetError):
+            while block := await reader.read(1 << 16):
+                writer.write(block)
         writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
@@ -204,6 +208,7 @@ async def test_the_proxy_delays_narrows_and_ends_connections() -> None:
         proxy.cut_after(2)
         writer.write(b"four")
         assert await reader.read() in (b"fo", b"")
+        writer.close()
         _, writer = await asyncio.open_connection(proxy.host, proxy.port)
         await wait_for(lambda: len(proxy._open) == 1)
         proxy.reset()
