@@ -60,7 +60,7 @@ async def running_gateway(bus: Bus, settings: GatewaySettings) -> AsyncIterator[
                 timeout_graceful_shutdown=_GOODBYE_S,
             )
             server = _Server(config)
-            async with background(_until(server.serve([listener]))) as serving:
+            async with background(server.serve([listener])) as serving:
                 if settings.url_file is not None:
                     await asyncio.to_thread(write_atomically, settings.url_file, f"{url}\n".encode())
                 log.info("listening on %s", url)
@@ -71,10 +71,6 @@ async def running_gateway(bus: Bus, settings: GatewaySettings) -> AsyncIterator[
                     hub.close_all()
                     server.should_exit = True
                     await asyncio.wait({serving}, timeout=2 * _GOODBYE_S)
-
-
-async def _until(serving: object) -> None:
-    await serving  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -92,5 +88,7 @@ def _listening(settings: GatewaySettings) -> Iterator[tuple[socket.socket, str]]
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
                 hint="set FEDBUS_GATEWAY_PORT to a free port, or to 0 to get one",
             ) from None
-        host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
+        # Who listens everywhere is reached on this machine through its loopback address.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+        host = f"[{host}]" if family == socket.AF_INET6 else host
         yield listener, f"http://{host}:{listener.getsockname()[1]}"
