@@ -1,4 +1,4 @@
-"""A whole fedbus whose agents reach the broker, and whose clients reach the gateway, through proxies only."""
+"""The five agents on a broker of the test's own, near or behind a proxy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,39 @@ from agents.cli.processes import supervisor
 from agents.cli.system import AGENTS, System, agent_command
 from bus.client import Bus
 from bus.server import embedded_server
+from bus.settings import BusSettings
 from tests.chaos.proxy import Proxy, proxy
 from tests.chaos.system import HEARTBEAT_S, LEASE_S, Chaos
 from tests.conftest import wait_for
 
-JOIN_TOKEN = "a-token-of-the-test"
+READY_S = 60.0
+
+
+@contextlib.asynccontextmanager
+async def agents_on(nats_url: str, folder: Path, *, bus: BusSettings, **variables: str) -> AsyncIterator[Chaos]:
+    """Runs the agents on the broker at ``nats_url``; the test's own bus goes where ``bus`` says."""
+    logs, url_file = folder / "logs", folder / "gateway.url"
+    token = bus.token.get_secret_value() if bus.token else ""
+    connection = Connection(nats_url=nats_url, nats_token=token, join_token="a-token-of-the-test")
+    environment = connection.env() | {
+        "FEDBUS_GATEWAY_PORT": "0",
+        "FEDBUS_GATEWAY_URL_FILE": str(url_file),
+        "FEDBUS_GATEWAY_SPOOL_DIR": str(folder / "spool"),
+        "FEDBUS_GATEWAY_LEASE_S": str(LEASE_S),
+        "FEDBUS_GATEWAY_HEARTBEAT_S": str(HEARTBEAT_S),
+        **variables,
+    }
+    async with supervisor() as processes, Bus.connect(bus, name="chaos", wait_s=20) as connected:
+        for name in reversed(AGENTS):
+            processes.start(agent_command(name, logs, environment))
+        await wait_for(url_file.exists, within_s=READY_S)
+        connection = connection.model_copy(update={"gateway_url": url_file.read_text().strip()})
+        yield Chaos(System(connection, processes, folder, logs, environment), connected)
 
 
 @dataclass(frozen=True)
 class Network:
-    """The system, with a bus of the test's own that nothing disturbs, and the two proxies."""
+    """A system whose own bus nothing disturbs, and what lies before its broker and its gateway."""
 
     chaos: Chaos
     broker: Proxy
@@ -30,31 +53,15 @@ class Network:
 
 @contextlib.asynccontextmanager
 async def proxied(folder: Path) -> AsyncIterator[Network]:
-    """Runs broker, agents and proxies until the block ends; clients are the caller's to start."""
-    store, logs, url_file = folder / "store", folder / "logs", folder / "gateway.url"
-    store.mkdir(parents=True)
-    async with embedded_server(store / "nats") as server, proxy(server.url.removeprefix("nats://")) as broker:
-        connection = Connection(
-            nats_url=f"nats://{broker.address}", nats_token=server.token or "", join_token=JOIN_TOKEN
-        )
-        environment = connection.env() | {
-            "FEDBUS_GATEWAY_PORT": "0",
-            "FEDBUS_GATEWAY_URL_FILE": str(url_file),
-            "FEDBUS_GATEWAY_SPOOL_DIR": str(store / "spool"),
-            "FEDBUS_GATEWAY_LEASE_S": str(LEASE_S),
-            "FEDBUS_GATEWAY_HEARTBEAT_S": str(HEARTBEAT_S),
-            "FEDBUS_LABELLER_CACHE": str(store / "labels.sqlite"),
-        }
-        async with supervisor() as processes:
-            for name in reversed(AGENTS):
-                processes.start(agent_command(name, logs, environment))
-            await wait_for(url_file.exists, within_s=60)
-            async with (
-                proxy(url_file.read_text().strip().removeprefix("http://")) as gateway,
-                Bus.connect(server.settings, name="chaos", wait_s=20) as bus,
-            ):
-                connection = connection.model_copy(update={"gateway_url": f"http://{gateway.address}"})
-                system = System(connection, processes, store, logs, environment)
-                yield Network(Chaos(system, bus), broker, gateway)
-                # First of all, so that no client waits for a gateway that its proxy has left.
-                await processes.stop_all()
+    """Agents reach the broker, and clients, which are the caller's to start, the gateway through proxies only."""
+    async with (
+        embedded_server(folder / "nats") as server,
+        proxy(server.url.removeprefix("nats://")) as broker,
+        agents_on(f"nats://{broker.address}", folder, bus=server.settings) as chaos,
+        proxy(chaos.system.connection.gateway_url.removeprefix("http://")) as gateway,
+    ):
+        far = chaos.system.connection.model_copy(update={"gateway_url": f"http://{gateway.address}"})
+        chaos.system.connection = far
+        yield Network(chaos, broker, gateway)
+        # Clients go before their gateway does.
+        await chaos.system.processes.stop_all()

@@ -1,4 +1,4 @@
-"""A TCP proxy that is a bad network: slow, uneven, narrow, and cut, reset or silent whenever a test says so."""
+"""A TCP proxy on loopback that makes a network bad: late, narrow, cut, reset, or silent without a word."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-_BLOCK = 1 << 16
+BLOCK = 1 << 14
+CLOSE_S = 1.0
+_RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass
 class Weather:
-    """How bad it is, in each direction; may be changed while connections are open.
+    """What happens to every byte from now on.
 
     Attributes:
-        latency_s: delay of each block.
-        jitter_s: up to so much more, at random.
-        bytes_per_s: width of each connection; none is unlimited.
+        latency_s: how long each block is under way.
+        jitter_s: by how much more at most, drawn from the proxy's seed; blocks of one direction keep their order.
+        bytes_per_s: how much passes in each direction of a connection; none is as much as there is.
     """
 
     latency_s: float = 0.0
@@ -28,124 +30,165 @@ class Weather:
     bytes_per_s: float | None = None
 
 
-@dataclass
+class _Link:
+    """One client's connection and its counterpart at the server."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.client = client
+        self.server = server
+        self.upstream = 0
+        self.frozen = False
+        self.over = asyncio.Event()
+
+    def end(self, *, reset: bool) -> None:
+        """Ends both sides: in order, or with a reset that drops what is under way."""
+        self.over.set()
+        for writer in (self.client, self.server):
+            if not reset:
+                writer.close()
+            elif not writer.is_closing():
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                writer.transport.abort()
+
+    async def close(self) -> None:
+        """Closes both sides in order, but waits for neither for long."""
+        for writer in (self.client, self.server):
+            writer.close()
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await writer.wait_closed()
+            except TimeoutError:
+                writer.transport.abort()
+            except OSError:
+                # It was reset: gone is gone.
+                pass
+
+
 class Proxy:
-    """Connections from ``url_port`` to the target; ``cuts`` counts what the proxy ended."""
+    """Listens on ``port`` and passes on to a target; set ``weather`` at any time."""
 
-    host: str
-    port: int
-    weather: Weather
-    _random: random.Random
-    _open: set[Link] = field(default_factory=set)
-    _flowing: asyncio.Event = field(default_factory=asyncio.Event)
-    _quota: int | None = None
-    cuts: int = 0
+    def __init__(self, target: tuple[str, int], seed: int) -> None:
+        self.weather = Weather()
+        self._cut_at: int | None = None
+        self._cut_resets = False
+        self._links: list[_Link] = []
+        self.port = 0
+        self._target = target
+        self._random = random.Random(seed)
+        self._open: set[_Link] = set()
 
-    def cut(self) -> None:
-        """Ends every connection in good order, as a proxy that restarts does."""
-        self._end_all(reset=False)
+    @property
+    def address(self) -> str:
+        """Where to connect to, without a scheme."""
+        return f"127.0.0.1:{self.port}"
 
-    def reset(self) -> None:
-        """Ends every connection with RST."""
-        self._end_all(reset=True)
+    @property
+    def upstream(self) -> list[int]:
+        """Bytes that each connection, in the order of their beginning, sent to the server."""
+        return [link.upstream for link in self._links]
 
-    def cut_after(self, received: int) -> None:
-        """Ends the connection over which so many more bytes have come from the side that connects."""
-        self._quota = received
-
-    def freeze(self) -> None:
-        """Half open: connections stay and new ones are taken, but nothing comes through."""
-        self._flowing.clear()
-
-    def thaw(self) -> None:
-        """What was sent meanwhile arrives now."""
-        self._flowing.set()
-
-    def _end_all(self, *, reset: bool) -> None:
-        for link in list(self._open):
+    def cut(self, *, reset: bool = False) -> int:
+        """Ends all open connections and says how many there were; new ones are taken as before."""
+        ended = list(self._open)
+        for link in ended:
             link.end(reset=reset)
-            self.cuts += 1
+        return len(ended)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: tuple[str, int]) -> None:
+    def cut_at(self, upstream: int, *, reset: bool = False) -> None:
+        """Ends, once, the first connection that sent so many bytes to the server; what it sent after them is lost."""
+        self._cut_at, self._cut_resets = upstream, reset
+
+    def freeze(self) -> int:
+        """Leaves all open connections half open, and says how many: nothing arrives there any more, not even an end."""
+        for link in self._open:
+            link.frozen = True
+        return len(self._open)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection from its beginning to its end."""
         try:
-            there, back = await asyncio.open_connection(*target)
+            from_server, to_server = await asyncio.open_connection(*self._target)
         except OSError:
-            writer.transport.abort()
+            writer.close()
             return
-        link = Link(writer, back)
+        link = _Link(writer, to_server)
+        self._links.append(link)
         self._open.add(link)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, back, link, counted=True))
-                group.create_task(self._pump(there, writer, link, counted=False))
-        except* OSError:
-            pass
+                ways = [
+                    group.create_task(self._pass(link, reader, to_server)),
+                    group.create_task(self._pass(link, from_server, writer)),
+                ]
+                # Neither protocol here closes only half of a connection.
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                for way in ways:
+                    way.cancel()
         finally:
             self._open.discard(link)
-            link.end(reset=False)
+            await link.close()
 
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link, *, counted: bool
+    async def _pass(self, link: _Link, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        """Moves blocks one way; what is late delays what follows, but many blocks may be under way at once."""
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
+        async with asyncio.TaskGroup() as group:
+            receiving = group.create_task(self._receive(source, under_way))
+            with contextlib.suppress(OSError):
+                await self._deliver(link, under_way, sink)
+            receiving.cancel()
+
+    async def _receive(self, source: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]]) -> None:
+        clock = asyncio.get_running_loop()
+        block = b"-"
+        while block:
+            try:
+                block = await source.read(BLOCK)
+            except OSError:
+                block = b""
+            delay = self.weather.latency_s + self._random.uniform(0, self.weather.jitter_s)
+            await under_way.put((clock.time() + delay, block))
+
+    async def _deliver(
+        self, link: _Link, under_way: asyncio.Queue[tuple[float, bytes]], sink: asyncio.StreamWriter
     ) -> None:
-        while block := await reader.read(_BLOCK):
-            weather = self.weather
-            wait_s = weather.latency_s + self._random.random() * weather.jitter_s
-            if weather.bytes_per_s is not None:
-                wait_s += len(block) / weather.bytes_per_s
-            if wait_s:
-                await asyncio.sleep(wait_s)
-            await self._flowing.wait()
-            if counted and self._quota is not None:
-                block, self._quota = block[: self._quota], self._quota - len(block)
-                if self._quota <= 0:
-                    self._quota = None
-                    writer.write(block)
-                    await writer.drain()
-                    self.cuts += 1
-                    link.end(reset=False)
-                    return
-            writer.write(block)
-            await writer.drain()
-        link.end(reset=False)
+        clock = asyncio.get_running_loop()
+        while True:
+            due, block = await under_way.get()
+            if self.weather.bytes_per_s is not None:
+                due = max(due, clock.time()) + len(block) / self.weather.bytes_per_s
+            await asyncio.sleep(max(0.0, due - clock.time()))
+            if link.frozen:
+                await link.over.wait()
+            if not block:
+                return
+            if sink is link.server:
+                block = self._until_the_cut(link, block)
+                link.upstream += len(block)
+            sink.write(block)
+            await sink.drain()
+            if self._cut_at is not None and link.upstream >= self._cut_at:
+                self._cut_at = None
+                link.end(reset=self._cut_resets)
+                return
 
-
-class Link:
-    """One connection through the proxy: both of its sides."""
-
-    def __init__(self, *writers: asyncio.StreamWriter) -> None:
-        self._writers = writers
-
-    def end(self, *, reset: bool) -> None:
-        """Closes both sides; what is on its way is lost when it is a reset."""
-        for writer in self._writers:
-            if reset:
-                # With no time to linger, closing sends RST.
-                with contextlib.suppress(OSError, AttributeError):
-                    sock: socket.socket = writer.get_extra_info("socket")
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.transport.abort()
-            else:
-                writer.close()
+    def _until_the_cut(self, link: _Link, block: bytes) -> bytes:
+        return block if self._cut_at is None else block[: max(0, self._cut_at - link.upstream)]
 
 
 @contextlib.asynccontextmanager
-async def proxied(host: str, port: int, *, weather: Weather | None = None, seed: int = 0) -> AsyncIterator[Proxy]:
-    """A proxy in front of ``host:port`` on a free loopback port until the block ends."""
-    tasks: set[asyncio.Task[None]] = set()
-    proxy = Proxy("127.0.0.1", 0, weather or Weather(), random.Random(seed))
-    proxy.thaw()
+async def proxy(target: str, *, seed: int = 0) -> AsyncIterator[Proxy]:
+    """A proxy in front of ``host:port``, until the block ends."""
+    host, _, port = target.rpartition(":")
+    one = Proxy((host, int(port)), seed)
+    async with asyncio.TaskGroup() as group:
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(proxy._serve(reader, writer, (host, port)))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            group.create_task(one.serve(reader, writer))
 
-    server = await asyncio.start_server(accept, proxy.host, 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    try:
-        yield proxy
-    finally:
-        server.close()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+            one.port = server.sockets[0].getsockname()[1]
+            try:
+                yield one
+            finally:
+                server.close()
+                one.cut(reset=True)

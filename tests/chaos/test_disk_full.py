@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nats
 import pytest
 
-from agents.cli.connection import Connection
 from agents.cli.options import ClientMix
-from agents.cli.processes import supervisor
-from agents.cli.system import AGENTS, System, agent_command
-from bus.client import Bus
 from bus.events import UpdateSubmitted
 from bus.server import find_nats_server
 from bus.settings import BusSettings
 from tests.chaos.conftest import Survived
-from tests.chaos.system import HEARTBEAT_S, LEASE_S, Chaos, Outcome, run_to_the_end, small
+from tests.chaos.network import agents_on
+from tests.chaos.system import Chaos, Outcome, run_to_the_end, small
 from tests.conftest import wait_for
 
 FULL, WAITING = "resource limits exceeded", "starts again"
@@ -71,29 +67,6 @@ jetstream {{
             await client.close()
 
 
-@contextlib.asynccontextmanager
-async def system_on(broker: Broker, folder: Path) -> AsyncIterator[Chaos]:
-    """The five agents on this broker."""
-    logs, url_file = folder / "logs", folder / "gateway.url"
-    connection = Connection(nats_url=broker.url, join_token="a-token-of-the-test")
-    environment = connection.env() | {
-        "FEDBUS_GATEWAY_PORT": "0",
-        "FEDBUS_GATEWAY_URL_FILE": str(url_file),
-        "FEDBUS_GATEWAY_SPOOL_DIR": str(folder / "spool"),
-        "FEDBUS_GATEWAY_LEASE_S": str(LEASE_S),
-        "FEDBUS_GATEWAY_HEARTBEAT_S": str(HEARTBEAT_S),
-    }
-    async with (
-        supervisor() as processes,
-        Bus.connect(BusSettings(url=broker.url), name="chaos", wait_s=20) as bus,
-    ):
-        for name in AGENTS:
-            processes.start(agent_command(name, logs, environment))
-        await wait_for(url_file.exists, within_s=60)
-        connection = connection.model_copy(update={"gateway_url": url_file.read_text().strip()})
-        yield Chaos(System(connection, processes, folder, logs, environment), bus)
-
-
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
 async def test_a_full_disk_delays_a_run_and_changes_nothing(
@@ -103,7 +76,7 @@ async def test_a_full_disk_delays_a_run_and_changes_nothing(
     async with contextlib.AsyncExitStack() as stack:
         await broker.start(1 << 30)
         stack.push_async_callback(broker.stop)
-        chaos = await stack.enter_async_context(system_on(broker, tmp_path))
+        chaos = await stack.enter_async_context(agents_on(broker.url, tmp_path, bus=BusSettings(url=broker.url)))
 
         async def fill_up(on: Chaos) -> None:
             await on.until(UpdateSubmitted)

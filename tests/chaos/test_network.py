@@ -1,130 +1,145 @@
-"""Bad networks between agents and broker and between clients and gateway: runs complete with the same model."""
+"""Clients, gateway and agents over a bad network: late, narrow, cut, reset and half open."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from agents.cli.options import ClientMix
-from agents.cli.system import AGENTS, agent_command, client_commands
-from agents.client import runner
-from agents.client.objects import ObjectCache
+from agents.cli.system import AGENTS
 from agents.client.runner import Client
-from agents.client.trainer import SyntheticTrainer
-from agents.core.protocol import ServerMessage, UploadOffset, Welcome, parse_server_message
-from bus.events import RunFinished, TaskAssigned, UpdateSubmitted
+from agents.core.protocol import MAX_CHUNK_BYTES
+from agents.shell import background
+from bus.client import Bus
+from bus.events import RoundClosed, RunFinished, TaskAssigned, UpdateSubmitted
+from tests.broker.gateway.conftest import nats as nats
+from tests.broker.gateway.conftest import serving, update
+from tests.broker.gateway.test_client import ScriptedTrainer, submitted
 from tests.chaos.conftest import Survived
-from tests.chaos.proxy import Proxy, Weather, proxied
-from tests.chaos.system import LEASE_S, Chaos, Outcome, chaos_system, run_to_the_end, said, small
+from tests.chaos.network import Network, proxied
+from tests.chaos.proxy import Proxy, Weather, proxy
+from tests.chaos.system import Outcome, run_to_the_end, said, small
 from tests.conftest import wait_for
 
-POOR = Weather(latency_s=0.005, jitter_s=0.01, bytes_per_s=2e6)
+Storm = Callable[[Network], Awaitable[None]]
+CUT = MAX_CHUNK_BYTES + 100_000
+SPARE = 20_000
+"""Bytes of a conversation beside its upload, at most."""
 
 
-def address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    return parts.hostname, parts.port
+def ready_trainer() -> ScriptedTrainer:
+    trainer = ScriptedTrainer()
+    trainer.may_finish.set()
+    return trainer
 
 
-async def agents_behind(chaos: Chaos, proxy: Proxy) -> None:
-    """Starts all agents again, with the proxy for a broker."""
-    system = chaos.system
-    system.environment["NATS_URL"] = f"nats://127.0.0.1:{proxy.port}"
-    await system.processes.stop_all()
-    for name in AGENTS:
-        system.processes.start(agent_command(name, system.logs, system.environment))
+def through(front: Proxy, trainer: ScriptedTrainer) -> Client:
+    return Client(f"http://{front.address}", "", "native", trainer)
 
 
-def clients_behind(chaos: Chaos, proxy: Proxy, mix: ClientMix) -> None:
-    """Starts clients, with the proxy for a gateway."""
-    system = chaos.system
-    connection = system.connection.model_copy(update={"gateway_url": f"http://127.0.0.1:{proxy.port}"})
-    for command in client_commands(mix, connection, store=system.store, logs=system.logs, prefix="far-"):
-        system.processes.start(command)
+@pytest.mark.parametrize("reset", [False, True], ids=["cut", "reset"])
+async def test_an_upload_that_the_network_cut_goes_on_at_its_offset(bus: Bus, tmp_path: Path, reset: bool) -> None:
+    async with serving(bus, tmp_path) as gateway, proxy(gateway.url.removeprefix("http://")) as front:
+        await gateway.assign("u0")
+        front.cut_at(CUT, reset=reset)
+        async with background(through(front, ready_trainer()).run()):
+            await submitted(gateway, 1)
+            first, second = front.upstream
+    assert first == CUT
+    assert len(update()) - MAX_CHUNK_BYTES <= second < len(update()) - MAX_CHUNK_BYTES + SPARE
 
 
-async def faults_until_the_end(chaos: Chaos, proxy: Proxy, *, seed: int, every_s: tuple[float, float]) -> None:
-    """Cuts and resets in turn, at random intervals, until the run is over."""
-    choose = random.Random(seed)
-    while not await said(chaos.bus, RunFinished):
-        await asyncio.sleep(choose.uniform(*every_s))
-        choose.choice([proxy.cut, proxy.reset])()
+async def test_a_client_and_a_gateway_whose_connection_is_half_open_find_each_other_again(
+    bus: Bus, tmp_path: Path
+) -> None:
+    trainer = ScriptedTrainer()
+    async with (
+        serving(bus, tmp_path, heartbeat_s=0.3) as gateway,
+        proxy(gateway.url.removeprefix("http://")) as front,
+        background(through(front, trainer).run()),
+    ):
+        await gateway.assign("u0")
+        async with asyncio.timeout(20):
+            await trainer.started.wait()
+        assert front.freeze() == 1
+        trainer.may_finish.set()
+        await submitted(gateway, 1)
+        assert len(front.upstream) == 2
+
+
+async def test_updates_come_in_over_a_late_and_narrow_line(bus: Bus, tmp_path: Path) -> None:
+    users = [f"u{index}" for index in range(3)]
+    async with serving(bus, tmp_path) as gateway, proxy(gateway.url.removeprefix("http://")) as front:
+        front.weather = Weather(latency_s=0.03, jitter_s=0.05, bytes_per_s=4e6)
+        await gateway.assign(*users)
+        async with background(through(front, ready_trainer()).run()):
+            found = await submitted(gateway, len(users))
+        assert len(front.upstream) == 1
+    assert {one.user for one in found} == set(users)
+
+
+async def run_through(folder: Path, broker: Weather, gateway: Weather, storm: Storm) -> Outcome:
+    """A small run over two bad lines while a storm goes on."""
+    async with proxied(folder) as network:
+        network.broker.weather, network.gateway.weather = broker, gateway
+        network.chaos.system.start_clients(ClientMix(native=2))
+        return await run_to_the_end(network.chaos, small(), lambda _: storm(network))
 
 
 def check(outcome: Outcome, reference: Outcome) -> None:
     assert outcome.status == "completed"
+    assert outcome.restarts == {}
     assert outcome.models == reference.models
     assert outcome.verdict.problems == []
 
 
-@pytest.mark.chaos
 @pytest.mark.timeout(240)
-async def test_agents_lose_the_broker_again_and_again_over_a_poor_network(
+async def test_a_run_over_a_bad_network_ends_with_the_same_model(
     undisturbed: Outcome, survived: list[Survived], tmp_path: Path
 ) -> None:
-    async with (
-        chaos_system(tmp_path / "system") as chaos,
-        proxied(*address(chaos.system.connection.nats_url), weather=POOR) as proxy,
-    ):
-        await agents_behind(chaos, proxy)
-        chaos.system.start_clients(ClientMix(native=2))
-        outcome = await run_to_the_end(
-            chaos, small(), lambda on: faults_until_the_end(on, proxy, seed=1, every_s=(0.5, 2.0))
-        )
-    check(outcome, undisturbed)
-    assert proxy.cuts > len(AGENTS)
-    survived.append(Survived(f"{proxy.cuts} cut and reset connections to the broker", outcome))
+    async def storm(network: Network) -> None:
+        until = network.chaos.until
+        await until(TaskAssigned)
+        await wait_for(lambda: network.gateway.cut(reset=True))
+        await until(UpdateSubmitted, count=2)
+        await wait_for(network.broker.cut)
+        await until(UpdateSubmitted, count=4)
+        await wait_for(network.gateway.freeze)
+        await until(RoundClosed)
+        await wait_for(lambda: network.broker.cut(reset=True))
+        await until(UpdateSubmitted, count=8)
+        await wait_for(network.gateway.cut)
 
-
-@pytest.mark.chaos
-@pytest.mark.timeout(240)
-async def test_clients_lose_the_gateway_again_and_again_over_a_poor_network(
-    undisturbed: Outcome, survived: list[Survived], tmp_path: Path
-) -> None:
-    narrow = Weather(latency_s=0.005, jitter_s=0.02, bytes_per_s=3e5)
-    # Longer than the longest pause before a client comes back.
-    patient = {"FEDBUS_GATEWAY_LEASE_S": "10"}
-    async with (
-        chaos_system(tmp_path / "system", variables=patient) as chaos,
-        proxied(*address(chaos.system.connection.gateway_url), weather=narrow) as proxy,
-    ):
-        clients_behind(chaos, proxy, ClientMix(native=2))
-        outcome = await run_to_the_end(
-            chaos, small(), lambda on: faults_until_the_end(on, proxy, seed=2, every_s=(0.3, 2.0))
-        )
+    narrow = Weather(latency_s=0.005, jitter_s=0.02, bytes_per_s=4e6)
+    outcome = await run_through(tmp_path, Weather(latency_s=0.002, jitter_s=0.008), narrow, storm)
     check(outcome, undisturbed)
-    assert proxy.cuts >= 2
-    survived.append(Survived(f"{proxy.cuts} cut and reset connections to the gateway", outcome))
+    survived.append(Survived("a late, uneven, narrow network that is cut, reset and half open", outcome))
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
-async def test_clients_on_half_open_connections_lose_their_leases_and_come_back(
-    undisturbed: Outcome, survived: list[Survived], tmp_path: Path
+@pytest.mark.parametrize("line", ["broker", "gateway"])
+async def test_a_line_that_is_lost_again_and_again_changes_nothing(
+    line: str, undisturbed: Outcome, survived: list[Survived], tmp_path: Path
 ) -> None:
-    async with (
-        chaos_system(tmp_path / "system") as chaos,
-        proxied(*address(chaos.system.connection.gateway_url)) as proxy,
-    ):
+    choose, cuts = random.Random(f"cuts of the {line}"), 0
 
-        async def half_open(on: Chaos) -> None:
-            await on.until(TaskAssigned)
-            proxy.freeze()
-            await asyncio.sleep(3 * LEASE_S + 2)
-            proxy.thaw()
+    async def storm(network: Network) -> None:
+        nonlocal cuts
+        while not await said(network.chaos.bus, RunFinished):
+            # How long a line holds is what is tried here.
+            await asyncio.sleep(choose.uniform(0.3, 2.0))
+            cuts += getattr(network, line).cut(reset=choose.random() < 0.5)
 
-        clients_behind(chaos, proxy, ClientMix(native=2))
-        outcome = await run_to_the_end(chaos, small(), half_open)
+    poor = Weather(latency_s=0.005, jitter_s=0.01, bytes_per_s=1e6)
+    outcome = await run_through(tmp_path, poor, poor, storm)
     check(outcome, undisturbed)
-    survived.append(Survived("half-open connections to the gateway", outcome))
+    assert cuts >= 4
+    survived.append(Survived(f"{cuts} cut or reset connections to the {line}", outcome))
 
 
 @pytest.mark.chaos
@@ -132,85 +147,14 @@ async def test_clients_on_half_open_connections_lose_their_leases_and_come_back(
 async def test_agents_on_half_open_connections_notice_it_and_connect_again(
     undisturbed: Outcome, survived: list[Survived], tmp_path: Path
 ) -> None:
-    async with (
-        chaos_system(tmp_path / "system") as chaos,
-        proxied(*address(chaos.system.connection.nats_url)) as proxy,
-    ):
+    frozen = 0
 
-        async def half_open(on: Chaos) -> None:
-            await on.until(UpdateSubmitted)
-            proxy.freeze()
-            # Two pings, ten seconds apart, have to stay without an answer.
-            await asyncio.sleep(35)
-            proxy.cut()
-            proxy.thaw()
+    async def storm(network: Network) -> None:
+        nonlocal frozen
+        await network.chaos.until(UpdateSubmitted)
+        frozen = network.broker.freeze()
 
-        await agents_behind(chaos, proxy)
-        chaos.system.start_clients(ClientMix(native=2))
-        outcome = await run_to_the_end(chaos, small(), half_open)
+    outcome = await run_through(tmp_path, Weather(), Weather(), storm)
     check(outcome, undisturbed)
-    survived.append(Survived("half-open connections to the broker for 35 s", outcome))
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(120)
-async def test_an_upload_that_is_cut_goes_on_at_its_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[ServerMessage] = []
-
-    def listening(text: str) -> ServerMessage:
-        heard.append(parse_server_message(text))
-        return heard[-1]
-
-    monkeypatch.setattr(runner, "parse_server_message", listening)
-    monkeypatch.setattr(runner, "MAX_CHUNK_BYTES", 2_048)
-    async with (
-        chaos_system(tmp_path / "system") as chaos,
-        proxied(*address(chaos.system.connection.gateway_url)) as proxy,
-        asyncio.TaskGroup() as group,
-    ):
-        objects = ObjectCache(chaos.system.connection.gateway_url, tmp_path / "cache")
-        url = f"http://127.0.0.1:{proxy.port}"
-        client = Client(url, chaos.system.connection.join_token, "far", SyntheticTrainer(objects))
-        proxy.cut_after(20_000)
-        training = group.create_task(client.run())
-        outcome = await run_to_the_end(chaos, small(users=1, rounds=1))
-        training.cancel()
-        await wait_for(training.done)
-        await objects.close()
-    assert outcome.status == "completed"
-    assert proxy.cuts == 1
-    again = next(index for index, one in enumerate(heard) if isinstance(one, Welcome) and one.resumed)
-    offset = next(one.offset for one in heard[again:] if isinstance(one, UploadOffset))
-    assert 10_000 < offset < 20_000
-
-
-async def test_the_proxy_delays_narrows_and_ends_connections() -> None:
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionResetError):
-            while block := await reader.read(1 << 16):
-                writer.write(block)
-        writer.close()
-
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    async with server, proxied(*server.sockets[0].getsockname(), weather=Weather(latency_s=0.05)) as proxy:
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        began = time.monotonic()
-        writer.write(b"there and back")
-        assert await reader.readexactly(14) == b"there and back"
-        assert time.monotonic() - began >= 0.1
-        proxy.freeze()
-        writer.write(b"late")
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await reader.read(4)
-        proxy.thaw()
-        assert await reader.readexactly(4) == b"late"
-        proxy.cut_after(2)
-        writer.write(b"four")
-        assert await reader.read() in (b"fo", b"")
-        writer.close()
-        _, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        await wait_for(lambda: len(proxy._open) == 1)
-        proxy.reset()
-        await wait_for(lambda: proxy.cuts == 2)
-        writer.close()
+    assert frozen == len(AGENTS)
+    survived.append(Survived("half-open connections of all agents to the broker", outcome))
