@@ -120,7 +120,8 @@ class Connection:
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds works
             connect_timeout=5,
-            ping_interval=10,
+            # A half-open connection is noticed after three of these, before a reader gives up (``objects.STALL_S``).
+            ping_interval=3,
             max_outstanding_pings=2,
             drain_timeout=5,
             **{key: value for key, value in options.items() if value is not None},
