@@ -36,11 +36,13 @@ class Lease:
         record: the task, its holder, the task's place in the stream and which delivery of it this is.
         expires_at: when the lease ends unless its client returns; none while the client is connected.
         committing: its update is being checked and published, so nothing else may end it.
+        upload: the number under which its client asked last about its upload, and expects the answer.
     """
 
     record: LeaseRecord
     expires_at: float | None = None
     committing: bool = False
+    upload: int = 0
 
     @property
     def id(self) -> str:

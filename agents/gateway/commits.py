@@ -59,18 +59,16 @@ class Committer:
             async with self._parallel:
                 await self._submit(upload, metrics, engine)
         except UpdateRefusedError as error:
-            await self.reject(lease, upload.number, error)
+            await self.reject(lease, lease.upload, error)
         except Exception:
             # Whatever it is: one update must not end the gateway, and its task is done by somebody else.
             log.exception("an update could not be kept; its task goes back", extra=where(lease))
             self._hub.give_back(lease, delay_s=1.0)
-            self._answer(
-                lease, UploadRejected(lease=lease.id, upload=upload.number, code="gateway", reason="try again")
-            )
+            self._answer(lease, UploadRejected(lease=lease.id, upload=lease.upload, code="gateway", reason="try again"))
         else:
             self._hub.finish(lease, "accepted")
             self._hub.note_acceptance(lease.record.client)
-            self._answer(lease, UploadAccepted(lease=lease.id, upload=upload.number))
+            self._answer(lease, UploadAccepted(lease=lease.id, upload=lease.upload))
         finally:
             lease.committing = False
 

@@ -142,6 +142,7 @@ class Session:
         lease = self._hub.leases.get(begin.lease, member.hello.client)
         if lease is None:
             raise ProtocolError("unknown_lease", "this lease is over or was never this client's")
+        lease.upload = begin.upload
         if lease.committing:
             # A client that came back while its update is checked: the answer is on its way.
             return

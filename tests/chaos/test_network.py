@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import random
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,12 +15,14 @@ import pytest
 from agents.cli.options import ClientMix
 from agents.cli.system import AGENTS
 from agents.client.runner import Client
-from agents.core.protocol import MAX_CHUNK_BYTES
+from agents.core.protocol import MAX_CHUNK_BYTES, Ping, Pong, UploadAccepted, UploadBegin, UploadCommit
 from agents.shell import background
 from bus.client import Bus
 from bus.events import RoundClosed, RunFinished, TaskAssigned, UpdateSubmitted
+from bus.server import EmbeddedServer
+from tests.broker.gateway.conftest import METRICS, Gateway, serving, talking, update
+from tests.broker.gateway.conftest import gateway as gateway
 from tests.broker.gateway.conftest import nats as nats
-from tests.broker.gateway.conftest import serving, update
 from tests.broker.gateway.test_client import ScriptedTrainer, submitted
 from tests.chaos.conftest import Survived
 from tests.chaos.network import Network, proxied
@@ -69,6 +74,31 @@ async def test_a_client_and_a_gateway_whose_connection_is_half_open_find_each_ot
         trainer.may_finish.set()
         await submitted(gateway, 1)
         assert len(front.upstream) == 2
+
+
+async def test_a_client_that_returns_while_its_update_is_kept_hears_by_its_new_number(
+    nats: EmbeddedServer, gateway: Gateway
+) -> None:
+    await gateway.assign("u0")
+    async with talking(gateway) as talk:
+        lease = (await talk.task()).lease
+        await talk.send(update(), await talk.begin(lease, update()))
+        os.kill(nats.pid, signal.SIGSTOP)
+        try:
+            await talk.say(UploadCommit(lease=lease, upload=1, metrics=METRICS))
+            # The answer to a ping: the commit before it was taken.
+            await talk.say(Ping())
+            await talk.hear_a(Pong)
+            async with talking(gateway, resume=(lease,)) as again:
+                digest = hashlib.sha256(update()).hexdigest()
+                await again.say(UploadBegin(lease=lease, upload=2, size=len(update()), sha256=digest))
+                await again.say(Ping())
+                await again.hear_a(Pong)
+                os.kill(nats.pid, signal.SIGCONT)
+                answer = await again.hear_a(UploadAccepted)
+        finally:
+            os.kill(nats.pid, signal.SIGCONT)
+    assert (answer.lease, answer.upload) == (lease, 2)
 
 
 async def test_updates_come_in_over_a_late_and_narrow_line(bus: Bus, tmp_path: Path) -> None:
