@@ -1,4 +1,4 @@
-/** Runs the client's own modules for browser tests: one task with a record of its batches, or many get/load/train cycles. */
+/** Runs the client's own modules for browser tests: tasks with a record of their batches, or get/load/train cycles. */
 import { fetchFiles } from '../src/artifacts';
 import { parseJson } from '../src/checks';
 import { sha256Hex } from '../src/digest';

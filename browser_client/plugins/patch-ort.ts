@@ -4,7 +4,7 @@ import type { Plugin } from 'vite';
 /** The build of onnxruntime-web that the client imports, as it ends in a module's id. */
 export const PATCHED_FILE = 'ort.training.wasm.min.mjs';
 
-/** `getContiguousParameters` and `loadParametersBuffer` each free memory that `stackAlloc` gave; nobody may free that. */
+/** `getContiguousParameters` and `loadParametersBuffer` each free what `stackAlloc` gave; nobody may free that. */
 export const REPLACEMENTS: readonly { readonly from: string; readonly to: string }[] = [
   { from: 'n._free(u),n._free(l),n.stackRestore(o)', to: 'n._free(u),n.stackRestore(o)' },
   { from: 'o.stackRestore(r),o._free(u),o._free(f)', to: 'o.stackRestore(r),o._free(u)' },

@@ -31,7 +31,7 @@ export interface ConnectionOptions {
   readonly random?: () => number;
 }
 
-/** All waiting happens in `tick`, which the owner calls a few times a second: browsers throttle a hidden page's timers. */
+/** All waiting happens in `tick`, which the owner calls a few times a second: a hidden page's timers are throttled. */
 export class Connection implements Wire {
   #state: ConnectionState = 'closed';
   #socket: Socket | null = null;

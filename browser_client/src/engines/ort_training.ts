@@ -22,7 +22,8 @@ export class OrtTrainingEngine implements Engine {
   constructor(options: OrtOptions) {
     ort.env.wasm.wasmPaths = options.wasmFolder;
     ort.env.wasm.numThreads = options.threads;
-    this.name = `onnxruntime-web ${ort.env.versions.web ?? '1.19.2'} wasm, ${options.threads} thread${options.threads > 1 ? 's' : ''}`;
+    const threads = options.threads === 1 ? '1 thread' : `${options.threads} threads`;
+    this.name = `onnxruntime-web ${ort.env.versions.web ?? ''} wasm, ${threads}`;
   }
 
   async load(manifest: Manifest, files: EngineFiles): Promise<void> {
