@@ -40,7 +40,7 @@ def build(mode: str, folder: Path) -> Path:
     vite = CLIENT / "node_modules" / ".bin" / "vite"
     if not vite.exists():
         pytest.fail("the browser client's packages are missing: run `npm ci` in browser_client")
-    command = [vite, "build", "--mode", mode, "--outDir", folder, "--emptyOutDir"]
+    command = [str(vite), "build", "--mode", mode, "--outDir", str(folder), "--emptyOutDir"]
     done = subprocess.run(command, cwd=CLIENT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return folder
