@@ -23,7 +23,7 @@ class GatewaySettings(BaseSettings):
     isolation: bool = Field(default=True, description="cross-origin isolation, which threads in the browser need")
     spool_dir: Path = Field(default=Path(".fedbus/spool"), description="leases and unfinished uploads")
     url_file: Path | None = Field(default=None, description="gets the URL once the gateway listens")
-    lease_s: float = Field(default=30.0, gt=0, le=3_600, description="how long a lost client's lease waits for it")
+    lease_s: float = Field(default=75.0, gt=0, le=3_600, description="how long a lost client's lease waits for it")
     heartbeat_s: float = Field(default=5.0, gt=0, le=300, description="a client silent for three of these is gone")
     max_clients: int = Field(default=1_000, ge=1, le=100_000)
     max_watchers: int = Field(default=64, ge=0, le=10_000, description="open event feeds")

@@ -65,10 +65,11 @@ class _Link:
 
 
 class Proxy:
-    """Listens on ``port`` and passes on to a target; set ``weather`` at any time."""
+    """Listens on ``port`` and passes on to a target; ``weather`` may change any time, ``refusing`` lets nobody in."""
 
     def __init__(self, target: tuple[str, int], seed: int) -> None:
         self.weather = Weather()
+        self.refusing = False
         self._cut_at: int | None = None
         self._cut_resets = False
         self._links: list[_Link] = []
@@ -106,6 +107,9 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection from its beginning to its end."""
+        if self.refusing:
+            writer.transport.abort()
+            return
         try:
             from_server, to_server = await asyncio.open_connection(*self._target)
         except OSError:

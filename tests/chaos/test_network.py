@@ -16,6 +16,7 @@ from agents.cli.options import ClientMix
 from agents.cli.system import AGENTS
 from agents.client.runner import Client
 from agents.core.protocol import MAX_CHUNK_BYTES, Ping, Pong, UploadAccepted, UploadBegin, UploadCommit
+from agents.gateway.settings import GatewaySettings
 from agents.shell import background
 from bus.client import Bus
 from bus.events import RoundClosed, RunFinished, TaskAssigned, UpdateSubmitted
@@ -56,6 +57,29 @@ async def test_an_upload_that_the_network_cut_goes_on_at_its_offset(bus: Bus, tm
             first, second = front.upstream
     assert first == CUT
     assert len(update()) - MAX_CHUNK_BYTES <= second < len(update()) - MAX_CHUNK_BYTES + SPARE
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(180)
+async def test_a_client_that_loses_the_gateway_for_a_minute_goes_on_with_its_upload_at_the_offset(
+    bus: Bus, tmp_path: Path
+) -> None:
+    lease_s = GatewaySettings.model_fields["lease_s"].default
+    async with (
+        serving(bus, tmp_path, lease_s=lease_s) as gateway,
+        proxy(gateway.url.removeprefix("http://")) as front,
+    ):
+        await gateway.assign("u0")
+        front.cut_at(CUT)
+        async with background(through(front, ready_trainer()).run()):
+            await wait_for(lambda: sum(front.upstream) >= CUT)
+            front.refusing = True
+            # The minute itself is what is promised.
+            await asyncio.sleep(60)
+            front.refusing = False
+            await submitted(gateway, 1)
+            *_, last = front.upstream
+    assert len(update()) - MAX_CHUNK_BYTES <= last < len(update()) - MAX_CHUNK_BYTES + SPARE
 
 
 async def test_a_client_and_a_gateway_whose_connection_is_half_open_find_each_other_again(
