@@ -32,6 +32,7 @@ def kill_broker_at(*moments: str) -> Disturbance:
 async def kill_broker(chaos: Chaos) -> None:
     """Kills the broker and waits for the next one."""
     pid = await wait_for(lambda: broker_pid(chaos))
+    assert pid is not None
     os.kill(pid, signal.SIGKILL)
     await wait_for(lambda: broker_pid(chaos) not in (None, pid), within_s=30)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from agents.cli.options import ClientMix, make_config
 from agents.cli.system import System, running_system
@@ -21,6 +22,7 @@ from bus.settings import BusSettings
 from bus.spec import RunConfig
 from bus.subjects import events_of
 
+P = TypeVar("P", bound=Payload)
 RUN = "chaos"
 RUN_S = 150.0
 LEASE_S, HEARTBEAT_S = 2.0, 1.0
@@ -55,7 +57,7 @@ class Chaos:
     system: System
     bus: Bus
 
-    async def until(self, kind: type[Payload], *, count: int = 1) -> Payload:
+    async def until(self, kind: type[P], *, count: int = 1) -> P:
         """The ``count``-th event of this type in the run."""
         found = 0
         async with asyncio.timeout(RUN_S), self.bus.follow(events_of(RUN)) as items:
@@ -156,7 +158,6 @@ async def run_to_the_end(chaos: Chaos, config: RunConfig, disturb: Disturbance |
             group.create_task(_awaited(disturb(chaos)))
         ending = group.create_task(chaos.until(RunFinished))
     finished = ending.result()
-    assert isinstance(finished, RunFinished)
     seconds = time.monotonic() - began
     models = [one.model.sha256 for one in await said(chaos.bus, ModelPublished)]
     return Outcome(
@@ -170,7 +171,7 @@ async def run_to_the_end(chaos: Chaos, config: RunConfig, disturb: Disturbance |
     )
 
 
-async def said(bus: Bus, kind: type[Payload]) -> list[Payload]:
+async def said(bus: Bus, kind: type[P]) -> list[P]:
     """All events of one type in the run so far."""
     async with bus.follow(events_of(RUN), live=False) as items:
         return [one.event.data async for one in items if isinstance(one, Stored) and isinstance(one.event.data, kind)]
