@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from bus.events import ModelPublished, Payload, RoundStarted, RunFinished
 from bus.settings import BusSettings
 from bus.spec import RunConfig
 from bus.subjects import events_of
+from tests.conftest import wait_for
 
 P = TypeVar("P", bound=Payload)
 RUN = "chaos"
@@ -144,8 +145,11 @@ async def complete(
     async with chaos_system(folder, crash_at=crash_at, variables=variables) as chaos:
         chaos.system.start_clients(clients or ClientMix(native=2))
         outcome = await run_to_the_end(chaos, config or small(), disturb)
-    crashed = frozenset(path.name for path in (folder / "crashed").iterdir())
-    return Outcome(**{**vars(outcome), "crashed": crashed})
+        crashed = frozenset(path.name for path in (folder / "crashed").iterdir())
+        restarts = chaos.system.processes.restarts
+        # One that died with the run's last event is noticed a moment later.
+        await wait_for(lambda: sum(restarts.values()) >= len(crashed))
+        return replace(outcome, crashed=crashed, restarts=dict(restarts))
 
 
 async def run_to_the_end(chaos: Chaos, config: RunConfig, disturb: Disturbance | None = None) -> Outcome:
