@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -57,7 +58,7 @@ class ObjectStore:
         Raises:
             ObjectCorruptError: the file changed while it was read.
         """
-        with await asyncio.to_thread(path.open, "rb") as file:
+        with _open(path) as file:
             digest = await asyncio.to_thread(lambda: hashlib.file_digest(file, "sha256").hexdigest())
             ref = _ref(digest, file.tell(), media_type)
 
@@ -115,7 +116,7 @@ class ObjectStore:
         """Writes a verified object to ``path``, which appears complete or not at all."""
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
         try:
-            with await asyncio.to_thread(temporary.open, "xb") as file:
+            with _create(temporary) as file:
                 async with contextlib.aclosing(self.stream(ref)) as chunks:
                     async for chunk in chunks:
                         await asyncio.to_thread(file.write, chunk)
@@ -212,6 +213,15 @@ def _ref(digest: str, size: int, media_type: str) -> Ref:
 
 def _sha256(data: memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+# Both open in the calling thread: a file that another thread hands to a cancelled caller would stay open.
+def _open(path: Path) -> BufferedReader:
+    return path.open("rb")
+
+
+def _create(path: Path) -> BinaryIO:
+    return path.open("xb")
 
 
 def _sync(file: BinaryIO) -> None:

@@ -43,15 +43,20 @@ class Upload:
 
     async def open(self) -> None:
         """Goes on where an earlier connection or process stopped."""
-        await asyncio.to_thread(self._open)
-
-    def _open(self) -> None:
+        # Opened here and not in the thread: whoever cancels this must find it closed.
         self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
-        there = os.fstat(self._file.fileno()).st_size
+        try:
+            await asyncio.to_thread(self._take_up, self._file)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self, file: BinaryIO) -> None:
+        there = os.fstat(file.fileno()).st_size
         if there > self.progress.size:
-            self._file.truncate(0)
+            file.truncate(0)
         elif there:
-            while block := self._file.read(SMALL):
+            while block := file.read(SMALL):
                 self._hash.update(block)
             self.progress.offset = there
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import hashlib
 import os
 import tracemalloc
@@ -167,6 +168,21 @@ async def test_a_file_goes_in_and_out_in_constant_memory(bus: Bus, tmp_path: Pat
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in", "out"]
     # 16 chunks asked for, and as much again in the client's buffers, of the 48.
     assert peak < 34 * CHUNK
+
+
+async def test_a_fetch_cancelled_at_any_of_its_steps_leaves_no_file_and_none_open(bus: Bus, tmp_path: Path) -> None:
+    ref, descriptors = await bus.objects.put(os.urandom(3 * CHUNK)), os.listdir("/proc/self/fd")
+    for steps in range(1, 40):
+        fetch = asyncio.create_task(bus.objects.fetch_to(ref, tmp_path / "out"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if fetch.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await fetch
+    await asyncio.get_running_loop().shutdown_default_executor()
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == []
+    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
 
 
 async def test_chunks_that_stop_arriving_end_in_a_timeout(
