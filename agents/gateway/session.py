@@ -123,7 +123,14 @@ class Session:
         except AccessRefusedError as error:
             raise ProtocolError(error.code, error.message, fatal=True) from None
         self._member, resumed = self._hub.join(hello, self._outbox, grant)
-        self._outbox.say(Welcome(heartbeat_s=settings.heartbeat_s, lease_s=settings.lease_s, resumed=resumed))
+        self._outbox.say(
+            Welcome(
+                heartbeat_s=settings.heartbeat_s,
+                lease_s=settings.lease_s,
+                chunk_bytes=settings.chunk_bytes,
+                resumed=resumed,
+            )
+        )
         log.info("client %s joined with %s, resumes %d", hello.client, hello.engine, len(resumed))
 
     def _welcomed(self) -> Member:

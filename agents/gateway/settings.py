@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agents.core.protocol import MAX_CHUNK_BYTES
+
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -28,6 +30,9 @@ class GatewaySettings(BaseSettings):
     max_clients: int = Field(default=1_000, ge=1, le=100_000)
     max_watchers: int = Field(default=64, ge=0, le=10_000, description="open event feeds")
     max_upload_bytes: int = Field(default=1 << 30, ge=1, description="of one update")
+    chunk_bytes: int = Field(
+        default=MAX_CHUNK_BYTES, ge=1_024, le=MAX_CHUNK_BYTES, description="of an upload: what a cut may cost"
+    )
     max_spool_bytes: int = Field(default=8 << 30, ge=1, description="of all unfinished uploads together")
     max_errors: int = Field(default=10, ge=1, le=1_000, description="bad messages that close a connection")
     max_rejections: int = Field(
