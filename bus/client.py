@@ -19,7 +19,7 @@ from bus.follow import CaughtUp, Follower
 from bus.live import LiveReader
 from bus.objects import ObjectStore
 from bus.pipeline import Pipeline
-from bus.publishing import Published, Publisher, parsed
+from bus.publishing import Published, Publisher, find_event
 from bus.settings import BusSettings
 from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
 from bus.tokens import TokenStore
@@ -101,14 +101,8 @@ class Bus:
         )
 
     async def find(self, subject: str) -> Stored | None:
-        """The newest event on ``subject``, or nothing when there is none that can be read."""
-        message = await self._link.last_message(EVENT_STREAM, subject)
-        event = parsed(message)
-        if message is None or event is None:
-            return None
-        assert message.seq is not None
-        assert message.time is not None
-        return Stored(message.seq, message.time, event)
+        """The event on ``subject``, or nothing when there is none that can be read."""
+        return (await find_event(self._link, subject))[0]
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Every message that was given up, oldest first."""

@@ -34,7 +34,7 @@ OPERATOR = "cli"
 SAYS: dict[str, tuple[type[Payload], ...]] = {
     OPERATOR: (RunStarted, RoundStarted, RunFinished),
     "labeller": (ImagesLabelled, RunFinished),
-    "dispatcher": (RoundStarted, RoundPlanned, TaskAssigned, RunFinished),
+    "dispatcher": (RoundStarted, RoundPlanned, TaskAssigned, RoundFailed, RunFinished),
     "aggregator": (UpdateRejected, RoundExtended, RoundClosed, RoundFailed, ModelPublished),
     "evaluator": (ModelEvaluated,),
     "gateway": (UpdateSubmitted, UpdateRejected),

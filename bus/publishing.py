@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nats.errors
-from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError
 
 from bus.connection import Connection
 from bus.crash_points import crash_point
 from bus.dead_letters import WRONG_LAST_SEQUENCE
-from bus.envelope import Event, parse_event
+from bus.direct import read_stored
+from bus.envelope import Event, Stored, parse_event
 from bus.errors import ConflictingEventError, MalformedEventError
 from bus.pipeline import Ack, Pipeline
 from bus.subjects import event_subject
@@ -21,6 +22,7 @@ from bus.topology import EVENT_STREAM, MAX_EVENT_BYTES
 
 WINDOW = 256
 ANSWER_S = 10.0
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,10 @@ class Publisher:
             except APIError as error:
                 if error.err_code != WRONG_LAST_SEQUENCE:
                     raise
-            found = await self._connection.last_message(EVENT_STREAM, item.subject)
-            existing = parsed(found)
-            if found is None or existing is None:
-                # Nobody can read what is there: the first event that can be read takes its place.
-                expected = found.seq or 0 if found else 0
-                continue
-            return self._compare(item, existing, found.seq or 0)
+            existing, expected = await find_event(self._connection, item.subject)
+            # Where nobody can read what is there, the first event that can be read takes its place.
+            if existing is not None:
+                return self._compare(item, existing.event, existing.sequence)
 
     def _compare(self, item: _Outgoing, existing: Event, sequence: int) -> Published:
         if existing.id == item.event.id:
@@ -141,15 +140,32 @@ class Publisher:
         return await self._connection.persist(attempt)
 
 
-def parsed(message: RawStreamMsg | None) -> Event | None:
-    """The event in a stored message; nothing when there is none that can be read and belongs there."""
-    if message is None:
-        return None
+async def find_event(connection: Connection, subject: str) -> tuple[Stored | None, int]:
+    """The event on ``subject``, and the sequence of the last message there, 0 without any.
+
+    What cannot be read is no event, and hides none that came before it.
+    """
+    last = await connection.last_message(EVENT_STREAM, subject)
+    if last is None:
+        return None, 0
+    assert last.seq is not None
+    assert last.time is not None
+    if (event := _parsed(last.data or b"", subject)) is not None:
+        return Stored(last.seq, last.time, event), last.seq
+    stored = read_stored(connection, EVENT_STREAM, subject, start=1, batch=_BATCH, stall_s=ANSWER_S)
+    async with contextlib.aclosing(stored) as messages:
+        async for message in messages:
+            if (event := _parsed(message.data, subject)) is not None:
+                return Stored(message.sequence, message.time, event), last.seq
+    return None, last.seq
+
+
+def _parsed(body: bytes, subject: str) -> Event | None:
     try:
-        event = parse_event(message.data or b"")
+        event = parse_event(body)
     except MalformedEventError:
         return None
-    return event if event_subject(event.data) == message.subject else None
+    return event if event_subject(event.data) == subject else None
 
 
 def _outgoing(event: Event) -> _Outgoing:

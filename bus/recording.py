@@ -23,9 +23,9 @@ from bus.errors import FedbusError, MalformedRecordingError
 from bus.events import Payload, RoundPlanned, RunStarted
 from bus.spec import RunDataset, TaskSpec
 from bus.subjects import event_subject, events_of
+from bus.upgrades import FORMAT, upgraded
 from bus.values import Name, Ref
 
-VERSION = 1
 MAX_LINE = 512 << 20
 MAX_TOTAL = 4 << 30
 Include = Literal["replay", "all"]
@@ -33,12 +33,16 @@ Include = Literal["replay", "all"]
 
 @dataclass(frozen=True)
 class Recording:
-    """A run as it was recorded: its events in stream order, and objects by SHA-256."""
+    """A run as it was recorded: its events in stream order, and objects by SHA-256.
+
+    ``format`` is that of the file; the events of an older one have been brought up to this version's.
+    """
 
     run: str
     include: Include
     events: list[Stored]
     objects: dict[str, bytes]
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay")
     if not events:
         raise FedbusError(f"there is no run called {run!r}", hint="check its name; the page lists those that exist")
     refs = [ref async for ref in _needed(bus, events, include)]
-    header = _Header(version=VERSION, run=run, include=include, events=len(events), objects=len(refs))
+    header = _Header(version=FORMAT, run=run, include=include, events=len(events), objects=len(refs))
     with _writing(path) as file:
         _write(file, header.model_dump(by_alias=True))
         for stored in events:
@@ -108,10 +112,11 @@ async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay")
 
 
 def load_recording(path: Path) -> Recording:
-    """The recording in ``path``; every event is parsed and every object verified.
+    """The recording in ``path``; every event is brought up to date and parsed, and every object verified.
 
     Raises:
-        MalformedRecordingError: it is damaged, cut off, too large or of a later version; says where.
+        MalformedRecordingError: it is damaged, cut off, too large, or of a format that is later than this version's
+            or too old; says where.
         OSError: the file cannot be read.
     """
     header: _Header | None = None
@@ -138,7 +143,7 @@ def load_recording(path: Path) -> Recording:
             number,
             f"it ends with {len(events)} of {header.events} events and {len(objects)} of {header.objects} objects",
         )
-    return Recording(header.run, header.include, events, objects)
+    return Recording(header.run, header.include, events, objects, header.version)
 
 
 async def _events(bus: Bus, run: str) -> list[Stored]:
@@ -185,8 +190,8 @@ def _refs(value: object) -> Iterator[Ref]:
 
 
 def _manifest_files(manifest: dict[str, Any]) -> Iterator[Ref]:
-    """The files that a manifest of training artifacts names, whatever else it says."""
-    for file in manifest.get("files", {}).values():
+    """The files that a manifest of training artifacts names, whatever else it says; a model may lack some."""
+    for file in filter(None, manifest.get("files", {}).values()):
         yield Ref(name=f"sha256-{file['sha256']}", **{key: file[key] for key in ("size", "sha256", "media_type")})
 
 
@@ -234,16 +239,16 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _header(fields: object) -> _Header:
     version = fields.get("fedbus-recording") if isinstance(fields, dict) else None
-    if isinstance(version, int) and version > VERSION:
-        raise ValueError(f"it has format {version}, this version of fedbus reads up to {VERSION}: install a later one")
-    if version != VERSION:
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(f"it has format {version}, this version of fedbus reads up to {FORMAT}: install a later one")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise ValueError("it does not begin with the header of a recording")
     return _Header.model_validate(fields)
 
 
 def _event(fields: dict[str, Any], header: _Header, previous: int) -> Stored:
     line = _EventLine.model_validate(fields)
-    event = parse_event(json.dumps(line.event).encode())
+    event = parse_event(json.dumps(upgraded(line.event, header.version)).encode())
     if event_subject(event.data) != line.subject or event.data.run != header.run:
         raise ValueError(f"the event does not belong on {line.subject} of run {header.run}")
     if line.sequence <= previous:

@@ -110,7 +110,9 @@ def submitted(
         base_model=base.sha256,
         update=ref_of(data),
         encoding="float32",
-        metrics=UpdateMetrics(predictions=(0, 0), examples=examples, mismatched_images=2, trained_images=14),
+        metrics=UpdateMetrics(
+            predictions=(0, 0), examples=examples, mismatched_images=examples, trained_images=7 * examples
+        ),
         client="client",
         engine="test",
     )

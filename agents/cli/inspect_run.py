@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +15,18 @@ from agents.cli.connection import use_running_fedbus
 from agents.cli.display import RunDisplay, console, errors, run_display
 from agents.cli.options import ClientMix
 from agents.cli.runs import CONNECT_S, find_run
-from agents.core.replay import replay_run
+from agents.core.replay import ROLES, replay_run
 from agents.report import build_report, summary_table, write_report
+from agents.rescoring import recorded_held_out
 from agents.shell import background
 from bus.client import Bus, CaughtUp
 from bus.envelope import Stored
 from bus.events import ModelEvaluated, RunFinished
 from bus.recording import load_recording, record
 from bus.subjects import events_of
+from bus.upgrades import FORMAT
 
+SHOWN_DIFFERENCES = 50
 RunArgument = Annotated[str, typer.Argument(help="The run.")]
 
 
@@ -100,17 +104,36 @@ async def _record(run: str, out: Path, include: Literal["replay", "all"]) -> Non
 
 def replay(
     file: Annotated[Path, typer.Argument(help="A recording.", exists=True, dir_okay=False)],
+    agent: Annotated[
+        list[str] | None, typer.Option("--agent", help=f"Only this one's events; repeat it. {', '.join(ROLES)}.")
+    ] = None,
 ) -> None:
-    """Run the pure cores over a recording, without broker, browser or labeller, and compare every model's bits."""
+    """Run every agent's rules over a recording, without broker or browser, and compare every event and every bit."""
+    roles = [role for role in ROLES if role in (agent or ROLES)]
+    if unknown := set(agent or ()) - set(ROLES):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))} is not one of {', '.join(ROLES)}")
     recording = load_recording(file)
-    outcome = replay_run(recording.events, recording.objects)
-    console.print(f"{recording.run}: {len(recording.events)} events, {len(outcome.models)} rounds")
+    with recorded_held_out(recording) if "evaluator" in roles else contextlib.nullcontext() as held_out:
+        outcome = replay_run(recording.events, recording.objects, roles=roles, held_out=held_out)
+    console.print(f"{recording.run}: {len(recording.events)} events")
+    if recording.format < FORMAT:
+        console.print(f"recorded in format {recording.format}; its events were brought up to format {FORMAT}")
+    for role in roles:
+        wrong = sum(one.role == role for one in outcome.differences)
+        console.print(f"{role:<11}{outcome.checked[role]:>6} replayed, {wrong or 'none'} differ")
+    if "evaluator" in roles and held_out is None:
+        console.print(
+            "The scores were checked against their details; a recording with --include all runs the models too."
+        )
     for number, digest in sorted(outcome.models.items()):
         console.print(f"round {number:>3}  {digest}", soft_wrap=True)
+    for difference in outcome.differences[:SHOWN_DIFFERENCES]:
+        errors.print(str(difference), soft_wrap=True, markup=False)
     if outcome.differences:
-        errors.print(f"[red]differs[/red], first at {outcome.differences[0]}", soft_wrap=True)
+        errors.print(f"[red]differs[/red] at {len(outcome.differences)} places")
         raise typer.Exit(1)
-    console.print(f"final model {outcome.final_model or 'none'}: the same bits as recorded", soft_wrap=True)
+    if "aggregator" in roles:
+        console.print(f"final model {outcome.final_model or 'none'}: the same bits as recorded", soft_wrap=True)
 
 
 def report(

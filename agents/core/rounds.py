@@ -26,6 +26,8 @@ from bus.events import (
 )
 from bus.spec import QuorumSpec
 
+_STREAM_ATTEMPT = "seq-"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -64,7 +66,12 @@ class Refusal:
 
 def attempt_of(sequence: int) -> str:
     """Name of the submission with this stream sequence in ``update.rejected``."""
-    return f"seq-{sequence}"
+    return f"{_STREAM_ATTEMPT}{sequence}"
+
+
+def is_attempt_of_stream(attempt: str) -> bool:
+    """Whether a rejection is of a submission in the stream, which the aggregator judged, and of no lease."""
+    return attempt.startswith(_STREAM_ATTEMPT)
 
 
 @dataclass

@@ -101,7 +101,7 @@ class LabelApi:
             try:
                 return await retrying(self._send, body, len(images))
             except (openai.APIError, _GarbledReply) as error:
-                return _give_up(error)
+                return self._give_up(error)
 
     async def _send(self, body: dict[str, object], images: int) -> Reply:
         # Again and again: another request may have been told to wait meanwhile.
@@ -135,8 +135,24 @@ class LabelApi:
         wait_s = min(asked, MAX_RETRY_AFTER_S) if asked is not None else random.uniform(longest / 2, longest)
         if isinstance(error, openai.RateLimitError):
             self._closed_until = max(self._closed_until, time.monotonic() + wait_s)
-        log.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, wait_s, _line(error))
+        log.warning("attempt %d failed, next in %.1f s: %s", state.attempt_number, wait_s, self._line(error))
         return wait_s
+
+    def _give_up(self, error: openai.APIError | _GarbledReply) -> Reply:
+        """What an error that is not tried again means for the images, or for the whole run."""
+        if isinstance(error, openai.BadRequestError) and (error.code or "").startswith(_FILTER_CODES):
+            return Reply(None, "refused", 0, 0)
+        if _may_pass(error):
+            raise ApiUnavailableError(f"the label API does not answer: {self._line(error)}") from None
+        raise ApiRefusedError(
+            f"the label API refuses: {self._line(error)}",
+            hint="check OPENAI_API_KEY, OPENAI_BASE_URL, quota and --label-model",
+        ) from None
+
+    def _line(self, error: BaseException | None) -> str:
+        """The error in a line, for logs and events: an API may repeat the key that it refuses."""
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return text.replace(self._client.api_key, "[the key]")[:300]
 
 
 @contextlib.asynccontextmanager
@@ -170,17 +186,6 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, openai.APIConnectionError | _GarbledReply)
 
 
-def _give_up(error: openai.APIError | _GarbledReply) -> Reply:
-    """What an error that is not tried again means for the images, or for the whole run."""
-    if isinstance(error, openai.BadRequestError) and (error.code or "").startswith(_FILTER_CODES):
-        return Reply(None, "refused", 0, 0)
-    if _may_pass(error):
-        raise ApiUnavailableError(f"the label API does not answer: {_line(error)}") from None
-    raise ApiRefusedError(
-        f"the label API refuses: {_line(error)}", hint="check OPENAI_API_KEY, OPENAI_BASE_URL, quota and --label-model"
-    ) from None
-
-
 def _retry_after_s(error: openai.APIStatusError) -> float | None:
     """Seconds that the server wants us to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date."""
     headers = error.response.headers
@@ -195,7 +200,3 @@ def _retry_after_s(error: openai.APIStatusError) -> float | None:
     with contextlib.suppress(ValueError):
         return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
     return None
-
-
-def _line(error: BaseException | None) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -59,6 +59,21 @@ async def test_a_malformed_event_is_superseded(bus: Bus, raw: JetStreamContext, 
     assert found.event.data == data
 
 
+async def test_what_cannot_be_read_hides_no_event_that_came_before_it(
+    bus: Bus, raw: JetStreamContext, unique_run: str
+) -> None:
+    first = await bus.publish(failed(unique_run))
+    for _ in range(3):
+        await raw.publish(event_subject(failed(unique_run)), b"nonsense")
+    found = await bus.find(event_subject(failed(unique_run)))
+    assert found is not None
+    assert (found.sequence, found.event.data) == (first.sequence, failed(unique_run))
+    again = await bus.publish(failed(unique_run))
+    assert (again.created, again.sequence) == (False, first.sequence)
+    with pytest.raises(ConflictingEventError):
+        await bus.publish(failed(unique_run).model_copy(update={"reason": "something else"}))
+
+
 async def test_an_event_on_the_wrong_subject_does_not_count_as_said(
     bus: Bus, raw: JetStreamContext, unique_run: str
 ) -> None:

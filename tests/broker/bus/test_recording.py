@@ -12,6 +12,7 @@ from bus.errors import FedbusError, MalformedRecordingError, ObjectMissingError
 from bus.events import ImagesLabelled, RoundPlanned, RunStarted, TaskAssigned
 from bus.recording import load_recording, record
 from bus.spec import RunConfig, RunDataset, TaskSpec, TrainingSpec, UserShard
+from bus.upgrades import FORMAT
 from bus.values import Ref
 from tests.broker.bus.conftest import failed
 
@@ -121,7 +122,7 @@ def changed(key: str, value: object) -> Callable[[list[dict[str, object]]], obje
 
 
 DAMAGES: dict[str, tuple[Callable[[list[dict[str, object]]], object], str]] = {
-    "a later version": (changed("fedbus-recording", 2), "line 1: it has format 2"),
+    "a later version": (changed("fedbus-recording", FORMAT + 1), f"line 1: it has format {FORMAT + 1}"),
     "no header": (lambda lines: lines.pop(0), "line 1: it does not begin with the header"),
     "a missing event": (lambda lines: lines.pop(2), "4 of 5 events"),
     "a missing object": (lambda lines: lines.pop(), "5 of 6 objects"),

@@ -13,6 +13,7 @@ from agents.core.replay import aggregate, replay_run
 from agents.core.rounds import RoundState
 from bus.errors import ObjectMissingError
 from bus.events import (
+    DroppedImage,
     ModelPublished,
     Payload,
     RoundClosed,
@@ -50,9 +51,11 @@ def recorded_run() -> tuple[Stream, dict[str, bytes]]:
     settings = config(users=3, fraction=0.6, deadline_s=60)
     started = run_started(settings).model_copy(update={"dataset": ref_of(body)})
     stream.add(started)
+    dropped = (DroppedImage(index=1, reason="ambiguous"),)
+    labels = [labelled("u0"), labelled("u1", (1, None)).model_copy(update={"dropped": dropped}), labelled("u2")]
     state, dispatcher = RoundState(RUN, 1, settings.quorum), RunState(started, USERS)
     plan = planned(3, 2).model_copy(update={"learning_rate": settings.training.learning_rate})
-    for data in (*map(labelled, USERS), RoundStarted(run=RUN, round=1), plan):
+    for data in (*labels, RoundStarted(run=RUN, round=1), plan):
         stored = stream.add(data)
         state.fold(stored)
         dispatcher.fold(stored)
@@ -113,12 +116,26 @@ def test_a_decision_that_the_events_do_not_lead_to_is_named() -> None:
     assert '"accepted":3' in outcome.differences[0].recorded
 
 
+def test_a_refusal_of_the_aggregator_is_what_the_events_lead_to() -> None:
+    stream, objects = recorded_run()
+    state = RoundState(RUN, 1, config(users=3, fraction=0.6, deadline_s=60).quorum)
+    for stored in stream.events:
+        state.fold(stored)
+    (refusal,) = state.unsaid()
+    stream.add(refusal.as_event())
+    assert replay_run(stream.events, objects).differences == []
+    for changes in ({"code": "norm"}, {"attempt": "seq-1"}):
+        outcome = replay_run(with_data(stream, -1, **changes), objects)
+        assert [(one.role, one.sequence) for one in outcome.differences] == [("aggregator", len(stream.events))]
+
+
 def test_an_update_that_the_recording_lacks_is_named() -> None:
     stream, objects = recorded_run()
     update = next(one.event.data for one in stream.events if isinstance(one.event.data, UpdateSubmitted))
     del objects[update.update.sha256]
     outcome = replay_run(stream.events, objects)
-    assert "no object" in outcome.differences[0].replayed
+    assert [one.role for one in outcome.differences] == ["gateway", "aggregator"]
+    assert all("no such object" in one.replayed or "no object" in one.replayed for one in outcome.differences)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +148,7 @@ def test_words_of_the_dispatcher_that_the_events_do_not_lead_to_are_named(
     stream, objects = recorded_run()
     index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, kind))
     outcome = replay_run(with_data(stream, index, **changes), objects)
-    assert outcome.differences[0].what == "the dispatcher's words"
+    assert outcome.differences[0].what == f"what it says ({kind.TYPE})"
     assert outcome.differences[0].sequence == stream.events[index].sequence
 
 

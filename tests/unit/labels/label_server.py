@@ -101,7 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif action == "500":
             self._send(500, _error("oops", None))
         elif action == "401":
-            self._send(401, _error("wrong key", "invalid_api_key"))
+            # The real one repeats the key, too.
+            key = self.headers["Authorization"].removeprefix("Bearer ")
+            self._send(401, _error(f"Incorrect API key provided: {key}.", "invalid_api_key"))
         elif action == "filter":
             self._send(400, _error("not allowed", "content_policy_violation"))
         elif action == "hang":

@@ -1,0 +1,63 @@
+"""Replays a recorded run through every agent's pure core: the same events must give the same decisions and bits.
+
+Needs no broker, browser or labeller: a recording holds the events of a run and the objects that they name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from agents.core.replay.aggregator import AggregatorReplay, aggregate
+from agents.core.replay.dispatcher import DispatcherReplay
+from agents.core.replay.evaluator import EvaluatorReplay, HeldOut
+from agents.core.replay.gateway import GatewayReplay
+from agents.core.replay.labeller import LabellerReplay
+from agents.core.replay.outcome import ROLES, Difference, Objects, Replay, Role, find_object
+from bus.envelope import Stored
+from bus.errors import ObjectMissingError
+from bus.events import RunStarted
+from bus.spec import RunDataset
+
+__all__ = ["ROLES", "Difference", "HeldOut", "Replay", "Role", "aggregate", "find_object", "replay_run"]
+
+
+class _RoleReplay(Protocol):
+    def take(self, stored: Stored, outcome: Replay) -> None: ...
+
+
+def replay_run(
+    events: Sequence[Stored],
+    objects: Objects,
+    *,
+    roles: Collection[Role] = ROLES,
+    held_out: HeldOut | None = None,
+) -> Replay:
+    """Runs the recorded events through the rules of the labeller, dispatcher, gateway, aggregator and evaluator.
+
+    Args:
+        events: of one run, in stream order.
+        objects: bytes by SHA-256: at least the dataset, and the base models and updates of every round.
+        roles: whose events to replay.
+        held_out: how to run models again, for the evaluator; without it its scores are checked against its details.
+
+    Raises:
+        ObjectMissingError: the recording lacks the run's start or its dataset.
+    """
+    started = next((one.event.data for one in events if isinstance(one.event.data, RunStarted)), None)
+    if not isinstance(started, RunStarted):
+        raise ObjectMissingError("the recording has no run.started event")
+    dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))
+    replays: dict[Role, _RoleReplay] = {
+        "labeller": LabellerReplay(started, dataset, objects),
+        "dispatcher": DispatcherReplay(started, dataset),
+        "gateway": GatewayReplay(started, dataset, objects),
+        "aggregator": AggregatorReplay(started, objects),
+        "evaluator": EvaluatorReplay(started, dataset, objects, held_out),
+    }
+    outcome = Replay(started.run)
+    for stored in events:
+        for role in ROLES:
+            if role in roles:
+                replays[role].take(stored, outcome)
+    return outcome

@@ -1,0 +1,119 @@
+"""Replays the aggregator: which updates count, when each round ends, and every bit of its model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.core.aggregation import FixedPointSum, inputs_digest
+from agents.core.replay.outcome import Objects, Replay, find_object
+from agents.core.rounds import RoundState, attempt_of, is_attempt_of_stream
+from agents.core.updates import decode_update
+from bus.envelope import Stored
+from bus.errors import FedbusError, ObjectMissingError
+from bus.events import (
+    ModelPublished,
+    RoundClosed,
+    RoundExtended,
+    RoundFailed,
+    RoundPayload,
+    RunStarted,
+    UpdateRejected,
+)
+
+
+class AggregatorReplay:
+    """Drives the round state machine and the aggregation with the recorded events."""
+
+    def __init__(self, started: RunStarted, objects: Objects) -> None:
+        self._started = started
+        self._objects = objects
+        self._rounds: dict[int, list[Stored]] = {}
+
+    def take(self, stored: Stored, outcome: Replay) -> None:
+        """Compares one event with what the events before it in its round lead to, when it is the aggregator's."""
+        data = stored.event.data
+        if not isinstance(data, RoundPayload):
+            return
+        before = self._rounds.setdefault(data.round, [])
+        match data:
+            case RoundClosed() | RoundExtended() | RoundFailed():
+                self._decision(data, before, stored, outcome)
+            case ModelPublished():
+                self._model(data, before, stored, outcome)
+            case UpdateRejected() if is_attempt_of_stream(data.attempt):
+                self._refusal(data, before, stored, outcome)
+        before.append(stored)
+
+    def _folded(self, number: int, events: Sequence[Stored], through: int | None = None) -> RoundState:
+        state = RoundState(self._started.run, number, self._started.config.quorum)
+        for stored in events:
+            if through is None or stored.sequence <= through:
+                state.fold(stored)
+        return state
+
+    def _decision(
+        self, data: RoundClosed | RoundExtended | RoundFailed, before: Sequence[Stored], stored: Stored, outcome: Replay
+    ) -> None:
+        # A closed event says up to where its author had read; what came between that and the event itself is late.
+        state = self._folded(data.round, before, data.through if isinstance(data, RoundClosed) else None)
+        # A round that could not be planned is failed by the dispatcher.
+        if isinstance(data, RoundFailed) and state.plan is None:
+            return
+        outcome.checked["aggregator"] += 1
+        decided = state.decide(stored.event.time or stored.time)
+        outcome.compare(stored.sequence, "aggregator", f"the decision on round {data.round}", data, decided)
+
+    def _refusal(self, data: UpdateRejected, before: Sequence[Stored], stored: Stored, outcome: Replay) -> None:
+        state = self._folded(data.round, before)
+        expected = {attempt_of(at): one.as_event() for at, one in state.refused.items()}.get(data.attempt)
+        candidate = next((one for one in state.counted.values() if attempt_of(one.sequence) == data.attempt), None)
+        if expected is None and candidate is not None:
+            # Its bytes were found wanting, which the fold cannot know.
+            update, parameters = candidate.update, _parameters(state)
+            try:
+                decode_update(find_object(self._objects, update.update), update.encoding, parameters)
+            except FedbusError:
+                outcome.checked["aggregator"] += 1
+                return
+        outcome.checked["aggregator"] += 1
+        outcome.compare(stored.sequence, "aggregator", f"the refusal of an update of {data.user}", data, expected)
+
+    def _model(self, data: ModelPublished, before: Sequence[Stored], stored: Stored, outcome: Replay) -> None:
+        outcome.checked["aggregator"] += 1
+        state = self._folded(data.round, before)
+        inputs = [(user, one.update.update.sha256, one.weight) for user, one in state.accepted().items()]
+        what = f"the inputs of round {data.round}"
+        outcome.compare(stored.sequence, "aggregator", what, data.inputs_digest, inputs_digest(inputs))
+        what = f"the model of round {data.round}"
+        try:
+            model = aggregate(state, self._objects)
+        except FedbusError as error:
+            outcome.differ(stored.sequence, "aggregator", what, data.model.sha256, error.message)
+            return
+        computed = hashlib.sha256(model.astype("<f4").tobytes()).hexdigest()
+        outcome.models[data.round] = computed
+        outcome.compare(stored.sequence, "aggregator", what, data.model.sha256, computed)
+
+
+def aggregate(state: RoundState, objects: Objects) -> NDArray[np.float32]:
+    """The model of a round from its accepted updates, float32 [parameters].
+
+    Raises:
+        FedbusError: the plan, the base model or an update is missing or malformed.
+    """
+    if state.plan is None:
+        raise ObjectMissingError(f"round {state.round} has no plan")
+    parent = np.frombuffer(find_object(objects, state.plan.base_model), "<f4")
+    total = FixedPointSum(parent.size)
+    for candidate in state.accepted().values():
+        update = candidate.update
+        total.add(decode_update(find_object(objects, update.update), update.encoding, parent.size), candidate.weight)
+    return total.applied_to(parent)
+
+
+def _parameters(state: RoundState) -> int:
+    return state.plan.base_model.size // 4 if state.plan is not None else 0
