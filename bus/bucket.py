@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bus.connection import Connection, cancellable
 from bus.dead_letters import WRONG_LAST_SEQUENCE
-from bus.direct import DirectMessage, read_stored
+from bus.direct import DirectMessage, read_stored, subjects_of
 from bus.pipeline import Ack, Pipeline
 from bus.topology import BUCKET, OBJECT_STREAM
 from bus.values import Ref
@@ -76,7 +76,7 @@ class Bucket:
     async def is_complete(self, meta: Meta) -> bool:
         """Whether all chunks are there."""
         subject = f"{_CHUNKS}{meta.nuid}"
-        return (await self._subjects(subject)).get(subject, 0) == meta.chunks
+        return (await subjects_of(self.connection, OBJECT_STREAM, subject)).get(subject, 0) == meta.chunks
 
     async def send(self, nuid: str, chunks: AsyncIterator[bytes]) -> tuple[int, int]:
         """Publishes the chunks, some at a time; the first one's sequence (or 0) and how many there were.
@@ -145,7 +145,7 @@ class Bucket:
     async def orphans(self) -> list[tuple[str, datetime]]:
         """The uploads that no meta message names, and when their newest chunk was stored."""
         # Chunks first: an upload that ends meanwhile is then among the owned ones.
-        uploads = await self._subjects(f"{_CHUNKS}>")
+        uploads = await subjects_of(self.connection, OBJECT_STREAM, f"{_CHUNKS}>")
         owned: set[str] = set()
         async with contextlib.aclosing(self._stored(f"{_METAS}>", 1, 256)) as metas:
             async for message in metas:
@@ -158,21 +158,6 @@ class Bucket:
             if newest is not None and newest.time is not None:
                 found.append((nuid, newest.time))
         return found
-
-    async def _subjects(self, filter_: str) -> dict[str, int]:
-        """The stream's subjects that match, and how many messages each has."""
-        found: dict[str, int] = {}
-        while True:
-            page = await self._subjects_page(filter_, len(found))
-            found |= page
-            if not page or ">" not in filter_:
-                return found
-
-    async def _subjects_page(self, filter_: str, offset: int) -> dict[str, int]:
-        nc, subject = self.connection.nc, f"$JS.API.STREAM.INFO.{OBJECT_STREAM}"
-        request = json.dumps({"subjects_filter": filter_, "offset": offset}).encode()
-        answer = await self.connection.persist(lambda: nc.request(subject, request, timeout=5))
-        return json.loads(answer.data).get("state", {}).get("subjects") or {}
 
     def _stored(self, subject: str, start: int, batch: int) -> AsyncGenerator[DirectMessage, None]:
         return read_stored(self.connection, OBJECT_STREAM, subject, start=start, batch=batch, stall_s=self._stall_s)

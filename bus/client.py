@@ -17,6 +17,7 @@ from bus.live import LiveReader
 from bus.objects import ObjectStore
 from bus.pipeline import Pipeline
 from bus.publishing import Published, Publisher, parsed
+from bus.retries import Retry, retry
 from bus.settings import BusSettings
 from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
 from bus.topology import EVENT_STREAM, ensure_topology
@@ -104,9 +105,17 @@ class Bus:
         return Stored(message.seq, message.time, event)
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """Every message that was given up, oldest first."""
-        async with contextlib.aclosing(dead_letters(self._link)) as letters:
-            return [letter async for letter in letters]
+        """Every message that was given up and not handled since, oldest first."""
+        return await dead_letters(self._link)
+
+    async def retry(self, letter: DeadLetter) -> Retry:
+        """Gives a dead letter back to the workers that gave it up; safe to repeat. It stays one until it is handled.
+
+        Raises:
+            LetterMalformedError: the event cannot be understood, or is not in the stream any more.
+            LetterUnclaimedError: no worker takes it.
+        """
+        return await retry(self._link, letter)
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event of all runs; 0 before the first."""

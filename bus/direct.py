@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -79,6 +80,22 @@ async def read_stored(
     finally:
         if not connection.nc.is_closed and not connection.nc.is_draining:
             await subscription.unsubscribe()
+
+
+async def subjects_of(connection: Connection, stream: str, filter_: str) -> dict[str, int]:
+    """The stream's subjects that match, and how many messages each has."""
+    found: dict[str, int] = {}
+    while True:
+        request = json.dumps({"subjects_filter": filter_, "offset": len(found)}).encode()
+        page = await connection.persist(partial(_subjects_page, connection, stream, request))
+        found |= page
+        if not page or ("*" not in filter_ and ">" not in filter_):
+            return found
+
+
+async def _subjects_page(connection: Connection, stream: str, request: bytes) -> dict[str, int]:
+    answer = await connection.nc.request(f"$JS.API.STREAM.INFO.{stream}", request, timeout=5)
+    return json.loads(answer.data).get("state", {}).get("subjects") or {}
 
 
 def _stored(message: Msg, headers: dict[str, str]) -> DirectMessage:
