@@ -14,6 +14,7 @@ from bus.envelope import Event, Stored, new_event
 from bus.events import Heartbeat, Payload, Progress
 from bus.follow import CaughtUp, Follower
 from bus.live import LiveReader
+from bus.measure import Measured, measure
 from bus.objects import ObjectStore
 from bus.pipeline import Pipeline
 from bus.publishing import Published, Publisher, parsed
@@ -45,7 +46,12 @@ class BusStatistics:
 
 
 class Bus:
-    """One agent's connection; make it with ``Bus.connect``."""
+    """One agent's connection; make it with ``Bus.connect``.
+
+    Attributes:
+        objects: the object store.
+        consumers: the durable consumers that are being pulled now.
+    """
 
     def __init__(self, link: Connection, name: str) -> None:
         self._link = link
@@ -53,6 +59,7 @@ class Bus:
         pipeline = Pipeline(link)
         self._publisher = Publisher(link, pipeline)
         self._unsaid = 0
+        self.consumers: set[PullConsumer] = set()
         self.objects = ObjectStore(link, pipeline)
 
     @staticmethod
@@ -159,7 +166,15 @@ class Bus:
             max_ack_pending=max_ack_pending,
             backoff=backoff,
         ) as consumer:
-            yield consumer
+            self.consumers.add(consumer)
+            try:
+                yield consumer
+            finally:
+                self.consumers.discard(consumer)
+
+    async def measure(self, *, within_s: float) -> Measured:
+        """What the broker says within ``within_s`` of the consumers that are being pulled, and of the DLQ."""
+        return await measure(self._link, self.consumers, within_s=within_s)
 
     async def say(self, progress: Progress) -> None:
         """Sends live progress to whoever listens; nothing while the broker is away."""

@@ -41,6 +41,11 @@ class System:
     store: Path
     logs: Path
     environment: dict[str, str]
+    metrics_port: int | None = None
+
+    def start_agent(self, name: str) -> None:
+        """Starts one of ``AGENTS``; it runs until it is stopped."""
+        self.processes.start(agent_command(name, self.logs, self.environment, metrics_port=self.metrics_port))
 
     def start_clients(self, mix: ClientMix, *, threads: int = 1) -> None:
         """Starts headless browsers and native clients that train for the gateway until the system stops."""
@@ -48,9 +53,27 @@ class System:
             self.processes.start(command)
 
 
-def agent_command(name: str, logs: Path, environment: dict[str, str]) -> Command:
-    """The command that runs one agent in a process of its own."""
-    return Command(name, (sys.executable, "-m", f"agents.{name}"), logs / f"{name}.log", environment)
+def agent_command(name: str, logs: Path, environment: dict[str, str], *, metrics_port: int | None = None) -> Command:
+    """The command that runs one agent in a process of its own.
+
+    Args:
+        metrics_port: port of the figures of the first of ``AGENTS``; the others have the next ones in their order.
+            0 picks free ones; without it no figures are served.
+    """
+    # An empty one hides what this process inherited: five agents cannot share a port.
+    port = "" if metrics_port is None else str(agent_metrics_port(name, metrics_port))
+    variables = environment | {"FEDBUS_METRICS_PORT": port}
+    return Command(name, (sys.executable, "-m", f"agents.{name}"), logs / f"{name}.log", variables)
+
+
+def metrics_host() -> str:
+    """The address on which agents that this process starts serve their figures."""
+    return os.environ.get("FEDBUS_METRICS_HOST") or "127.0.0.1"
+
+
+def agent_metrics_port(name: str, first: int) -> int:
+    """Where an agent's figures are when those of the first are on port ``first``."""
+    return first + AGENTS.index(name) if first else 0
 
 
 def client_commands(
@@ -98,6 +121,7 @@ async def running_system(
     gateway_port: int,
     host: str = "127.0.0.1",
     agreed: Connection | None = None,
+    metrics_port: int | None = None,
 ) -> AsyncIterator[System]:
     """Runs the broker and the five agents, each as a process of its own, until the block ends.
 
@@ -108,6 +132,7 @@ async def running_system(
         gateway_port: port of the gateway; 0 picks a free one.
         host: address that the gateway listens on.
         agreed: tokens that others know already; made anew without it.
+        metrics_port: see ``agent_command``.
 
     Raises:
         StoreLockedError: another fedbus uses the store.
@@ -118,6 +143,12 @@ async def running_system(
     """
     if gateway_port:
         check_port_free(host, gateway_port, hint="choose another with --port, or 0 for a free one")
+    if metrics_port:
+        for name in AGENTS:
+            taken = agent_metrics_port(name, metrics_port)
+            check_port_free(
+                metrics_host(), taken, hint=f"choose another --metrics-port; each agent has one, {name} this"
+            )
     store.mkdir(parents=True, exist_ok=True)
     join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or (agreed and agreed.join_token)
     join_token = join_token or secrets.token_urlsafe(16)
@@ -136,14 +167,15 @@ async def running_system(
             "FEDBUS_LABELLER_CACHE": str((store / "labels.sqlite").absolute()),
         }
         async with supervisor() as processes:
+            system = System(connection, processes, store, logs, environment, metrics_port)
             # The gateway first: clients wait for it.
             for name in reversed(AGENTS):
-                processes.start(agent_command(name, logs, environment))
+                system.start_agent(name)
             url = await _gateway_url(url_file, logs)
             # Started again, it has to be where its clients look for it.
             environment["FEDBUS_GATEWAY_PORT"] = url.rsplit(":", 1)[1]
-            connection = connection.model_copy(update={"gateway_url": url})
-            yield System(connection, processes, store, logs, environment)
+            system.connection = connection.model_copy(update={"gateway_url": url})
+            yield system
 
 
 async def _keep_broker(store: Path, port: int | None, token: str | None, ready: asyncio.Future[EmbeddedServer]) -> None:
