@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from bus.collection import collect
 from bus.connection import Connection, connection
 from bus.consumer import PullConsumer, pull_consumer
 from bus.dead_letters import DeadLetter, dead_letters
@@ -22,6 +23,7 @@ from bus.retries import Retry, retry
 from bus.settings import BusSettings
 from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
 from bus.topology import EVENT_STREAM, ensure_topology
+from bus.values import Ref
 
 __all__ = ["Bus", "BusStatistics", "CaughtUp", "Published"]
 
@@ -123,6 +125,17 @@ class Bus:
             LetterUnclaimedError: no worker takes it.
         """
         return await retry(self._link, letter)
+
+    def expired_objects(self, older_than_s: float, *, dry_run: bool = False) -> AsyncGenerator[Ref, None]:
+        """Deletes the objects that no event leads to and nobody has put for this long, and says which they were.
+
+        Choose an age well above the longest time between putting an object and saying the event that names it, broker
+        outages included. With ``dry_run`` nothing is deleted.
+
+        Raises:
+            ObjectCorruptError, ObjectTimeoutError: a document that events need cannot be read; nothing more is deleted.
+        """
+        return collect(self._link, self.objects, older_than_s, dry_run=dry_run)
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event of all runs; 0 before the first."""

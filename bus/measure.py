@@ -12,7 +12,7 @@ import nats.errors
 from bus.connection import Connection
 from bus.consumer import Backlog, PullConsumer
 from bus.dead_letters import count_open
-from bus.direct import subjects_of
+from bus.direct import stream_state
 from bus.topology import DLQ_STREAM
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ async def measure(connection: Connection, consumers: Collection[PullConsumer], *
 
 
 async def _dead_letters(connection: Connection) -> int:
-    return await count_open(connection, await subjects_of(connection, DLQ_STREAM, ">"))
+    return await count_open(connection, (await stream_state(connection, DLQ_STREAM, ">")).subjects)
 
 
 def _result(task: asyncio.Task[T]) -> T | None:

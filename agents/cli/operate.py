@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from bus.client import Bus
 from bus.dead_letters import DeadLetter
 from bus.errors import FedbusError
 from bus.logs import escaped
+from bus.objects import FRESH_S
 from bus.retries import LetterMalformedError, LetterUnclaimedError, Retry
 
 SHOWN_BYTES = 4_000
@@ -133,13 +135,24 @@ async def _dead_letters() -> list[DeadLetter]:
 
 
 def gc(
-    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Only what is older, in seconds.")] = 3_600,
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=2 * FRESH_S, help="Only what is older, in seconds.")
+    ] = 3_600,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
-    """Collect what interrupted uploads left in the object store; an object that has a name is never touched."""
+    """Delete old objects that no event leads to, and what interrupted uploads left."""
     use_running_fedbus()
-    console.print(f"{asyncio.run(_gc(older_than))} interrupted writes collected")
+    asyncio.run(_gc(older_than, dry_run))
 
 
-async def _gc(older_than: float) -> int:
+async def _gc(older_than: float, dry_run: bool) -> None:
     async with Bus.connect(name="gc", wait_s=CONNECT_S) as bus:
-        return await bus.objects.collect_orphans(older_than)
+        writes = await bus.objects.collect_orphans(older_than, dry_run=dry_run)
+        objects = size = 0
+        async with contextlib.aclosing(bus.expired_objects(older_than, dry_run=dry_run)) as refs:
+            async for ref in refs:
+                objects, size = objects + 1, size + ref.size
+                if dry_run:
+                    console.print(f"{ref.sha256}  {ref.size:>12,}  {escaped(ref.media_type)}", soft_wrap=True)
+        would = "would be deleted" if dry_run else "deleted"
+        console.print(f"{objects} objects of {size:,} bytes and {writes} interrupted writes {would}")

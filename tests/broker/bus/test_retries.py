@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from bus.client import Bus
 from bus.consumer import PullConsumer
 from bus.dead_letters import DeadLetter, count_open
-from bus.direct import subjects_of
+from bus.direct import stream_state
 from bus.envelope import Stored, new_event
 from bus.errors import FedbusError
 from bus.events import RoundStarted
@@ -182,7 +182,7 @@ async def test_the_event_of_an_advisory_is_given_back(bus: Bus, unique_run: str)
 
 
 async def test_the_count_from_subjects_alone_is_the_length_of_the_list(bus: Bus) -> None:
-    counted = await count_open(bus._link, await subjects_of(bus._link, DLQ_STREAM, ">"))
+    counted = await count_open(bus._link, (await stream_state(bus._link, DLQ_STREAM, ">")).subjects)
     assert counted == len(await bus.dead_letters()) > 0
 
 
