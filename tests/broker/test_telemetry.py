@@ -37,6 +37,7 @@ from tests.broker.bus.conftest import failed
 from tests.builders import config, run_started
 from tests.conftest import wait_for
 
+PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 Figures = dict[str, dict[tuple[str, ...], float]]
 
 
@@ -245,6 +246,7 @@ async def test_up_serves_the_figures_of_all_agents_on_ports_in_a_row(tmp_path: P
         async with asyncio.timeout(60):
             while "Ctrl-C" not in said:
                 said += (await process.stdout.readline()).decode()
+        shown: set[str] = set()
         for name in AGENTS:
             port = agent_metrics_port(name, first)
             assert f"{name} {port}" in said
@@ -253,7 +255,11 @@ async def test_up_serves_the_figures_of_all_agents_on_ports_in_a_row(tmp_path: P
                 now = await figures(http)
             ((_, role, _),) = now["fedbus_build_info"]
             assert role == name
+            shown |= set(now)
         assert now["fedbus_gateway_clients"] == {(): 0}
+        # Only an open round has an age.
+        described = set(re.findall(r"`(fedbus_[a-z_]+)`", PAGE.read_text())) - {"fedbus_round_age_seconds"}
+        assert shown == described
     finally:
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 30) == 0
