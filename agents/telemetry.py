@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,7 +18,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, request_response
+from starlette.types import ASGIApp
 
 from agents.figures import Figure, Source
 from agents.web_server import listening, serving
@@ -65,8 +66,8 @@ class Telemetry:
         registry.register(_Families(await self._figures()))
         return generate_latest(registry)
 
-    def routes(self) -> list[BaseRoute]:
-        """The three paths."""
+    def routes(self, guard: Callable[[ASGIApp], ASGIApp] | None = None) -> list[BaseRoute]:
+        """The three paths; ``guard``, if there is one, decides who may read the figures."""
 
         async def healthz(_: Request) -> Response:
             return PlainTextResponse("ok\n")
@@ -78,7 +79,8 @@ class Telemetry:
         async def metrics(_: Request) -> Response:
             return Response(await self.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-        return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)]
+        shown = Route("/metrics", metrics if guard is None else guard(request_response(metrics)))
+        return [Route("/healthz", healthz), Route("/readyz", readyz), shown]
 
     async def _figures(self) -> list[Figure]:
         build = {

@@ -27,7 +27,7 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(host: str, port: int, *, hint: str) -> Iterator[Listener]:
+def listening(host: str, port: int, *, hint: str, scheme: str = "http") -> Iterator[Listener]:
     """Listens on ``port``, or a free one for 0, until the block ends.
 
     Raises:
@@ -46,7 +46,7 @@ def listening(host: str, port: int, *, hint: str) -> Iterator[Listener]:
         # Who listens everywhere is reached on this machine through its loopback address.
         reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         reached = f"[{reached}]" if family == socket.AF_INET6 else reached
-        yield Listener(listener, f"http://{reached}:{listener.getsockname()[1]}")
+        yield Listener(listener, f"{scheme}://{reached}:{listener.getsockname()[1]}")
 
 
 class _Server(uvicorn.Server):
@@ -70,6 +70,7 @@ async def serving(app: Any, listener: Listener, *, stop: asyncio.Event, **option
         access_log=False,
         server_header=False,
         lifespan="off",
+        backlog=BACKLOG,
         timeout_graceful_shutdown=GOODBYE_S,
         **options,
     )

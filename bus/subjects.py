@@ -2,7 +2,8 @@
 
 ``ev.<run>.<noun>.<verb>[.<round>[.<user>[.<attempt>]]]`` for durable events, ``progress.<run>.<round>.<user>`` and
 ``hb.<role>.<id>`` for what is not kept, ``dlq.<stream sequence>`` for what could not be understood and
-``dlq.<given_up|retry|handled>.<consumer>.<stream sequence>`` for what a consumer could not handle.
+``dlq.<given_up|retry|handled>.<consumer>.<stream sequence>`` for what a consumer could not handle,
+``token.<id>`` for what is known of a join token.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bus.events import ImagesLabelled, Payload, Progress, RoundExtended, RoundPa
 
 EVENTS = "ev.>"
 DEAD_LETTERS = "dlq.>"
+ALL_TOKENS = "token.*"
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SEQUENCE = re.compile(r"[1-9]\d{0,18}")
 _RUN_LEVEL = 4
@@ -141,6 +143,11 @@ def matches(filter_: str, subject: str) -> bool:
             return False
         tokens = tokens[: len(wanted)]
     return len(wanted) == len(tokens) and all(one in ("*", token) for one, token in zip(wanted, tokens, strict=True))
+
+
+def token_subject(name: str) -> str:
+    """Where the record of the join token with this id is kept."""
+    return f"token.{checked(name)}"
 
 
 def checked(token: str) -> str:

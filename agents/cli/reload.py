@@ -27,7 +27,7 @@ async def reload_on_change(system: System) -> None:
         for name in agents_to_restart(changed):
             log.info("%s changed: restarting", name)
             await system.processes.stop(name)
-            system.start_agent(name)
+            system.processes.start(system.agent(name))
         if any(path.is_relative_to(PAGE_FOLDER) for path in changed):
             await _build_page()
 

@@ -8,7 +8,8 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections import ChainMap
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from agents.cli.connection import Connection
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
 from agents.shell import background
+from bus.client import Bus
 from bus.errors import FedbusError
+from bus.permissions import new_passwords
 from bus.server import EmbeddedServer, check_port_free, embedded_server
 
 AGENTS = ("labeller", "dispatcher", "aggregator", "evaluator", "gateway")
 GATEWAY_READY_S = 60.0
 BROKER_PAUSE_S = 0.5
+BROKER_READY_S = 20.0
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +38,11 @@ class GatewayNotReadyError(FedbusError):
 
 @dataclass
 class System:
-    """A running fedbus and its processes."""
+    """A running fedbus and its processes.
+
+    ``metrics_port`` is where the first of ``AGENTS`` serves its figures; the others have the next ports in their order.
+    0 gives them free ones; without it no figures are served.
+    """
 
     connection: Connection
     processes: Supervisor
@@ -43,9 +51,20 @@ class System:
     environment: dict[str, str]
     metrics_port: int | None = None
 
-    def start_agent(self, name: str) -> None:
-        """Starts one of ``AGENTS``; it runs until it is stopped."""
-        self.processes.start(agent_command(name, self.logs, self.environment, metrics_port=self.metrics_port))
+    def agent(self, name: str) -> Command:
+        """The command that runs one of the agents in a process of its own, logged in as itself."""
+        argv = (sys.executable, "-m", f"agents.{name}")
+        # A view and no copy: what is learned after its start counts when it is started again.
+        environment = ChainMap(
+            self.connection.env(name), {"FEDBUS_METRICS_PORT": self._port_of(name)}, self.environment
+        )
+        return Command(name, argv, self.logs / f"{name}.log", environment)
+
+    def _port_of(self, name: str) -> str:
+        if not self.metrics_port:
+            # An empty one hides what this process inherited: five agents cannot share a port.
+            return "" if self.metrics_port is None else "0"
+        return str(self.metrics_port + AGENTS.index(name))
 
     def start_clients(self, mix: ClientMix, *, threads: int = 1) -> None:
         """Starts headless browsers and native clients that train for the gateway until the system stops."""
@@ -53,27 +72,9 @@ class System:
             self.processes.start(command)
 
 
-def agent_command(name: str, logs: Path, environment: dict[str, str], *, metrics_port: int | None = None) -> Command:
-    """The command that runs one agent in a process of its own.
-
-    Args:
-        metrics_port: port of the figures of the first of ``AGENTS``; the others have the next ones in their order.
-            0 picks free ones; without it no figures are served.
-    """
-    # An empty one hides what this process inherited: five agents cannot share a port.
-    port = "" if metrics_port is None else str(agent_metrics_port(name, metrics_port))
-    variables = environment | {"FEDBUS_METRICS_PORT": port}
-    return Command(name, (sys.executable, "-m", f"agents.{name}"), logs / f"{name}.log", variables)
-
-
 def metrics_host() -> str:
     """The address on which agents that this process starts serve their figures."""
     return os.environ.get("FEDBUS_METRICS_HOST") or "127.0.0.1"
-
-
-def agent_metrics_port(name: str, first: int) -> int:
-    """Where an agent's figures are when those of the first are on port ``first``."""
-    return first + AGENTS.index(name) if first else 0
 
 
 def client_commands(
@@ -132,7 +133,7 @@ async def running_system(
         gateway_port: port of the gateway; 0 picks a free one.
         host: address that the gateway listens on.
         agreed: tokens that others know already; made anew without it.
-        metrics_port: see ``agent_command``.
+        metrics_port: see ``System``.
 
     Raises:
         StoreLockedError: another fedbus uses the store.
@@ -144,22 +145,23 @@ async def running_system(
     if gateway_port:
         check_port_free(host, gateway_port, hint="choose another with --port, or 0 for a free one")
     if metrics_port:
-        for name in AGENTS:
-            taken = agent_metrics_port(name, metrics_port)
-            check_port_free(
-                metrics_host(), taken, hint=f"choose another --metrics-port; each agent has one, {name} this"
-            )
+        for index in range(len(AGENTS)):
+            hint = "choose another --metrics-port: it and the next four are needed"
+            check_port_free(metrics_host(), metrics_port + index, hint=hint)
     store.mkdir(parents=True, exist_ok=True)
     join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or (agreed and agreed.join_token)
     join_token = join_token or secrets.token_urlsafe(16)
-    nats_token = agreed.nats_token if agreed else None
+    passwords = agreed.passwords if agreed and agreed.passwords else new_passwords()
     url_file = store / "gateway.url"
     url_file.unlink(missing_ok=True)
     ready: asyncio.Future[EmbeddedServer] = asyncio.get_running_loop().create_future()
-    async with background(_keep_broker(store / "nats", nats_port, nats_token, ready)):
+    async with background(_keep_broker(store / "nats", nats_port, passwords, ready)):
         server = await ready
-        connection = Connection(nats_url=server.url, nats_token=server.token, join_token=join_token)
-        environment = connection.env() | {
+        connection = Connection(nats_url=server.url, passwords=passwords, join_token=join_token)
+        async with Bus.connect(connection.settings(), name="up", wait_s=BROKER_READY_S):
+            # Only the operator may make the streams, and agents wait for them.
+            pass
+        environment = {
             "FEDBUS_GATEWAY_HOST": host,
             "FEDBUS_GATEWAY_PORT": str(gateway_port),
             "FEDBUS_GATEWAY_URL_FILE": str(url_file.absolute()),
@@ -170,7 +172,7 @@ async def running_system(
             system = System(connection, processes, store, logs, environment, metrics_port)
             # The gateway first: clients wait for it.
             for name in reversed(AGENTS):
-                system.start_agent(name)
+                processes.start(system.agent(name))
             url = await _gateway_url(url_file, logs)
             # Started again, it has to be where its clients look for it.
             environment["FEDBUS_GATEWAY_PORT"] = url.rsplit(":", 1)[1]
@@ -178,11 +180,13 @@ async def running_system(
             yield system
 
 
-async def _keep_broker(store: Path, port: int | None, token: str | None, ready: asyncio.Future[EmbeddedServer]) -> None:
+async def _keep_broker(
+    store: Path, port: int | None, passwords: Mapping[str, str], ready: asyncio.Future[EmbeddedServer]
+) -> None:
     """Runs the broker and starts it again, on the same port, when it ends by itself."""
     while True:
         try:
-            async with embedded_server(store, port=port, token=token) as server:
+            async with embedded_server(store, port=port, passwords=passwords) as server:
                 port = server.port
                 if not ready.done():
                     ready.set_result(server)

@@ -21,7 +21,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents import aggregator, dispatcher
-from agents.cli.system import AGENTS, agent_metrics_port
+from agents.cli.system import AGENTS
 from agents.figures import RoundFigure, round_figures
 from agents.shell import Body, background, run_agent, until
 from agents.telemetry import BROKER_S
@@ -247,8 +247,7 @@ async def test_up_serves_the_figures_of_all_agents_on_ports_in_a_row(tmp_path: P
             while "Ctrl-C" not in said:
                 said += (await process.stdout.readline()).decode()
         shown: set[str] = set()
-        for name in AGENTS:
-            port = agent_metrics_port(name, first)
+        for port, name in enumerate(AGENTS, first):
             assert f"{name} {port}" in said
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
                 await wait_for(lambda http=http: _answers(http), within_s=30)

@@ -27,7 +27,7 @@ AGENTS = {
     "evaluator": evaluator.serve,
 }
 TOKEN = "join"
-DEADLINE_S = 90.0
+DEADLINE_S = 150.0
 
 
 @dataclass
@@ -40,21 +40,13 @@ class System:
     page: Path
 
     @contextlib.asynccontextmanager
-    async def gateway(self, *, port: int = 0, isolation: bool = True) -> AsyncIterator[str]:
+    async def gateway(self, **settings: object) -> AsyncIterator[str]:
         """A gateway that serves the page; yields its URL."""
-        settings = GatewaySettings.model_validate(
-            {
-                "port": port,
-                "static_dir": self.page,
-                "spool_dir": self.folder / "spool",
-                "join_token": TOKEN,
-                "isolation": isolation,
-                "heartbeat_s": 1.0,
-            }
-        )
+        usual = {"port": 0, "static_dir": self.page, "spool_dir": self.folder / "spool", "join_token": TOKEN}
+        chosen = GatewaySettings.model_validate({**usual, "heartbeat_s": 1.0, **settings})
         async with (
             Bus.connect(self.server.settings, name="gateway", wait_s=10) as bus,
-            running_gateway(bus, settings) as url,
+            running_gateway(bus, chosen) as url,
         ):
             yield url
 

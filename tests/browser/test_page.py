@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,9 +16,13 @@ from artifacts.manifest import load_manifest
 from bus.events import ModelEvaluated, RunFinished, UpdateSubmitted
 from tests.browser.recorded import ARTIFACTS
 from tests.browser.system import TOKEN, System, whole_system
+from tests.chaos.proxy import proxy
+from tests.conftest import wait_for
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 WAIT_MS = 30_000
+CUT = 20_000
+"""Bytes of a conversation: most of them are of an upload of 35,368."""
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -119,6 +124,35 @@ async def test_a_tab_goes_on_after_the_gateway_was_away(system: System, context:
             events = await system.events_until("run-a", RunFinished)
         updates = [event.user for event in events if isinstance(event, UpdateSubmitted)]
         assert len(updates) == len(set(updates)) == 30
+
+
+@pytest.mark.parametrize(
+    "away_s",
+    [
+        pytest.param(2, id="two seconds"),
+        pytest.param(60, id="a minute", marks=[pytest.mark.chaos, pytest.mark.timeout(240)]),
+    ],
+)
+async def test_a_tab_that_loses_the_gateway_in_an_upload_goes_on_at_its_offset(
+    system: System, context: BrowserContext, away_s: float
+) -> None:
+    """The usual lease has to outlast it, so the lease is the default's."""
+    async with (
+        system.gateway(chunk_bytes=1_024) as url,
+        proxy(url.removeprefix("http://")) as front,
+        tab(context, f"http://{front.address}", "client=tab-1&autostart=1"),
+    ):
+        front.cut_at(CUT)
+        await system.start("run-a", users=1)
+        await wait_for(lambda: any(sent >= CUT for sent in front.upstream), within_s=60)
+        lost = len(front.upstream)
+        front.refusing = True
+        # The time itself is what is promised.
+        await asyncio.sleep(away_s)
+        front.refusing = False
+        (update,) = [one for one in await system.events_until("run-a", RunFinished) if isinstance(one, UpdateSubmitted)]
+        size = update.update.size
+        assert size - CUT < max(front.upstream[lost:]) < size
 
 
 async def test_a_person_starts_and_pauses_with_the_buttons(system: System, context: BrowserContext) -> None:
