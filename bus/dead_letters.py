@@ -195,11 +195,16 @@ def _letter(subject: LetterSubject, message: DirectMessage) -> DeadLetter:
 
 
 def _advisory(message: DirectMessage) -> DeadLetter | None:
-    """The letter that the broker's advisory stands for: a worker ended again and again with the event in its hands."""
+    """The letter that the broker's advisory stands for: a worker ended again and again with the event in its hands.
+
+    Nothing when it is none of the broker's: whatever else somebody put on the DLQ is not about an event.
+    """
+    if not message.subject.startswith("$JS."):
+        return None
     try:
         fields = json.loads(message.data)
         sequence, consumer = int(fields["stream_seq"]), str(fields["consumer"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     reason = f"consumer {consumer} gave it up after {fields.get('deliveries')} deliveries"
     return DeadLetter(sequence, message.subject, message.time, reason, message.data, consumer, message.sequence)

@@ -71,6 +71,10 @@ class RetryConsumer(PullConsumer):
         self.max_deliver = consumer.max_deliver
 
     async def _deliver(self, message: Msg) -> Delivery | None:
+        if parse_letter_subject(message.subject) is None:
+            # Somebody else's words on a subject of ours.
+            await self._end(message)
+            return None
         sequence, attempt = _wanted(message).sequence, place_of(message).delivered
         if await letter_at(self.connection, LetterSubject("handled", self.name, sequence)):
             # Only the acknowledgement was lost.
@@ -206,7 +210,9 @@ def _wanted(message: Msg) -> LetterSubject:
 
 
 def _place_of_letter(message: Msg) -> int:
+    """What the wish says of the letter's place; 0 when it says nothing that can be one."""
     try:
-        return int(json.loads(message.data)["letter"])
-    except (ValueError, KeyError, TypeError):
+        place = int(json.loads(message.data)["letter"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0
+    return place if 0 <= place < 2**63 else 0

@@ -64,7 +64,7 @@ def dlq_list() -> None:
         table.add_row(
             str(one.sequence),
             f"{one.time.astimezone():%Y-%m-%d %H:%M:%S}",
-            one.consumer,
+            escaped(one.consumer),
             escaped(one.subject),
             escaped(one.reason),
             f"asked {one.retry_at.astimezone():%H:%M:%S}" if one.retry_at else "",

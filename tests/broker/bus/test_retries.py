@@ -181,6 +181,28 @@ async def test_the_event_of_an_advisory_is_given_back(bus: Bus, unique_run: str)
     assert moody.handled == [published.sequence]
 
 
+@pytest.mark.parametrize(
+    ("subject", "body"),
+    [
+        ("dlq.retry.{run}.soon", b""),
+        ("dlq.retry.{run}.999999999999999999", b'{"letter": -1}'),
+        ("dlq.retry.{run}.999999999999999998", b"[" * 100_000),
+        ("dlq.what.is.this", b'{"stream_seq": Infinity, "consumer": 1}'),
+    ],
+)
+async def test_strange_words_on_the_dlq_stop_nobody(
+    bus: Bus, raw: JetStreamContext, unique_run: str, subject: str, body: bytes
+) -> None:
+    moody = Moody()
+    moody.broken = False
+    async with working(bus, unique_run, moody) as consumer:
+        await raw.publish(subject.format(run=unique_run), body)
+        await bus.publish(failed(unique_run))
+        await wait_for(lambda: len(moody.handled) == 1)
+        await wait_for(lambda: _idle(consumer))
+    assert all("not in the stream any more" in one.reason for one in await letters(bus, unique_run))
+
+
 async def test_the_count_from_subjects_alone_is_the_length_of_the_list(bus: Bus) -> None:
     counted = await count_open(bus._link, (await stream_state(bus._link, DLQ_STREAM, ">")).subjects)
     assert counted == len(await bus.dead_letters()) > 0
