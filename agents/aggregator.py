@@ -16,6 +16,7 @@ import numpy as np
 from agents.core.aggregation import FixedPointSum, inputs_digest
 from agents.core.rounds import Candidate, Refusal, RoundState
 from agents.core.updates import Buffer, decoded_parts
+from agents.figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.shell import Ticker, main, until
 from bus.client import Bus, CaughtUp
 from bus.crash_points import crash_point
@@ -38,9 +39,13 @@ SMALL_BYTES = 4 << 20
 
 @dataclass
 class OpenRound:
-    """A round that has no model yet: its state, its running sum, and the counted updates still to be added."""
+    """A round that has no model yet: its state, its running sum, and the counted updates still to be added.
+
+    ``since`` is the time of its first event.
+    """
 
     state: RoundState
+    since: datetime
     pending: list[Candidate] = field(default_factory=list)
     added: set[int] = field(default_factory=set)
     total: FixedPointSum | None = None
@@ -69,6 +74,7 @@ class Aggregator:
 
     async def serve(self) -> None:
         """Follows the stream for ever, and wakes up for deadlines."""
+        expose(Source(self.figures, lambda: self._live))
         async with self._bus.follow("ev.>") as items, Ticker(items) as ticker:
             while True:
                 item = await ticker.next_or_tick(self._next_tick())
@@ -80,6 +86,20 @@ class Aggregator:
                 self._held = False
                 for opened in list(self._rounds.values()):
                     await self._act(opened, None)
+
+    def figures(self) -> list[Figure]:
+        """The rounds of the runs that are not finished."""
+        return round_figures(
+            RoundFigure(
+                run=one.state.run,
+                round=one.state.round,
+                since=one.since,
+                closed=one.state.closed is not None,
+                published=one.state.published is not None,
+                failed=one.state.failed is not None,
+            )
+            for one in self._rounds.values()
+        )
 
     def _next_tick(self) -> datetime | None:
         if not self._live or self._seen < self._own:
@@ -98,7 +118,7 @@ class Aggregator:
             key = (data.run, data.round)
             if (opened := self._rounds.get(key)) is None:
                 state = RoundState(data.run, data.round, self._runs[data.run].config.quorum)
-                opened = self._rounds[key] = OpenRound(state)
+                opened = self._rounds[key] = OpenRound(state, stored.time)
             verdict = opened.state.fold(stored)
             if isinstance(verdict, Candidate):
                 crash_point("aggregator.received")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import ValidationError
 
 from agents.core.dispatch import AssignTasks, PlanRound, RunState, Say
+from agents.figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.shell import main, until
 from artifacts.errors import OptimizerModelError
 from artifacts.manifest import ArtifactManifest
@@ -38,6 +39,7 @@ class Dispatcher:
 
     async def serve(self) -> None:
         """Follows the stream for ever; decides only once it has read all that there is."""
+        expose(Source(self.figures, lambda: self._live))
         async with self._bus.follow("ev.>") as items:
             async for item in items:
                 if isinstance(item, CaughtUp):
@@ -48,6 +50,21 @@ class Dispatcher:
                     for run in list(self._changed):
                         self._changed.discard(run)
                         await self._act(run)
+
+    def figures(self) -> list[Figure]:
+        """The rounds of the runs that are not finished."""
+        return round_figures(
+            RoundFigure(
+                run=state.run,
+                round=number,
+                since=facts.since,
+                closed=facts.closed,
+                published=facts.published is not None,
+                failed=facts.failed is not None,
+            )
+            for state in self._runs.values()
+            for number, facts in state.rounds.items()
+        )
 
     async def _take(self, stored: Stored) -> None:
         self._seen = stored.sequence

@@ -18,7 +18,6 @@ from agents.shell import main, until
 from artifacts.manifest import ArtifactManifest
 from artifacts.ort_training import NativeTrainer
 from bus.client import Bus
-from bus.consumer import work
 from bus.crash_points import crash_point
 from bus.envelope import Stored
 from bus.errors import ConflictingEventError, FedbusError
@@ -26,6 +25,7 @@ from bus.events import ModelEvaluated, ModelPublished, RunStarted
 from bus.spec import RunDataset
 from bus.subjects import events_of_type
 from bus.values import Ref
+from bus.work import work
 from data.shards import decode_shard
 
 MODELS_KEPT = 2

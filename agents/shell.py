@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from agents.figures import collect_sources
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.events import Heartbeat
@@ -39,16 +40,22 @@ def main(role: str, body: Body) -> None:
 async def run_agent(role: str, body: Body, *, settings: BusSettings | None = None) -> None:
     """Connects, beats and runs ``body`` until it ends or a stop signal arrives.
 
+    With ``FEDBUS_METRICS_PORT`` it serves the agent's figures beside that, from before there is a broker.
+
     On a signal ``body`` has ``STOP_GRACE_S`` to return after its event is set, and is cancelled then; an agent that
     still waits for its broker has nothing to finish and stops at once.
+
+    Raises:
+        PortTakenError: something listens on ``FEDBUS_METRICS_PORT``.
     """
     stop, connected = asyncio.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with Bus.connect(settings, name=role, on_waiting=log.warning) as bus:
+        async with _looked_at(role) as show, Bus.connect(settings, name=role, on_waiting=log.warning) as bus:
             connected.set()
             log.info("connected; ready")
             async with background(_beat(bus, role)):
+                show(bus)
                 await body(bus, stop)
 
     with _signals_set(stop):
@@ -65,6 +72,19 @@ async def run_agent(role: str, body: Body, *, settings: BusSettings | None = Non
             serving.cancel()
             await asyncio.gather(serving, stopping, return_exceptions=True)
     log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _looked_at(role: str) -> AsyncIterator[Callable[[Bus], None]]:
+    """Serves the agent's figures where the operator asks for them; the yielded function is told of its bus."""
+    if not os.environ.get("FEDBUS_METRICS_PORT"):
+        yield lambda _: None
+        return
+    # Here, because most agents need no web server.
+    from agents.telemetry import MetricsSettings, telemetry
+
+    async with telemetry(role, MetricsSettings(), collect_sources()) as figures:
+        yield lambda bus: setattr(figures, "bus", bus)
 
 
 @contextlib.asynccontextmanager

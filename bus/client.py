@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from bus.collection import collect
 from bus.connection import Connection, connection
 from bus.consumer import PullConsumer, pull_consumer
 from bus.dead_letters import DeadLetter, dead_letters
@@ -17,13 +18,16 @@ from bus.errors import PermissionDeniedError
 from bus.events import Heartbeat, Payload, Progress
 from bus.follow import CaughtUp, Follower
 from bus.live import LiveReader
+from bus.measure import Measured, measure
 from bus.objects import ObjectStore
 from bus.pipeline import Pipeline
 from bus.publishing import Published, Publisher, find_event
+from bus.retries import Retry, retry
 from bus.settings import BusSettings
 from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
 from bus.tokens import TokenStore
 from bus.topology import EVENT_STREAM, ensure_topology
+from bus.values import Ref
 
 __all__ = ["Bus", "BusStatistics", "CaughtUp", "Published"]
 STREAMS_PAUSE_S = 2.0
@@ -50,7 +54,12 @@ class BusStatistics:
 
 
 class Bus:
-    """One agent's connection; make it with ``Bus.connect``."""
+    """One agent's connection; make it with ``Bus.connect``.
+
+    Attributes:
+        objects: the object store.
+        consumers: the durable consumers that are being pulled now.
+    """
 
     def __init__(self, link: Connection, name: str) -> None:
         self._link = link
@@ -58,6 +67,7 @@ class Bus:
         pipeline = Pipeline(link)
         self._publisher = Publisher(link, pipeline)
         self._unsaid = 0
+        self.consumers: set[PullConsumer] = set()
         self.objects = ObjectStore(link, pipeline)
         self.tokens = TokenStore(link)
 
@@ -105,9 +115,28 @@ class Bus:
         return (await find_event(self._link, subject))[0]
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """Every message that was given up, oldest first."""
-        async with contextlib.aclosing(dead_letters(self._link)) as letters:
-            return [letter async for letter in letters]
+        """Every message that was given up and not handled since, oldest first."""
+        return await dead_letters(self._link)
+
+    async def retry(self, letter: DeadLetter) -> Retry:
+        """Gives a dead letter back to the workers that gave it up; safe to repeat. It stays one until it is handled.
+
+        Raises:
+            LetterMalformedError: the event cannot be understood, or is not in the stream any more.
+            LetterUnclaimedError: no worker takes it.
+        """
+        return await retry(self._link, letter)
+
+    def expired_objects(self, older_than_s: float, *, dry_run: bool = False) -> AsyncGenerator[Ref, None]:
+        """Deletes the objects that no event leads to and nobody has put for this long, and says which they were.
+
+        Choose an age well above the longest time between putting an object and saying the event that names it, broker
+        outages included. With ``dry_run`` nothing is deleted.
+
+        Raises:
+            ObjectCorruptError, ObjectTimeoutError: a document that events need cannot be read; nothing more is deleted.
+        """
+        return collect(self._link, self.objects, older_than_s, dry_run=dry_run)
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event of all runs; 0 before the first."""
@@ -151,7 +180,15 @@ class Bus:
             max_ack_pending=max_ack_pending,
             backoff=backoff,
         ) as consumer:
-            yield consumer
+            self.consumers.add(consumer)
+            try:
+                yield consumer
+            finally:
+                self.consumers.discard(consumer)
+
+    async def measure(self, *, within_s: float) -> Measured:
+        """What the broker says within ``within_s`` of the consumers that are being pulled, and of the DLQ."""
+        return await measure(self._link, self.consumers, within_s=within_s)
 
     async def say(self, progress: Progress) -> None:
         """Sends live progress to whoever listens; nothing while the broker is away."""

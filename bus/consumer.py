@@ -1,12 +1,11 @@
-"""Durable pull consumers: events shared among workers, acknowledged one by one, retried, and buried at the end."""
+"""Durable pull consumers: events shared among workers, acknowledged one by one, sent again, and buried at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import nats.errors
@@ -15,18 +14,16 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 from bus.connection import Connection, cancellable
+from bus.crash_points import crash_point
 from bus.dead_letters import bury
 from bus.envelope import Stored
-from bus.errors import FedbusError, MalformedEventError
+from bus.errors import MalformedEventError
 from bus.follow import read_event
 from bus.reader import ConsumerGone, PullReader, place_of
 from bus.subjects import checked
 from bus.topology import EVENT_STREAM
 
 BACKOFF_S = (0.5, 2.0, 10.0, 30.0)
-FETCH_S = 5.0
-Handler = Callable[[Stored], Awaitable[None]]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,7 @@ class Delivery:
 
         An acknowledgement that is lost with the connection is not an error: the event comes again.
         """
-        with contextlib.suppress(nats.errors.Error):
-            await cancellable(self._message.ack_sync(timeout=5))
+        await self._consumer.settle(self._message)
 
     async def nak(self, delay_s: float | None = None) -> None:
         """It failed; it comes again after ``delay_s``, or the consumer's backoff for this attempt."""
@@ -62,17 +58,38 @@ class Delivery:
         await self._consumer.give_up(self._message, reason)
 
 
+@dataclass(frozen=True)
+class Backlog:
+    """What a durable consumer has before it: ``waiting`` events that were not delivered yet, ``unacknowledged`` ones
+    that were and are not settled, ``redelivered`` of these more than once.
+    """
+
+    waiting: int
+    unacknowledged: int
+    redelivered: int
+
+
 class PullConsumer:
-    """One worker's share of a durable consumer; ``buried`` counts what it put on the DLQ."""
+    """One worker's share of a durable consumer of ``stream``.
+
+    Attributes:
+        name: of the durable consumer.
+        redeliveries: events that came to this worker not for the first time.
+        buried: what it put on the DLQ.
+    """
+
+    stream = EVENT_STREAM
 
     def __init__(self, connection: Connection, config: ConsumerConfig, backoff: Sequence[float]) -> None:
         assert config.durable_name is not None
-        self._connection = connection
+        self.name = config.durable_name
+        self.connection = connection
         self._config = config
         self._backoff = tuple(backoff)
-        self._reader = PullReader(connection, EVENT_STREAM, config.durable_name)
+        self._reader = PullReader(connection, self.stream, self.name)
         self.ack_wait_s = config.ack_wait or 30.0
         self.max_deliver = config.max_deliver or -1
+        self.redeliveries = 0
         self.buried = 0
 
     async def fetch(self, n: int, timeout_s: float) -> list[Delivery]:
@@ -89,6 +106,7 @@ class PullConsumer:
                 continue
             found = [await self._deliver(one) for one in await self._reader.take(n, timeout_s=left)]
             if deliveries := [one for one in found if one is not None]:
+                self.redeliveries += sum(one.attempt > 1 for one in deliveries)
                 return deliveries
         return []
 
@@ -101,20 +119,29 @@ class PullConsumer:
 
     async def ensure(self) -> None:
         """Makes the consumer, or gives an existing one this config."""
-        await self._connection.persist(lambda: self._connection.js.add_consumer(EVENT_STREAM, self._config))
+        await self.connection.persist(lambda: self.connection.js.add_consumer(self.stream, self._config))
 
     async def _deliver(self, message: Msg) -> Delivery | None:
         place = place_of(message)
         try:
             return Delivery(read_event(message, place), place.delivered, message, self)
         except MalformedEventError as error:
-            await self.give_up(message, error.message)
+            await self.give_up(message, error.message, malformed=True)
             return None
 
-    async def give_up(self, message: Msg, reason: str) -> None:
+    async def settle(self, message: Msg) -> None:
+        """Tells the broker that ``message`` needs no further delivery, and waits until it has noted that."""
+        with contextlib.suppress(nats.errors.Error):
+            await cancellable(message.ack_sync(timeout=5))
+
+    async def give_up(self, message: Msg, reason: str, *, malformed: bool = False) -> None:
         """Buries ``message``, and only then ends its delivery, so that a crash between loses nothing."""
-        sequence = place_of(message).sequence
-        self.buried += await bury(self._connection, sequence, message.subject, reason, message.data)
+        sequence, consumer = place_of(message).sequence, "" if malformed else self.name
+        self.buried += await bury(self.connection, sequence, message.subject, reason, message.data, consumer=consumer)
+        await self._end(message)
+
+    async def _end(self, message: Msg) -> None:
+        crash_point("worker.buried")
         with contextlib.suppress(nats.errors.Error):
             await message.term()
 
@@ -125,12 +152,19 @@ class PullConsumer:
     async def pending(self) -> int:
         """Events that wait for a worker: those not delivered yet and those delivered but not settled."""
         try:
-            info = await self._connection.persist(
-                lambda: self._connection.js.consumer_info(EVENT_STREAM, self._config.durable_name or "")
-            )
+            backlog = await self.connection.persist(self.backlog)
         except NotFoundError:
             return 0
-        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+        return backlog.waiting + backlog.unacknowledged
+
+    async def backlog(self) -> Backlog:
+        """What the broker says now; asks once.
+
+        Raises:
+            nats.errors.Error: it does not answer, or there is no such consumer.
+        """
+        info = await self.connection.js.consumer_info(self.stream, self.name)
+        return Backlog(info.num_pending or 0, info.num_ack_pending or 0, info.num_redelivered or 0)
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[PullConsumer]:
@@ -167,61 +201,3 @@ async def pull_consumer(
     )
     async with PullConsumer(connection, config, backoff or BACKOFF_S).open() as consumer:
         yield consumer
-
-
-async def work(
-    consumer: PullConsumer, handler: Handler, *, concurrency: int, permanent: tuple[type[Exception], ...] = ()
-) -> None:
-    """Handles events for ever, ``concurrency`` at a time.
-
-    An event whose handler returns is acknowledged. One whose handler raises a FedbusError, OSError or TimeoutError
-    comes again after the consumer's backoff, and goes to the DLQ after its last attempt; errors that are ``permanent``
-    send it there at once. Any other exception is a defect: it ends ``work`` and the event comes again to somebody.
-    An event that waits for its next attempt counts against the consumer's ``max_ack_pending``.
-    """
-    running: set[asyncio.Task[None]] = set()
-    async with asyncio.TaskGroup() as group:
-        while True:
-            if len(running) >= concurrency:
-                await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            # Only as many as can be handled now: nobody would keep those that wait here from coming again.
-            for delivery in await consumer.fetch(concurrency - len(running), timeout_s=FETCH_S):
-                task = group.create_task(_handle(consumer, delivery, handler, permanent))
-                running.add(task)
-                task.add_done_callback(running.discard)
-
-
-async def _handle(
-    consumer: PullConsumer, delivery: Delivery, handler: Handler, permanent: tuple[type[Exception], ...]
-) -> None:
-    beating = asyncio.create_task(_keep(consumer, delivery))
-    try:
-        await handler(delivery.stored)
-    except asyncio.CancelledError:
-        # It was not the event's fault: somebody else may have it at once.
-        await delivery.nak(0)
-        raise
-    except (FedbusError, OSError, TimeoutError) + permanent as error:  # noqa: RUF005 - what mypy can follow
-        reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, permanent) or 0 < consumer.max_deliver <= delivery.attempt:
-            log.error("given up at attempt %d: %s", delivery.attempt, reason, extra=_where(delivery))
-            await delivery.terminate(reason)
-        else:
-            log.warning("attempt %d failed: %s", delivery.attempt, reason, extra=_where(delivery))
-            await delivery.nak()
-    else:
-        await delivery.ack()
-    finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
-
-
-async def _keep(consumer: PullConsumer, delivery: Delivery) -> None:
-    while True:
-        await asyncio.sleep(consumer.ack_wait_s / 3)
-        await delivery.in_progress()
-
-
-def _where(delivery: Delivery) -> dict[str, object]:
-    data = delivery.stored.event.data
-    return {key: value for key in ("run", "round", "user") if (value := getattr(data, key, None)) is not None}

@@ -41,7 +41,8 @@ GATEWAY = (
 )
 CLIENT = ("client.assigned", "client.trained", "client.upload_begun", "client.chunk_sent", "client.committed")
 PUBLISHER = ("publisher.between_windows",)
-POINTS = (*LABELLER, *DISPATCHER, *AGGREGATOR, *EVALUATOR, *GATEWAY, *CLIENT, *PUBLISHER)
+WORKER = ("worker.buried", "worker.handled_again", "worker.noted")
+POINTS = (*LABELLER, *DISPATCHER, *AGGREGATOR, *EVALUATOR, *GATEWAY, *CLIENT, *PUBLISHER, *WORKER)
 
 
 def _armed(text: str) -> dict[str, int]:

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +25,7 @@ from bus.topology import BUCKET
 from bus.values import Ref
 
 STALL_S = 10.0
+FRESH_S = 300.0
 _BATCH = 16
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 2.0
 _DEFAULT_TYPE = "application/octet-stream"
@@ -34,10 +34,19 @@ log = logging.getLogger(__name__)
 
 
 class ObjectStore:
-    """The bucket ``objects``; ``stall_s`` is how long a reader waits for the next chunk while the broker is there."""
+    """The bucket ``objects``.
 
-    def __init__(self, connection: Connection, pipeline: Pipeline, *, stall_s: float = STALL_S) -> None:
-        self._bucket = Bucket(connection, pipeline, stall_s=stall_s)
+    Args:
+        stall_s: how long a reader waits for the next chunk while the broker is there.
+        fresh_s: an object that is put again and older than this becomes new, so that it is not collected before the
+            event that is going to name it is there.
+    """
+
+    def __init__(
+        self, connection: Connection, pipeline: Pipeline, *, stall_s: float = STALL_S, fresh_s: float = FRESH_S
+    ) -> None:
+        self.bucket = Bucket(connection, pipeline, stall_s=stall_s)
+        self._fresh_s = fresh_s
         self._nuid = NUID()
 
     async def put(self, data: bytes | memoryview, *, media_type: str = _DEFAULT_TYPE) -> Ref:
@@ -127,33 +136,38 @@ class ObjectStore:
 
     async def info(self, name: str) -> Ref | None:
         """The reference of the object called ``sha256-<hex>``, or nothing when it is not there."""
-        meta, _ = await self._bucket.find(name)
-        if meta is None:
-            return None
-        return _ref(name.removeprefix("sha256-"), meta.size, meta.header(MEDIA_TYPE, _DEFAULT_TYPE))
+        entry, _ = await self.bucket.find(name)
+        return None if entry is None else ref_of(entry.meta)
 
-    async def collect_orphans(self, older_than_s: float) -> int:
+    async def collect_orphans(self, older_than_s: float, *, dry_run: bool = False) -> int:
         """Deletes chunks that belong to no object and are older than this; returns how many uploads they were of.
 
         Orphans come of uploads that were killed. Choose an age well above the longest pause of an upload.
         """
-        now = datetime.now(UTC)
-        old = [nuid for nuid, at in await self._bucket.orphans() if (now - at).total_seconds() >= older_than_s]
-        for nuid in old:
-            await self._bucket.purge(nuid)
+        now = await self.bucket.now()
+        old = [nuid for nuid, at in await self.bucket.orphans() if (now - at).total_seconds() >= older_than_s]
+        for nuid in [] if dry_run else old:
+            await self.bucket.purge(nuid)
         return len(old)
 
     async def _put(self, ref: Ref, chunks: Chunks) -> None:
-        there, replaces = await self._bucket.find(ref.name)
         pause = _FIRST_PAUSE_S
-        # One that lost chunks is put again: that heals it.
-        while there is None or not await self._bucket.is_complete(there):
+        while True:
+            there, replaces = await self.bucket.find(ref.name)
+            if there is not None:
+                complete, age = await self.bucket.inspect(there)
+                if complete and (age < self._fresh_s or await self.bucket.touch(there)):
+                    return
+                if complete:
+                    # Somebody touched, replaced or deleted it at this moment.
+                    continue
+            # One that lost chunks is put again: that heals it.
             nuid = unneeded = self._nuid.next().decode()
             try:
-                first, count = await self._bucket.send(nuid, chunks())
-                if await self._bucket.write_meta(ref, nuid, first=first, chunks=count, replaces=replaces):
-                    unneeded = there.nuid if there else ""
-                return
+                first, count = await self.bucket.send(nuid, chunks())
+                if await self.bucket.write_meta(ref, nuid, first=first, chunks=count, replaces=replaces):
+                    unneeded = there.meta.nuid if there else ""
+                    return
             except (nats.errors.Error, TimeoutError) as error:
                 # A broker without room answers that its service is unavailable.
                 if isinstance(error, APIError) and not isinstance(error, ServiceUnavailableError):
@@ -164,13 +178,14 @@ class ObjectStore:
             finally:
                 # Also when cancelled; what cannot be deleted now waits for ``collect_orphans``.
                 if unneeded:
-                    await self._bucket.purge(unneeded)
+                    await self.bucket.purge(unneeded)
 
     async def _resolve(self, ref: Ref | str) -> tuple[Meta, Ref]:
         name = f"sha256-{ref}" if isinstance(ref, str) else ref.name
-        meta = (await self._bucket.find(name))[0] if isinstance(ref, str) or ref.bucket == BUCKET else None
-        if meta is None:
+        entry = (await self.bucket.find(name))[0] if isinstance(ref, str) or ref.bucket == BUCKET else None
+        if entry is None:
             raise ObjectMissingError(f"object {name} is not in the store", hint="was it put on this broker?")
+        meta = entry.meta
         known = _ref(ref, meta.size, _DEFAULT_TYPE) if isinstance(ref, str) else ref
         if meta.size != known.size:
             raise ObjectCorruptError(f"object {name} has {meta.size} bytes, its reference says {known.size}")
@@ -184,7 +199,7 @@ class ObjectStore:
         sequence = int(meta.header(FIRST_SEQUENCE, "0"))
         sequence = sequence + skipped if sequence else 1
         index: int | None = None
-        async with contextlib.aclosing(self._bucket.chunks(meta, sequence, _BATCH)) as messages:
+        async with contextlib.aclosing(self.bucket.chunks(meta, sequence, _BATCH)) as messages:
             try:
                 async for message in messages:
                     found = meta.chunks - 1 - message.pending
@@ -205,6 +220,11 @@ class ObjectStore:
 
 def _corrupt(ref: Ref) -> ObjectCorruptError:
     return ObjectCorruptError(f"the bytes of {ref.name} are damaged", hint="put the object again")
+
+
+def ref_of(meta: Meta) -> Ref:
+    """The reference of an object called ``sha256-<hex>``."""
+    return _ref(meta.name.removeprefix("sha256-"), meta.size, meta.header(MEDIA_TYPE, _DEFAULT_TYPE))
 
 
 def _ref(digest: str, size: int, media_type: str) -> Ref:

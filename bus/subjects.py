@@ -1,7 +1,8 @@
 """Builds and parses every subject of the bus; nothing else does.
 
 ``ev.<run>.<noun>.<verb>[.<round>[.<user>[.<attempt>]]]`` for durable events, ``progress.<run>.<round>.<user>`` and
-``hb.<role>.<id>`` for what is not kept, ``dlq.<stream sequence>`` for what could not be understood,
+``hb.<role>.<id>`` for what is not kept, ``dlq.<stream sequence>`` for what could not be understood and
+``dlq.<given_up|retry|handled>.<consumer>.<stream sequence>`` for what a consumer could not handle,
 ``token.<id>`` for what is known of a join token.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from bus.errors import MalformedSubjectError
 from bus.events import ImagesLabelled, Payload, Progress, RoundExtended, RoundPayload, UpdateRejected, UserPayload
@@ -17,6 +19,7 @@ EVENTS = "ev.>"
 DEAD_LETTERS = "dlq.>"
 ALL_TOKENS = "token.*"
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SEQUENCE = re.compile(r"[1-9]\d{0,18}")
 _RUN_LEVEL = 4
 
 
@@ -92,9 +95,54 @@ HEARTBEATS = "hb.>"
 LIVE_PROGRESS = "progress.>"
 
 
-def dead_letter_subject(sequence: int) -> str:
-    """Where the message with this stream sequence goes when nobody can understand it."""
-    return f"dlq.{sequence}"
+LetterKind = Literal["malformed", "given_up", "retry", "handled"]
+_NOTES: tuple[LetterKind, ...] = ("given_up", "retry", "handled")
+
+
+@dataclass(frozen=True)
+class LetterSubject:
+    """What a message on the DLQ says of the event with this stream sequence, and of which durable consumer.
+
+    Nobody could understand it (``malformed``, of no consumer), the consumer gave it up, somebody wants the consumer to
+    try again, or the consumer handled it after that.
+    """
+
+    kind: LetterKind
+    consumer: str
+    sequence: int
+
+    def __str__(self) -> str:
+        if self.kind == "malformed":
+            return f"dlq.{self.sequence}"
+        return f"dlq.{self.kind}.{self.consumer}.{self.sequence}"
+
+
+def parse_letter_subject(subject: str) -> LetterSubject | None:
+    """The parts of a subject of the DLQ; nothing when it is none of fedbus's own."""
+    match subject.split("."):
+        case ["dlq", number] if _SEQUENCE.fullmatch(number):
+            return LetterSubject("malformed", "", int(number))
+        case ["dlq", kind, consumer, number] if kind in _NOTES and _SEQUENCE.fullmatch(number):
+            return LetterSubject(kind, consumer, int(number))
+    return None
+
+
+def letters_of(kind: LetterKind, consumer: str = "*") -> str:
+    """Filter: every message of this kind on the DLQ, of one consumer or of all."""
+    if kind == "malformed":
+        return "dlq.*"
+    return f"dlq.{kind}.{consumer if consumer == '*' else checked(consumer)}.*"
+
+
+def matches(filter_: str, subject: str) -> bool:
+    """Whether ``subject`` is one of those that ``filter_`` stands for, by the rules of NATS."""
+    wanted, tokens = filter_.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(tokens) <= len(wanted):
+            return False
+        tokens = tokens[: len(wanted)]
+    return len(wanted) == len(tokens) and all(one in ("*", token) for one, token in zip(wanted, tokens, strict=True))
 
 
 def token_subject(name: str) -> str:

@@ -18,22 +18,6 @@ OBJECT_STREAM = f"OBJ_{BUCKET}"
 MAX_EVENT_BYTES = 64 * 1024
 MAX_DELIVERIES_ADVISORIES = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{EVENT_STREAM}.*"
 
-
-def _key_value(bucket: str, description: str, history: int) -> StreamConfig:
-    return StreamConfig(
-        name=f"KV_{bucket}",
-        description=description,
-        subjects=[f"$KV.{bucket}.>"],
-        allow_direct=True,
-        allow_rollup_hdrs=True,
-        deny_delete=True,
-        discard=DiscardPolicy.NEW,
-        duplicate_window=120,
-        max_msgs_per_subject=history,
-        storage=StorageType.FILE,
-    )
-
-
 STREAMS: tuple[StreamConfig, ...] = (
     StreamConfig(
         name=EVENT_STREAM,
@@ -71,8 +55,6 @@ STREAMS: tuple[StreamConfig, ...] = (
         allow_direct=True,
         max_msgs_per_subject=1,
     ),
-    _key_value("snapshots", "what agents remember to start faster", 1),
-    _key_value("leases", "who does what until when", 1),
 )
 
 

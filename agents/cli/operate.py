@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Annotated
 
 import typer
@@ -16,9 +17,11 @@ from bus.client import Bus
 from bus.dead_letters import DeadLetter
 from bus.errors import FedbusError
 from bus.logs import escaped
+from bus.objects import FRESH_S
+from bus.retries import LetterMalformedError, LetterUnclaimedError, Retry
 
 SHOWN_BYTES = 4_000
-dlq_app = typer.Typer(no_args_is_help=True, help="Look at messages that nobody could understand or handle.")
+dlq_app = typer.Typer(no_args_is_help=True, help="Look at what nobody could understand or handle, and give it back.")
 
 
 class LetterUnknownError(FedbusError):
@@ -54,12 +57,18 @@ def dlq_list() -> None:
     """List the dead letters with their reasons."""
     use_running_fedbus()
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("sequence", "when", "subject", "reason"):
+    for name in ("sequence", "when", "given up by", "subject", "reason", "tried again"):
         table.add_column(name, overflow="fold")
     letters = asyncio.run(_dead_letters())
     for one in letters:
-        when = f"{one.time.astimezone():%Y-%m-%d %H:%M:%S}"
-        table.add_row(str(one.sequence), when, escaped(one.subject), escaped(one.reason))
+        table.add_row(
+            str(one.sequence),
+            f"{one.time.astimezone():%Y-%m-%d %H:%M:%S}",
+            escaped(one.consumer),
+            escaped(one.subject),
+            escaped(one.reason),
+            f"asked {one.retry_at.astimezone():%H:%M:%S}" if one.retry_at else "",
+        )
     console.print(table if letters else "no dead letters")
 
 
@@ -67,12 +76,56 @@ def dlq_list() -> None:
 def dlq_show(sequence: Annotated[int, typer.Argument(min=1, help="Stream sequence, as dlq list shows it.")]) -> None:
     """Show one dead letter in full."""
     use_running_fedbus()
-    for one in asyncio.run(_dead_letters()):
-        if one.sequence == sequence:
-            console.print(f"{escaped(one.subject)}: {escaped(one.reason)}", soft_wrap=True, markup=False)
-            body = one.body[:SHOWN_BYTES].decode(errors="replace")
-            console.print(escaped(body), soft_wrap=True, markup=False)
+    for one in _with_sequence(asyncio.run(_dead_letters()), sequence):
+        console.print(f"{escaped(one.subject)}: {escaped(one.reason)}", soft_wrap=True, markup=False)
+        body = one.body[:SHOWN_BYTES].decode(errors="replace")
+        console.print(escaped(body), soft_wrap=True, markup=False)
+
+
+@dlq_app.command("retry")
+def dlq_retry(
+    sequence: Annotated[int | None, typer.Argument(min=1, help="Stream sequence, as dlq list shows it.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every dead letter that can be understood.")] = False,
+) -> None:
+    """Give a dead letter back to the worker that gave it up; it leaves the list once it is handled."""
+    if (sequence is None) != all_:
+        raise typer.BadParameter("say which: a sequence or --all")
+    use_running_fedbus()
+    asyncio.run(_retry(sequence))
+
+
+async def _retry(sequence: int | None) -> None:
+    async with Bus.connect(name="dlq", wait_s=CONNECT_S) as bus:
+        letters = await bus.dead_letters()
+        if sequence is not None:
+            for one in _with_sequence(letters, sequence):
+                _say_retry(one, await bus.retry(one))
             return
+        stayed = 0
+        for one in letters:
+            try:
+                _say_retry(one, await bus.retry(one))
+            except (LetterMalformedError, LetterUnclaimedError) as error:
+                console.print(f"{error.message} ({error.hint}) [{error.code}]", soft_wrap=True, markup=False)
+                stayed += 1
+        console.print(f"{len(letters) - stayed} dead letters given back, {stayed} stay")
+
+
+def _say_retry(letter: DeadLetter, retry: Retry) -> None:
+    if retry.asked:
+        console.print(f"{letter.sequence} goes to {', '.join(retry.asked)} again")
+    if retry.asked_before:
+        console.print(f"{letter.sequence} has gone to {', '.join(retry.asked_before)} again and is not handled yet")
+
+
+def _with_sequence(letters: list[DeadLetter], sequence: int) -> list[DeadLetter]:
+    """An event that several consumers gave up has several letters.
+
+    Raises:
+        LetterUnknownError: it has none.
+    """
+    if found := [one for one in letters if one.sequence == sequence]:
+        return found
     raise LetterUnknownError(f"there is no dead letter {sequence}", hint="fedbus dlq list")
 
 
@@ -82,13 +135,24 @@ async def _dead_letters() -> list[DeadLetter]:
 
 
 def gc(
-    older_than: Annotated[float, typer.Option("--older-than", min=0, help="Only what is older, in seconds.")] = 3_600,
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=2 * FRESH_S, help="Only what is older, in seconds.")
+    ] = 3_600,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
-    """Collect what interrupted uploads left in the object store; an object that has a name is never touched."""
+    """Delete old objects that no event leads to, and what interrupted uploads left."""
     use_running_fedbus()
-    console.print(f"{asyncio.run(_gc(older_than))} interrupted writes collected")
+    asyncio.run(_gc(older_than, dry_run))
 
 
-async def _gc(older_than: float) -> int:
+async def _gc(older_than: float, dry_run: bool) -> None:
     async with Bus.connect(name="gc", wait_s=CONNECT_S) as bus:
-        return await bus.objects.collect_orphans(older_than)
+        writes = await bus.objects.collect_orphans(older_than, dry_run=dry_run)
+        objects = size = 0
+        async with contextlib.aclosing(bus.expired_objects(older_than, dry_run=dry_run)) as refs:
+            async for ref in refs:
+                objects, size = objects + 1, size + ref.size
+                if dry_run:
+                    console.print(f"{ref.sha256}  {ref.size:>12,}  {escaped(ref.media_type)}", soft_wrap=True)
+        would = "would be deleted" if dry_run else "deleted"
+        console.print(f"{objects} objects of {size:,} bytes and {writes} interrupted writes {would}")

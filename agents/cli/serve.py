@@ -20,7 +20,7 @@ from agents.cli.display import console
 from agents.cli.options import ClientMix, parse_clients
 from agents.cli.processes import supervisor
 from agents.cli.reload import reload_on_change
-from agents.cli.system import AGENTS, BROKER_READY_S, client_commands, running_system
+from agents.cli.system import AGENTS, BROKER_READY_S, client_commands, metrics_host, running_system
 from bus.client import Bus
 from bus.logs import configure
 from bus.permissions import OPERATOR, ROLES
@@ -29,6 +29,16 @@ from bus.server import embedded_server
 Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")]
 NatsPort = Annotated[int, typer.Option("--nats-port", min=0, max=65_535, help="Port of the broker; 0: a free one.")]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        envvar="FEDBUS_METRICS_PORT",
+        min=0,
+        max=65_535 - len(AGENTS) + 1,
+        help="First of the five ports on which the agents serve /metrics; 0: free ones. Default: none.",
+    ),
+]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -40,24 +50,42 @@ def up(
     nats_port: NatsPort = 4222,
     clients: Annotated[str, typer.Option("--clients", help="Clients to start too: browser:2, native:2 …")] = "none",
     threads: Threads = 1,
+    metrics_port: MetricsPort = None,
     reload: Annotated[bool, typer.Option("--reload", help="Restart what changed when a source file is saved.")] = False,
 ) -> None:
     """Run everything (broker, agents, page) and keep serving until Ctrl-C."""
     mix = parse_clients(clients)
     configure("up")
-    asyncio.run(until_interrupted(_up(store, port, host, nats_port or None, mix, threads, reload)))
+    asyncio.run(until_interrupted(_up(store, port, host, nats_port or None, mix, threads, metrics_port, reload)))
 
 
 async def _up(
-    store: Path, port: int, host: str, nats_port: int | None, mix: ClientMix, threads: int, reload: bool
+    store: Path,
+    port: int,
+    host: str,
+    nats_port: int | None,
+    mix: ClientMix,
+    threads: int,
+    metrics_port: int | None,
+    reload: bool,
 ) -> None:
     agreed = agreed_connection(store)
     async with running_system(
-        store, store / "logs", nats_port=nats_port, gateway_port=port, host=host, agreed=agreed
+        store,
+        store / "logs",
+        nats_port=nats_port,
+        gateway_port=port,
+        host=host,
+        agreed=agreed,
+        metrics_port=metrics_port,
     ) as system:
         system.connection.write(store)
         console.print(f"page    {system.connection.gateway_url}/#token={system.connection.join_token}", soft_wrap=True)
         console.print(f"broker  {system.connection.nats_url}   logs  {system.logs}", soft_wrap=True)
+        if metrics_port is not None:
+            ports = ", ".join(f"{name} {metrics_port + index}" for index, name in enumerate(AGENTS))
+            said = ports if metrics_port else "free ports, see the logs"
+            console.print(f"figures on /metrics of {metrics_host()}: {said}", soft_wrap=True)
         console.print("Start a run in another terminal: fedbus run start --go    Stop with Ctrl-C.")
         system.start_clients(mix, threads=threads)
         if reload:

@@ -38,25 +38,43 @@ class GatewayNotReadyError(FedbusError):
 
 @dataclass
 class System:
-    """A running fedbus and its processes."""
+    """A running fedbus and its processes.
+
+    ``metrics_port`` is where the first of ``AGENTS`` serves its figures; the others have the next ports in their order.
+    0 gives them free ones; without it no figures are served.
+    """
 
     connection: Connection
     processes: Supervisor
     store: Path
     logs: Path
     environment: dict[str, str]
+    metrics_port: int | None = None
 
     def agent(self, name: str) -> Command:
         """The command that runs one of the agents in a process of its own, logged in as itself."""
         argv = (sys.executable, "-m", f"agents.{name}")
         # A view and no copy: what is learned after its start counts when it is started again.
-        environment = ChainMap(self.connection.env(name), self.environment)
+        environment = ChainMap(
+            self.connection.env(name), {"FEDBUS_METRICS_PORT": self._port_of(name)}, self.environment
+        )
         return Command(name, argv, self.logs / f"{name}.log", environment)
+
+    def _port_of(self, name: str) -> str:
+        if not self.metrics_port:
+            # An empty one hides what this process inherited: five agents cannot share a port.
+            return "" if self.metrics_port is None else "0"
+        return str(self.metrics_port + AGENTS.index(name))
 
     def start_clients(self, mix: ClientMix, *, threads: int = 1) -> None:
         """Starts headless browsers and native clients that train for the gateway until the system stops."""
         for command in client_commands(mix, self.connection, store=self.store, logs=self.logs, threads=threads):
             self.processes.start(command)
+
+
+def metrics_host() -> str:
+    """The address on which agents that this process starts serve their figures."""
+    return os.environ.get("FEDBUS_METRICS_HOST") or "127.0.0.1"
 
 
 def client_commands(
@@ -104,6 +122,7 @@ async def running_system(
     gateway_port: int,
     host: str = "127.0.0.1",
     agreed: Connection | None = None,
+    metrics_port: int | None = None,
 ) -> AsyncIterator[System]:
     """Runs the broker and the five agents, each as a process of its own, until the block ends.
 
@@ -114,6 +133,7 @@ async def running_system(
         gateway_port: port of the gateway; 0 picks a free one.
         host: address that the gateway listens on.
         agreed: tokens that others know already; made anew without it.
+        metrics_port: see ``System``.
 
     Raises:
         StoreLockedError: another fedbus uses the store.
@@ -124,6 +144,10 @@ async def running_system(
     """
     if gateway_port:
         check_port_free(host, gateway_port, hint="choose another with --port, or 0 for a free one")
+    if metrics_port:
+        for index in range(len(AGENTS)):
+            hint = "choose another --metrics-port: it and the next four are needed"
+            check_port_free(metrics_host(), metrics_port + index, hint=hint)
     store.mkdir(parents=True, exist_ok=True)
     join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or (agreed and agreed.join_token)
     join_token = join_token or secrets.token_urlsafe(16)
@@ -145,7 +169,7 @@ async def running_system(
             "FEDBUS_LABELLER_CACHE": str((store / "labels.sqlite").absolute()),
         }
         async with supervisor() as processes:
-            system = System(connection, processes, store, logs, environment)
+            system = System(connection, processes, store, logs, environment, metrics_port)
             # The gateway first: clients wait for it.
             for name in reversed(AGENTS):
                 processes.start(system.agent(name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 
@@ -61,8 +62,9 @@ Intent = PlanRound | AssignTasks | Say
 
 @dataclass
 class RoundFacts:
-    """What the dispatcher knows of one round."""
+    """What the dispatcher knows of one round; ``since`` is the time of its first event."""
 
+    since: datetime
     started: RoundStarted | None = None
     planned: RoundPlanned | None = None
     assigned: set[str] = field(default_factory=set)
@@ -96,29 +98,29 @@ class RunState:
             case ImagesLabelled() as data:
                 self.labelled.setdefault(data.user, data)
             case RoundStarted() as data:
-                facts = self._round(data.round)
+                facts = self._round(stored, data.round)
                 facts.started = facts.started or data
             case RoundPlanned() as data:
-                facts = self._round(data.round)
+                facts = self._round(stored, data.round)
                 facts.planned = facts.planned or data
             case TaskAssigned() as data:
-                self._round(data.round).assigned.add(data.user)
+                self._round(stored, data.round).assigned.add(data.user)
             case RoundClosed() as data:
-                self._round(data.round).closed = True
+                self._round(stored, data.round).closed = True
             case RoundFailed() as data:
-                self._round(data.round).failed = data
+                self._round(stored, data.round).failed = data
             case ModelPublished() as data:
-                facts = self._round(data.round)
+                facts = self._round(stored, data.round)
                 facts.published = facts.published or data
             case ModelEvaluated() as data:
-                self._round(data.round).evaluated = True
+                self._round(stored, data.round).evaluated = True
             case RunFinished() as data:
                 self.finished = self.finished or data
             case _:
                 pass
 
-    def _round(self, number: int) -> RoundFacts:
-        return self.rounds.setdefault(number, RoundFacts())
+    def _round(self, stored: Stored, number: int) -> RoundFacts:
+        return self.rounds.setdefault(number, RoundFacts(stored.time))
 
     def decide(self) -> Intent | None:
         """The next thing to do, or nothing until another event comes."""

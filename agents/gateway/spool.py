@@ -32,11 +32,12 @@ class Upload:
         sha256: the digest that the client announced.
     """
 
-    def __init__(self, lease: Lease, number: int, size: int, sha256: str, path: Path) -> None:
+    def __init__(self, spool: Spool, lease: Lease, number: int, size: int, sha256: str) -> None:
+        self._spool = spool
         self.lease = lease
         self.number = number
         self.sha256 = sha256
-        self.path = path
+        self.path = spool.directory / lease.id / sha256
         self.progress = Progression(size, 0)
         self._hash = hashlib.sha256()
         self._file: BinaryIO | None = None
@@ -76,6 +77,7 @@ class Upload:
             log.error("the spool takes no more: %s", error)
             raise ProtocolError("spool", "the gateway cannot keep the upload now; try again later") from None
         self.progress.offset += len(chunk)
+        self._spool.received_bytes += len(chunk)
         return self.progress.offset
 
     def _append(self, chunk: memoryview) -> None:
@@ -107,34 +109,37 @@ class Upload:
 
 
 class Spool:
-    """One directory, owned by one gateway, with a folder for each lease."""
+    """One directory, owned by one gateway, with a folder for each lease.
+
+    ``received_bytes`` counts what uploads wrote since this process began.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
+        self.received_bytes = 0
         directory.mkdir(parents=True, exist_ok=True)
 
     def keep(self, lease: Lease) -> None:
         """Remembers a lease."""
-        folder = self._directory / lease.id
+        folder = self.directory / lease.id
         folder.mkdir(exist_ok=True)
         write_atomically(folder / _LEASE, lease.record.model_dump_json().encode())
 
     def upload(self, lease: Lease, number: int, size: int, sha256: str) -> Upload:
         """The upload of these bytes under a lease; what came under another digest is dropped."""
-        path = self._directory / lease.id / sha256
-        for other in path.parent.iterdir():
+        for other in (self.directory / lease.id).iterdir():
             if other.name not in (_LEASE, sha256):
                 other.unlink()
-        return Upload(lease, number, size, sha256, path)
+        return Upload(self, lease, number, size, sha256)
 
     def drop(self, lease: Lease) -> None:
         """Forgets a lease and its bytes."""
-        shutil.rmtree(self._directory / lease.id, ignore_errors=True)
+        shutil.rmtree(self.directory / lease.id, ignore_errors=True)
 
     def load(self) -> list[LeaseRecord]:
         """The leases that an earlier process left; a folder that holds none is removed."""
         found = []
-        for folder in sorted(path for path in self._directory.iterdir() if path.is_dir()):
+        for folder in sorted(path for path in self.directory.iterdir() if path.is_dir()):
             try:
                 record = LeaseRecord.model_validate_json((folder / _LEASE).read_bytes())
             except (ValidationError, OSError) as error:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute, request_response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agents.figures import Figure, Source, expose
 from agents.gateway.commits import Committer
 from agents.gateway.event_feed import EventFeed
 from agents.gateway.hub import Hub
 from agents.gateway.objects import Objects
 from agents.gateway.websocket import ClientSocket
+from agents.telemetry import Telemetry
 
 NOT_BUILT = """<!doctype html><meta charset="utf-8"><title>fedbus</title>
 <h1>The page is not built</h1>
@@ -68,37 +68,29 @@ class WithHeaders:
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-class Figures(Collector):
-    """The gateway's statistics for Prometheus, read when they are asked for."""
-
-    def __init__(self, hub: Hub, objects: Objects, feed: EventFeed) -> None:
-        self._hub = hub
-        self._objects = objects
-        self._feed = feed
-
-    def collect(self) -> list[Metric]:
-        """All figures."""
-        now, bus = self._hub.statistics(), self._hub.bus.statistics()
-        gauges = {
-            "clients": (now.clients, "connected clients"),
-            "leases": (now.leases, "tasks in clients' hands"),
-            "ready": (now.ready, "tasks that clients wait for"),
-            "spooled_bytes": (now.spooled_bytes, "announced bytes of unfinished uploads"),
-            "watchers": (self._feed.watchers, "open event feeds"),
-            "broker_connected": (int(bus.connected), "1 while the broker can be reached"),
-            "sequence": (self._hub.facts.sequence, "stream sequence that the gateway has read"),
-        }
-        counters = {
-            "granted": (now.granted, "tasks handed to clients"),
-            "returned": (now.returned, "tasks that went back to the pool"),
-            "accepted": (now.accepted, "updates accepted"),
-            "rejected": (now.rejected, "updates rejected"),
-            "served_bytes": (self._objects.served_bytes, "bytes of objects served"),
-        }
-        return [
-            *(GaugeMetricFamily(f"fedbus_gateway_{name}", text, value) for name, (value, text) in gauges.items()),
-            *(CounterMetricFamily(f"fedbus_gateway_{name}", text, value) for name, (value, text) in counters.items()),
-        ]
+def figures(hub: Hub, objects: Objects, feed: EventFeed) -> list[Figure]:
+    """What the gateway knows of itself, beside what all agents show."""
+    now = hub.statistics()
+    gauges = {
+        "clients": (now.clients, "connected clients"),
+        "leases": (now.leases, "tasks in clients' hands"),
+        "ready": (now.ready, "tasks that clients wait for"),
+        "spooled_bytes": (now.spooled_bytes, "announced bytes of unfinished uploads"),
+        "watchers": (feed.watchers, "open event feeds"),
+        "sequence": (hub.facts.sequence, "stream sequence that the gateway has read"),
+    }
+    counters = {
+        "granted": (now.granted, "tasks handed to clients"),
+        "returned": (now.returned, "tasks that went back to the pool"),
+        "accepted": (now.accepted, "updates accepted"),
+        "rejected": (now.rejected, "updates rejected"),
+        "uploaded_bytes": (hub.spool.received_bytes, "bytes of updates that clients sent"),
+        "served_bytes": (objects.served_bytes, "bytes of objects served"),
+    }
+    return [
+        *(Figure(f"gateway_{name}", text, value) for name, (value, text) in gauges.items()),
+        *(Figure(f"gateway_{name}", text, value, counter=True) for name, (value, text) in counters.items()),
+    ]
 
 
 def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
@@ -106,18 +98,8 @@ def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
     settings = hub.settings
     objects = Objects(hub.bus, hub.facts)
     feed = EventFeed(hub.bus, hub.facts, settings.max_watchers, stop)
-    registry = CollectorRegistry()
-    registry.register(Figures(hub, objects, feed))
-
-    async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(_: Request) -> Response:
-        ready = hub.facts.caught_up.is_set() and hub.bus.statistics().connected
-        return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
-
-    async def metrics(_: Request) -> Response:
-        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    source = Source(lambda: figures(hub, objects, feed), hub.facts.caught_up.is_set)
+    expose(source)
 
     async def runs(_: Request) -> Response:
         return JSONResponse(hub.facts.listing())
@@ -133,9 +115,7 @@ def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
     if (settings.static_dir / "index.html").is_file():
         page = Mount("/", StaticFiles(directory=settings.static_dir, html=True))
     routes = [
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-        Route("/metrics", guard("watch", endpoint(metrics))),
+        *Telemetry("gateway", [source], hub.bus).routes(guard=partial(guard, "watch")),
         Route("/runs", guard("watch", endpoint(runs))),
         Route("/runs/{run}/events", guard("watch", feed)),
         Route("/objects/{sha256}", guard("train", endpoint(objects.__call__))),

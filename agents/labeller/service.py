@@ -17,7 +17,6 @@ from agents.labeller.providers import Provider, RecordedProvider, TruthProvider,
 from agents.labeller.settings import LabellerSettings
 from agents.shell import until
 from bus.client import Bus
-from bus.consumer import work
 from bus.crash_points import crash_point
 from bus.envelope import Event, Stored
 from bus.errors import ConflictingEventError, ObjectMissingError
@@ -25,6 +24,7 @@ from bus.events import ImagesLabelled, RunFinished, RunStarted
 from bus.spec import RunDataset, UserShard
 from bus.subjects import events_of_type
 from bus.values import Ref
+from bus.work import work
 from data.shards import decode_shard
 
 RUNS_AT_ONCE = 4

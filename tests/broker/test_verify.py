@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import nats as nats_client
@@ -74,6 +75,28 @@ async def test_a_message_that_is_no_event_is_accounted_for_and_not_a_gap(
     await finished(nats, bus, unique_run)
     assert "sequence_gap" not in await codes(bus, unique_run)
     assert [letter.subject for letter in await bus.dead_letters()] == ["ev.someone.elses.words"]
+
+
+async def test_a_dead_letter_of_no_event_says_nothing_of_the_stream(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    connection = await nats_client.connect(nats.url, token=nats.token)
+    await connection.jetstream().publish("dlq.900000000000000000", b"no event")
+    await connection.close()
+    await finished(nats, bus, unique_run)
+    assert "sequence_gap" not in await codes(bus, unique_run)
+
+
+async def test_a_run_whose_store_was_collected_verifies_as_before(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    await finished(nats, bus, unique_run)
+    stray = await bus.objects.put(b"named by nobody")
+    async with contextlib.aclosing(bus.expired_objects(0)) as refs:
+        assert stray.sha256 in [ref.sha256 async for ref in refs]
+    verdict = await verify_run(bus, unique_run)
+    assert (verdict.updates, verdict.models, verdict.images) == (4, 1, 20)
+    assert {problem.code for problem in verdict.problems} == {"decision"}
 
 
 async def test_the_whole_run_is_read(nats: EmbeddedServer, bus: Bus, unique_run: str) -> None:

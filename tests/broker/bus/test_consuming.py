@@ -9,11 +9,12 @@ import pytest
 from nats.js import JetStreamContext
 
 from bus.client import Bus
-from bus.consumer import Delivery, Handler, PullConsumer, work
+from bus.consumer import Delivery, PullConsumer
 from bus.envelope import Stored
 from bus.errors import FedbusError
 from bus.server import EmbeddedServer, embedded_server
 from bus.subjects import event_subject, events_of
+from bus.work import Handler, work
 from tests.broker.bus.conftest import failed
 from tests.conftest import wait_for
 
@@ -100,7 +101,7 @@ async def test_the_last_failure_buries_the_event_with_its_reason(
         await wait_for(lambda: consumer.buried == 1)
         await wait_for(lambda: _is_idle(consumer))
     assert attempts == 3
-    buried = await raw.get_last_msg("DLQ", f"dlq.{published.sequence}")
+    buried = await raw.get_last_msg("DLQ", f"dlq.given_up.{unique_run}.{published.sequence}")
     assert buried.headers is not None
     assert buried.headers["Fedbus-Reason"] == "OSError: disk on fire\\nINFO forged line"
     assert buried.data == published.event.to_json()

@@ -8,8 +8,11 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
+from agents.shell import background
 from bus.client import Bus, CaughtUp
-from bus.errors import BrokerUnavailableError, PermissionDeniedError
+from bus.dead_letters import DeadLetter
+from bus.envelope import Stored
+from bus.errors import BrokerUnavailableError, FedbusError, PermissionDeniedError
 from bus.events import (
     PAYLOADS,
     Heartbeat,
@@ -18,13 +21,15 @@ from bus.events import (
     Progress,
     RoundExtended,
     RoundPayload,
+    RoundStarted,
     UpdateRejected,
     UserPayload,
 )
 from bus.permissions import OPERATOR, ROLES, SAYS, new_passwords
 from bus.server import EmbeddedServer, embedded_server
 from bus.settings import BusSettings
-from bus.subjects import event_subject
+from bus.subjects import LetterSubject, event_subject, events_of
+from bus.work import work
 from tests.broker.bus.conftest import failed, nats_client
 from tests.conftest import wait_for
 
@@ -104,6 +109,38 @@ async def test_only_the_gateway_may_report_progress(guarded: EmbeddedServer, uni
         await labeller._link.nc.flush()
         await gateway.say(said)
         assert await anext(items) == said
+
+
+async def test_a_role_gives_up_takes_back_and_settles_its_own_events_only(
+    guarded: EmbeddedServer, unique_run: str
+) -> None:
+    broken = True
+
+    async def handler(stored: Stored) -> None:
+        if broken:
+            raise FedbusError("not today")
+
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(20))
+        operator = await stack.enter_async_context(Bus.connect(guarded.settings, name="cli", wait_s=10))
+        settings = guarded.settings_for("evaluator")
+        agent = await stack.enter_async_context(Bus.connect(settings, name="evaluator", wait_s=10))
+        consumer = await stack.enter_async_context(agent.pull("evaluator", events_of(unique_run), max_deliver=1))
+        await stack.enter_async_context(background(work(consumer, handler, concurrency=1)))
+        await operator.publish(RoundStarted(run=unique_run, round=1))
+        await wait_for(lambda: consumer.buried == 1)
+        (letter,) = [one for one in await operator.dead_letters() if one.consumer == "evaluator"]
+        broken = False
+        assert (await operator.retry(letter)).asked == ("evaluator",)
+        await wait_for(lambda: _settled(operator, letter))
+        for kind, consumer_name in (("retry", "evaluator"), ("given_up", "labeller"), ("handled", "labeller")):
+            subject = str(LetterSubject(kind, consumer_name, 1))
+            with pytest.raises(PermissionDeniedError, match=subject):
+                await (await agent._publisher._pipeline.send(subject, b"{}"))
+
+
+async def _settled(bus: Bus, letter: DeadLetter) -> bool:
+    return letter.sequence not in {one.sequence for one in await bus.dead_letters()}
 
 
 async def test_no_agent_can_change_the_streams(guarded: EmbeddedServer) -> None:

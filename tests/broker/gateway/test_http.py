@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from agents.gateway.service import running_gateway
 from bus.client import Bus
 from bus.errors import PortTakenError
 from bus.events import Progress, RoundStarted
-from tests.broker.gateway.conftest import DEADLINE_S, Gateway, serving, talking
+from tests.broker.gateway.conftest import DEADLINE_S, Gateway, serving, talking, update
 
 DATA = bytes(range(256)) * 5_000
 
@@ -96,10 +97,17 @@ async def test_health_and_figures(gateway: Gateway, http: httpx.AsyncClient) -> 
     assert (await http.get("/healthz")).text == "ok\n"
     await gateway.assign("u0")
     async with talking(gateway) as talk:
-        await talk.task()
+        assignment = await talk.task()
         figures = (await http.get("/metrics")).text
         assert "fedbus_gateway_clients 1.0" in figures
         assert "fedbus_gateway_leases 1.0" in figures
+        assert 'fedbus_unacknowledged{consumer="gateway"} 1.0' in figures
+        assert "fedbus_dead_letters 0.0" in figures
+        await talk.upload(assignment.lease, update())
+        figures = (await http.get("/metrics")).text
+        assert "fedbus_gateway_accepted_total 1.0" in figures
+        (uploaded,) = re.findall(r"^fedbus_gateway_uploaded_bytes_total (.+)$", figures, re.MULTILINE)
+        assert float(uploaded) == len(update())
     (listed,) = (await http.get("/runs")).json()
     assert (listed["run"], listed["status"]) == ("shop", "running")
 

@@ -10,11 +10,12 @@ from pydantic_settings import BaseSettings
 
 from agents.gateway.settings import GatewaySettings
 from agents.labeller.settings import LabellerSettings
+from agents.telemetry import MetricsSettings
 from bus.settings import BusSettings
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
-SETTINGS = (BusSettings, GatewaySettings, LabellerSettings)
+SETTINGS = (BusSettings, GatewaySettings, LabellerSettings, MetricsSettings)
 
 
 def _variables(settings: type[BaseSettings]) -> set[str]:
