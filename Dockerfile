@@ -14,10 +14,13 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # Without a source there is nothing of fedbus itself to install but its command: a changed source fetches nothing again.
 RUN python -m venv --without-pip /opt/fedbus \
- && pip --python /opt/fedbus/bin/python install --no-cache-dir --disable-pip-version-check -c constraints.txt .
+ && pip --python /opt/fedbus/bin/python install --no-cache-dir --disable-pip-version-check -c constraints.txt . \
+ && find /opt/fedbus -type d \( -name tests -o -path '*/onnx/backend/test' \) -prune -exec rm -r {} +
 
 FROM ${PYTHON_BASE} AS fedbus
-RUN useradd --system --uid 1000 --home-dir /var/lib/fedbus --create-home --shell /usr/sbin/nologin fedbus
+RUN groupadd --gid 1000 fedbus \
+ && useradd --uid 1000 --gid fedbus --home-dir /var/lib/fedbus --no-create-home --shell /usr/sbin/nologin fedbus \
+ && install --directory --owner fedbus --group fedbus --mode 0700 /var/lib/fedbus
 COPY --from=packages /opt/fedbus /opt/fedbus
 COPY bus/ /app/bus/
 COPY agents/ /app/agents/
@@ -33,7 +36,10 @@ CMD ["agents.cli", "--help"]
 
 FROM fedbus AS browser
 USER root
-RUN apt-get update \
+# Chromium's own sandbox needs rights that a container without privileges does not get; here the container is the sandbox.
+RUN mkdir -p /etc/chromium.d \
+ && echo 'export CHROMIUM_FLAGS="$CHROMIUM_FLAGS --no-sandbox"' > /etc/chromium.d/in-a-container \
+ && apt-get update \
  && apt-get install -y --no-install-recommends chromium \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
 USER fedbus
