@@ -23,7 +23,6 @@ from benchmarks.common import Value, report
 from bus.client import Bus
 from bus.envelope import Stored
 from bus.events import RoundClosed, RoundStarted, TaskAssigned
-from bus.settings import BusSettings
 from bus.subjects import events_of
 
 LIVES = (None, 2.0, 1.0, 0.75, 0.5)
@@ -52,10 +51,10 @@ async def crowd(system: System, cache: Path, *, run: str, size: int, task_s: flo
         generation = 0
         while True:
             generation += 1
-            objects = ObjectCache(system.connection.gateway_url, cache)
+            objects = ObjectCache(system.connection.gateway, cache)
             name = f"{run}-{number}-{generation}"
             trainer = SlowTrainer(objects, task_s)
-            client = Client(system.connection.gateway_url, system.connection.join_token, name, trainer)
+            client = Client(system.connection.gateway, name, trainer)
             try:
                 async with background(client.run()):
                     await asyncio.sleep(ROUND_S if life is None else lives.expovariate(1 / (life * task_s)))
@@ -83,8 +82,9 @@ async def seconds_to_quorum(bus: Bus, run: str) -> float:
 
 async def granted(system: System) -> float:
     """Tasks that the gateway has handed out so far."""
+    gateway = system.connection.gateway
     async with httpx.AsyncClient() as client:
-        lines = (await client.get(f"{system.connection.gateway_url}/metrics")).text.splitlines()
+        lines = (await client.get(f"{gateway.url}/metrics", headers=gateway.headers)).text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("fedbus_gateway_granted_total"))
 
 
@@ -94,28 +94,29 @@ async def measure(arguments: argparse.Namespace) -> list[tuple[float, float]]:
     os.environ["FEDBUS_GATEWAY_LEASE_S"] = str(arguments.lease)
     with tempfile.TemporaryDirectory(prefix="fedbus-bench-", ignore_cleanup_errors=True) as folder:
         store = Path(folder)
-        async with running_system(store, store / "logs", nats_port=None, gateway_port=0) as system:
-            settings = {"url": system.connection.nats_url, "token": system.connection.nats_token}
-            async with Bus.connect(BusSettings.model_validate(settings), name="bench", wait_s=10) as bus:
-                for index, life in enumerate(LIVES):
-                    run, before = f"churn-{index}", await granted(system)
-                    config = make_config(
-                        artifacts=DEFAULT_ARTIFACTS,
-                        users=arguments.users,
-                        images=2,
-                        rounds=1,
-                        seed=0,
-                        quorum=arguments.quorum,
-                    )
-                    await start_run(bus, run, config, RunSources())
-                    coming = crowd(
-                        system, store / "cache", run=run, size=arguments.clients, task_s=arguments.task, life=life
-                    )
-                    async with background(coming):
-                        await bus.publish(RoundStarted(run=run, round=1))
-                        seconds = await seconds_to_quorum(bus, run)
-                        needed = arguments.quorum * arguments.users
-                        found.append((seconds, (await granted(system) - before) / needed))
+        async with (
+            running_system(store, store / "logs", nats_port=None, gateway_port=0) as system,
+            Bus.connect(system.connection.settings(), name="bench", wait_s=10) as bus,
+        ):
+            for index, life in enumerate(LIVES):
+                run, before = f"churn-{index}", await granted(system)
+                config = make_config(
+                    artifacts=DEFAULT_ARTIFACTS,
+                    users=arguments.users,
+                    images=2,
+                    rounds=1,
+                    seed=0,
+                    quorum=arguments.quorum,
+                )
+                await start_run(bus, run, config, RunSources())
+                coming = crowd(
+                    system, store / "cache", run=run, size=arguments.clients, task_s=arguments.task, life=life
+                )
+                async with background(coming):
+                    await bus.publish(RoundStarted(run=run, round=1))
+                    seconds = await seconds_to_quorum(bus, run)
+                    needed = arguments.quorum * arguments.users
+                    found.append((seconds, (await granted(system) - before) / needed))
     return found
 
 

@@ -29,7 +29,6 @@ from benchmarks.common import report
 from bus.client import Bus
 from bus.envelope import Stored
 from bus.events import RoundStarted, RunFinished, RunStarted, TaskAssigned, UpdateSubmitted
-from bus.settings import BusSettings
 from bus.spec import RunConfig, RunDataset, UserShard
 from bus.subjects import events_of
 from data.dataset import load_dataset
@@ -126,13 +125,12 @@ async def load(clients: int, users: int, rounds: int, minutes: float) -> dict[st
         store = Path(folder)
         async with running_system(store, store / "logs", nats_port=None, gateway_port=0) as system:
             connection = system.connection
-            settings = BusSettings.model_validate({"url": connection.nats_url, "token": connection.nats_token})
-            objects = ObjectCache(connection.gateway_url, store / "cache")
+            objects = ObjectCache(connection.gateway, store / "cache")
             trainer = TimedTrainer(objects, samples)
-            async with Bus.connect(settings, name="load", wait_s=10) as bus, asyncio.TaskGroup() as group:
+            async with Bus.connect(connection.settings(), name="load", wait_s=10) as bus, asyncio.TaskGroup() as group:
                 background = [group.create_task(sample_memory(system, samples))]
                 for index in range(clients):
-                    client = Client(connection.gateway_url, connection.join_token, f"load-{index}", trainer)
+                    client = Client(connection.gateway, f"load-{index}", trainer)
                     background.append(group.create_task(client.run()))
                 began = time.monotonic()
                 while runs == 0 or time.monotonic() - began < 60 * minutes:

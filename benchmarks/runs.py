@@ -18,7 +18,6 @@ from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from bus.client import Bus
 from bus.envelope import Stored
 from bus.events import RoundStarted, RunFinished
-from bus.settings import BusSettings
 from bus.subjects import events_of
 
 RUN_S = 900.0
@@ -55,9 +54,7 @@ async def synthetic_run(clients: int, *, rounds: int, users: int) -> list[Stored
             mix = ClientMix(native=clients)
             for command in client_commands(mix, system.connection, store=store, logs=store / "logs", synthetic=True):
                 system.processes.start(command)
-            settings = BusSettings.model_validate(
-                {"url": system.connection.nats_url, "token": system.connection.nats_token}
-            )
+            settings = system.connection.settings()
             async with Bus.connect(settings, name="bench", wait_s=10) as bus:
                 config = make_config(
                     artifacts=DEFAULT_ARTIFACTS, users=users, images=20, rounds=rounds, seed=0, quorum=1.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from bus.connection import Connection, connection
 from bus.consumer import PullConsumer, pull_consumer
 from bus.dead_letters import DeadLetter, dead_letters
 from bus.envelope import Event, Stored, new_event
+from bus.errors import PermissionDeniedError
 from bus.events import Heartbeat, Payload, Progress
 from bus.follow import CaughtUp, Follower
 from bus.live import LiveReader
@@ -19,9 +22,12 @@ from bus.pipeline import Pipeline
 from bus.publishing import Published, Publisher, parsed
 from bus.settings import BusSettings
 from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
+from bus.tokens import TokenStore
 from bus.topology import EVENT_STREAM, ensure_topology
 
 __all__ = ["Bus", "BusStatistics", "CaughtUp", "Published"]
+STREAMS_PAUSE_S = 2.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Bus:
         self._publisher = Publisher(link, pipeline)
         self._unsaid = 0
         self.objects = ObjectStore(link, pipeline)
+        self.tokens = TokenStore(link)
 
     @staticmethod
     @contextlib.asynccontextmanager
@@ -72,7 +79,7 @@ class Bus:
             BrokerUnavailableError: no broker in time, or it refuses these credentials.
         """
         async with connection(settings or BusSettings(), name=name, wait_s=wait_s, on_waiting=on_waiting) as link:
-            await link.persist(lambda: ensure_topology(link.js))
+            await _prepared(link)
             yield Bus(link, name)
 
     async def publish(self, data: Payload, *, cause: Event | None = None) -> Published:
@@ -192,3 +199,13 @@ class Bus:
             await self._link.nc.publish(subject, body)
         else:
             self._unsaid += 1
+
+
+async def _prepared(link: Connection) -> None:
+    """Sees to it that the streams exist; one who may not make them waits until somebody else has."""
+    while True:
+        try:
+            return await link.persist(lambda: ensure_topology(link.js))
+        except PermissionDeniedError as error:
+            log.warning("%s; waiting until the operator has made the streams", error.message)
+            await asyncio.sleep(STREAMS_PAUSE_S)

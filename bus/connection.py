@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
-from bus.errors import BrokerUnavailableError
+from bus.errors import BrokerUnavailableError, PermissionDeniedError
 from bus.settings import BusSettings
 
 T = TypeVar("T")
@@ -60,6 +60,7 @@ class Connection:
         self.losses = 0
         self.retries = 0
         self.on_denied: Callable[[str], object] = log.error
+        self._denied: list[str] = []
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
         self._waiting: set[Wakeable] = set()
@@ -168,15 +169,23 @@ class Connection:
 
         Raises:
             BrokerUnavailableError: the broker closed the connection for good.
+            PermissionDeniedError: the broker does not let this user ask.
             nats.js.errors.APIError: the broker's answer is an error.
         """
         delay, warned = _FIRST_RETRY_S, False
         while True:
             await self.connected()
+            self._denied.clear()
             try:
                 return await cancellable(attempt())
             except _OUTAGES as error:
                 self.retries += 1
+                # What is denied gets no answer; the broker says so beside.
+                if self._denied:
+                    raise PermissionDeniedError(
+                        f"this user may not publish on {self._denied[0]}",
+                        hint="log in to the broker as the role that may",
+                    ) from None
                 if delay >= _LAST_RETRY_S and not warned:
                     warned = True
                     log.warning("the broker does not answer (%s); trying on", _reason(error))
@@ -210,6 +219,7 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
         if denied := _DENIED.search(str(error)):
+            self._denied.append(denied[1])
             self.on_denied(denied[1])
         if not self._first_error.done():
             self._first_error.set_result(None)

@@ -27,8 +27,8 @@ from bus.events import (
     UpdateRejected,
     UpdateSubmitted,
 )
-from bus.subjects import DEAD_LETTERS, HEARTBEATS, LIVE_PROGRESS, events_of_type, heartbeats_of
-from bus.topology import BUCKET, DLQ_STREAM, EVENT_STREAM, OBJECT_STREAM
+from bus.subjects import ALL_TOKENS, DEAD_LETTERS, EVENTS, HEARTBEATS, LIVE_PROGRESS, events_of_type, heartbeats_of
+from bus.topology import BUCKET, DLQ_STREAM, EVENT_STREAM, OBJECT_STREAM, TOKEN_STREAM
 
 OPERATOR = "cli"
 SAYS: dict[str, tuple[type[Payload], ...]] = {
@@ -53,11 +53,15 @@ _SHARED = (
     f"$O.{BUCKET}.>",
     DEAD_LETTERS,
 )
+_TOKEN_READING = tuple(f"{_API}.DIRECT.GET.{TOKEN_STREAM}{rest}" for rest in ("", ".>"))
 _OPERATOR_ONLY = (
+    ALL_TOKENS,
+    *_TOKEN_READING,
     *(f"{_API}.STREAM.{verb}.*" for verb in ("CREATE", "UPDATE")),
     *(f"{_API}.DIRECT.GET.{DLQ_STREAM}{rest}" for rest in ("", ".>")),
 )
 _HEARD = ("_INBOX.>", LIVE_PROGRESS, HEARTBEATS)
+"""What everybody may listen to without a consumer; the operator's own programs hear the events as well."""
 
 
 def may_publish(role: str) -> list[str]:
@@ -65,10 +69,15 @@ def may_publish(role: str) -> list[str]:
     subjects = [events_of_type(payload.TYPE) for payload in SAYS[role]]
     subjects += [heartbeats_of(role), *_SHARED]
     if role == "gateway":
-        subjects.append(LIVE_PROGRESS)
+        subjects += [LIVE_PROGRESS, *_TOKEN_READING]
     if role == OPERATOR:
         subjects += _OPERATOR_ONLY
     return subjects
+
+
+def may_hear(role: str) -> list[str]:
+    """The subjects, with wildcards, that ``role`` may subscribe to."""
+    return [*_HEARD, EVENTS] if role == OPERATOR else list(_HEARD)
 
 
 def new_passwords() -> dict[str, str]:
@@ -82,7 +91,7 @@ def authorization(passwords: Mapping[str, str]) -> str:
         {
             "user": role,
             "password": passwords[role],
-            "permissions": {"publish": {"allow": may_publish(role)}, "subscribe": {"allow": list(_HEARD)}},
+            "permissions": {"publish": {"allow": may_publish(role)}, "subscribe": {"allow": may_hear(role)}},
         }
         for role in ROLES
     ]

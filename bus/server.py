@@ -21,7 +21,7 @@ from typing import BinaryIO
 from pydantic import SecretStr
 
 from bus.errors import PortTakenError, ServerStartError, StoreLockedError
-from bus.permissions import OPERATOR, authorization, new_passwords
+from bus.permissions import OPERATOR, authorization
 from bus.settings import BusSettings
 
 READY_S = 20.0
@@ -36,7 +36,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 class EmbeddedServer:
     """A running broker; ``store`` holds its data, config, secrets and log.
 
-    Clients log in with ``token``, or where it has ``accounts`` as a role with the password of that role.
+    Clients log in with ``token``, or where there are ``passwords`` as a role with the password of that role.
     """
 
     host: str
@@ -58,7 +58,7 @@ class EmbeddedServer:
 
     @property
     def settings(self) -> BusSettings:
-        """What a client needs to connect; with accounts, as the operator."""
+        """What a client needs to connect; with passwords, as the operator."""
         return self.settings_for(OPERATOR)
 
     def settings_for(self, role: str) -> BusSettings:
@@ -79,12 +79,12 @@ async def embedded_server(
     port: int | None = None,
     token: str | None = None,
     host: str = "127.0.0.1",
-    accounts: bool = False,
+    passwords: Mapping[str, str] | None = None,
 ) -> AsyncIterator[EmbeddedServer]:
     """Runs a broker on ``store`` until the ``async with`` ends, or until this process dies.
 
     Without ``port`` it listens on a free one; without ``token`` it keeps the one of the store, made at first use. With
-    ``accounts`` there is no token: each role has a user that may say only what is its own (see ``bus.permissions``).
+    ``passwords`` there is no token: each role has a user that may say only what is its own (see ``bus.permissions``).
     Every write is synced to disk before it is acknowledged.
 
     Raises:
@@ -95,15 +95,14 @@ async def embedded_server(
     async with _locked(store) as lock:
         if port is not None:
             check_port_free(host, port, hint="choose another port for the broker, or leave it out to get a free one")
-        passwords = _kept_passwords(store) if accounts else {}
-        token = "" if accounts else token or _kept(store / "token", lambda: secrets.token_urlsafe(24))
+        token = "" if passwords else token or _kept(store / "token", lambda: secrets.token_urlsafe(24))
         # JSON strings are valid strings of the config language too.
-        login = authorization(passwords) if accounts else f"authorization {{ token: {json.dumps(token)} }}\n"
+        login = authorization(passwords) if passwords else f"authorization {{ token: {json.dumps(token)} }}\n"
         config = _write_config(store, host, port, login)
         process = await _start(store, config, lock, _fresh_files(store))
         try:
             listening = await _ready(process, store)
-            yield EmbeddedServer(host, listening, token, passwords, store, process)
+            yield EmbeddedServer(host, listening, token, passwords or {}, store, process)
         finally:
             await _stop(process)
 
@@ -171,11 +170,6 @@ def _kept(path: Path, make: Callable[[], str]) -> str:
     if not path.exists():
         _write_private(path, make())
     return path.read_text().strip()
-
-
-def _kept_passwords(store: Path) -> dict[str, str]:
-    kept = json.loads(_kept(store / "passwords.json", lambda: json.dumps(new_passwords(), indent=2)))
-    return {role: str(password) for role, password in kept.items()}
 
 
 def _write_config(store: Path, host: str, port: int | None, login: str) -> Path:

@@ -1,7 +1,8 @@
 """Builds and parses every subject of the bus; nothing else does.
 
 ``ev.<run>.<noun>.<verb>[.<round>[.<user>[.<attempt>]]]`` for durable events, ``progress.<run>.<round>.<user>`` and
-``hb.<role>.<id>`` for what is not kept, ``dlq.<stream sequence>`` for what could not be understood.
+``hb.<role>.<id>`` for what is not kept, ``dlq.<stream sequence>`` for what could not be understood,
+``token.<id>`` for what is known of a join token.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from bus.events import ImagesLabelled, Payload, Progress, RoundExtended, RoundPa
 
 EVENTS = "ev.>"
 DEAD_LETTERS = "dlq.>"
+ALL_TOKENS = "token.*"
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _RUN_LEVEL = 4
 
@@ -93,6 +95,11 @@ LIVE_PROGRESS = "progress.>"
 def dead_letter_subject(sequence: int) -> str:
     """Where the message with this stream sequence goes when nobody can understand it."""
     return f"dlq.{sequence}"
+
+
+def token_subject(name: str) -> str:
+    """Where the record of the join token with this id is kept."""
+    return f"token.{checked(name)}"
 
 
 def checked(token: str) -> str:

@@ -8,10 +8,11 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StoreCompression, StreamConfig
 from nats.js.errors import NotFoundError
 
-from bus.subjects import DEAD_LETTERS, EVENTS
+from bus.subjects import ALL_TOKENS, DEAD_LETTERS, EVENTS
 
 EVENT_STREAM = "EVENTS"
 DLQ_STREAM = "DLQ"
+TOKEN_STREAM = "TOKENS"
 BUCKET = "objects"
 OBJECT_STREAM = f"OBJ_{BUCKET}"
 MAX_EVENT_BYTES = 64 * 1024
@@ -61,6 +62,14 @@ STREAMS: tuple[StreamConfig, ...] = (
         discard=DiscardPolicy.NEW,
         allow_rollup_hdrs=True,
         allow_direct=True,
+    ),
+    StreamConfig(
+        name=TOKEN_STREAM,
+        description="the newest record of each join token, without its secret",
+        subjects=[ALL_TOKENS],
+        storage=StorageType.FILE,
+        allow_direct=True,
+        max_msgs_per_subject=1,
     ),
     _key_value("snapshots", "what agents remember to start faster", 1),
     _key_value("leases", "who does what until when", 1),

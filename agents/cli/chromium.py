@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import urlencode
 from agents.cli.processes import Command
 from bus.errors import FedbusError
 
+START = "start.html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
     "--headless=new",
@@ -54,7 +56,11 @@ def find_chromium() -> Path:
 
 
 def browser_client(name: str, gateway: str, token: str, *, profile: Path, log_path: Path, threads: int = 1) -> Command:
-    """The command of one headless browser that opens the gateway's page and trains at once."""
+    """The command of one headless browser that opens the gateway's page and trains at once.
+
+    It starts at a file that sends it on, because every user of the machine can read a command line, and the page's
+    address holds the token.
+    """
     query = urlencode({"client": name, "autostart": "1", "threads": str(threads)})
     # Chromium refuses its sandbox to root, and only to root.
     sandbox = ("--no-sandbox",) if os.geteuid() == 0 else ()
@@ -66,8 +72,16 @@ def browser_client(name: str, gateway: str, token: str, *, profile: Path, log_pa
             *sandbox,
             f"--user-data-dir={profile}",
             "--window-size=1280,900",
-            f"{gateway}/?{query}#token={token}",
+            (profile / START).as_uri(),
         ),
         log_path=log_path,
-        prepare=lambda: shutil.rmtree(profile, ignore_errors=True),
+        prepare=lambda: _lay_out(profile, f"{gateway}/?{query}#token={token}"),
     )
+
+
+def _lay_out(profile: Path, address: str) -> None:
+    """An empty profile with the page that leads to ``address``."""
+    shutil.rmtree(profile, ignore_errors=True)
+    profile.mkdir(parents=True, mode=0o700)
+    with open(os.open(profile / START, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">')

@@ -7,9 +7,11 @@ import os
 import secrets
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bus.settings import DEFAULT_URL
+from agents.client.address import Address
+from bus.permissions import OPERATOR, ROLES, new_passwords
+from bus.settings import DEFAULT_URL, BusSettings
 
 DEFAULT_STORE = Path(".fedbus")
 DEFAULT_GATEWAY_URL = "http://127.0.0.1:8700"
@@ -22,19 +24,31 @@ class Connection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     nats_url: str
-    nats_token: str = ""
+    passwords: dict[str, str] = Field(default_factory=dict, description="of each role at the broker; none: no login")
     gateway_url: str = ""
     join_token: str = ""
 
-    def env(self) -> dict[str, str]:
-        """The environment in which agents and clients find this fedbus."""
+    def env(self, role: str | None = None) -> dict[str, str]:
+        """The environment in which an agent of this role finds the broker and the gateway; a client has no role."""
         found = {
-            "NATS_URL": self.nats_url,
-            "NATS_TOKEN": self.nats_token,
+            "NATS_URL": self.nats_url if role else "",
+            "NATS_USER": role if role in self.passwords else "",
+            "NATS_PASSWORD": self.passwords.get(role, "") if role else "",
             "FEDBUS_GATEWAY_URL": self.gateway_url,
             "FEDBUS_GATEWAY_JOIN_TOKEN": self.join_token,
         }
         return {name: value for name, value in found.items() if value}
+
+    def settings(self, role: str = OPERATOR) -> BusSettings:
+        """How this process reaches the broker in this role."""
+        password = self.passwords.get(role)
+        login = {"user": role, "password": password} if password else {}
+        return BusSettings.model_validate({"url": self.nats_url, **login})
+
+    @property
+    def gateway(self) -> Address:
+        """The gateway, for a client with the join token."""
+        return Address(self.gateway_url, self.join_token)
 
     def write(self, store: Path, *, replace: bool = True) -> None:
         """Leaves the file in ``store``; one that is there already stays unless it shall be replaced."""
@@ -59,31 +73,32 @@ def read_connection(store: Path = DEFAULT_STORE) -> Connection | None:
 
 
 def agreed_connection(store: Path = DEFAULT_STORE) -> Connection:
-    """The connection that everything started in this folder shares; whoever starts first decides its tokens.
+    """The connection that everything started in this folder shares; whoever starts first decides its secrets.
 
-    So agents may wait for a broker that does not run yet, and still know its token.
+    So agents may wait for a broker that does not run yet, and still know how to log in to it.
     """
-    if (known := read_connection(store)) is not None:
+    if (known := read_connection(store)) is not None and known.passwords.keys() >= set(ROLES):
         return known
     made = Connection(
         nats_url=DEFAULT_URL,
-        nats_token=secrets.token_urlsafe(24),
+        passwords=new_passwords(),
         gateway_url=DEFAULT_GATEWAY_URL,
         join_token=secrets.token_urlsafe(16),
     )
-    made.write(store, replace=False)
+    made.write(store, replace=known is not None)
     return read_connection(store) or made
 
 
-def use_running_fedbus(store: Path = DEFAULT_STORE, *, agree: bool = False) -> None:
+def use_running_fedbus(store: Path = DEFAULT_STORE, *, role: str = OPERATOR, agree: bool = False) -> None:
     """Makes this process talk to the fedbus that runs in this folder, unless the environment names another.
 
     Args:
+        role: as whom it logs in to the broker.
         agree: make the folder's connection when there is none, as a part that is started first does.
     """
     if "NATS_URL" in os.environ:
         return
     connection = agreed_connection(store) if agree else read_connection(store)
     if connection is not None:
-        for name, value in connection.env().items():
+        for name, value in connection.env(role).items():
             os.environ.setdefault(name, value)

@@ -23,7 +23,6 @@ from bus.errors import FedbusError
 from bus.events import RoundStarted
 from bus.logs import configure
 from bus.recording import record
-from bus.settings import BusSettings
 from bus.spec import RunConfig
 
 RECORDING = "recording.jsonl.gz"
@@ -108,10 +107,7 @@ async def _demo(
             url = f"{system.connection.gateway_url}/#token={system.connection.join_token}"
             console.print(f"clients {mix}; a page of your own may join: {url}", soft_wrap=True)
             system.start_clients(mix, threads=threads)
-            settings = BusSettings.model_validate(
-                {"url": system.connection.nats_url, "token": system.connection.nats_token}
-            )
-            async with Bus.connect(settings, name="demo", wait_s=CONNECT_S) as bus:
+            async with Bus.connect(system.connection.settings(), name="demo", wait_s=CONNECT_S) as bus:
                 await start_run(bus, run, config, sources)
                 await bus.publish(RoundStarted(run=run, round=1))
                 with run_display(run) as display:

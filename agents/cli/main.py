@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from agents.cli import demo, doctor, inspect_run, operate, runs, serve
+from agents.cli import demo, doctor, inspect_run, nats_config, operate, runs, serve, token
 from agents.cli.display import errors
 from agents.evaluate_cli import evaluate
 from agents.labeller.cli import app as labels_app
@@ -27,6 +27,8 @@ app.command()(serve.up)
 app.command()(serve.broker)
 app.command()(serve.agent)
 app.command()(serve.client)
+app.command()(serve.env)
+app.command()(nats_config.nats_config)
 app.add_typer(runs.run_app, name="run")
 app.add_typer(runs.round_app, name="round")
 app.command()(inspect_run.watch)
@@ -37,6 +39,7 @@ app.command()(evaluate)
 app.command()(operate.verify)
 app.add_typer(operate.dlq_app, name="dlq")
 app.command()(operate.gc)
+app.add_typer(token.app, name="token")
 app.add_typer(artifacts_app, name="artifacts")
 data_app.add_typer(labels_app, name="labels")
 app.add_typer(data_app, name="data")

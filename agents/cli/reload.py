@@ -10,7 +10,7 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from agents.cli.system import AGENTS, System, agent_command
+from agents.cli.system import AGENTS, System
 from agents.run_setup import PACKAGE_ROOT
 
 PYTHON_FOLDERS = ("bus", "agents", "artifacts", "data")
@@ -27,7 +27,7 @@ async def reload_on_change(system: System) -> None:
         for name in agents_to_restart(changed):
             log.info("%s changed: restarting", name)
             await system.processes.stop(name)
-            system.processes.start(agent_command(name, system.logs, system.environment))
+            system.processes.start(system.agent(name))
         if any(path.is_relative_to(PAGE_FOLDER) for path in changed):
             await _build_page()
 

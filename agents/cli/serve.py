@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import runpy
+import shlex
 import signal
 import tempfile
 from collections.abc import Coroutine
@@ -19,8 +20,10 @@ from agents.cli.display import console
 from agents.cli.options import ClientMix, parse_clients
 from agents.cli.processes import supervisor
 from agents.cli.reload import reload_on_change
-from agents.cli.system import AGENTS, client_commands, running_system
+from agents.cli.system import AGENTS, BROKER_READY_S, client_commands, running_system
+from bus.client import Bus
 from bus.logs import configure
+from bus.permissions import OPERATOR, ROLES
 from bus.server import embedded_server
 
 Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
@@ -73,10 +76,14 @@ def broker(
 
 async def _broker(store: Path, port: int | None) -> None:
     agreed = agreed_connection(store)
-    async with embedded_server(store / "nats", port=port, token=agreed.nats_token or None) as server:
-        agreed.model_copy(update={"nats_url": server.url, "nats_token": server.token}).write(store)
+    async with embedded_server(store / "nats", port=port, passwords=agreed.passwords) as server:
+        agreed = agreed.model_copy(update={"nats_url": server.url})
+        agreed.write(store)
+        async with Bus.connect(agreed.settings(), name="broker", wait_s=BROKER_READY_S):
+            # Only the operator may make the streams, and agents wait for them.
+            pass
         console.print(f"NATS on {server.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
-        console.print(f"Elsewhere: export NATS_URL={server.url} NATS_TOKEN={server.token}", soft_wrap=True)
+        console.print('For programs of your own: eval "$(fedbus env)"')
         code = await server.wait()
         log.error("the broker ended with code %s", code)
         raise typer.Exit(1)
@@ -88,8 +95,19 @@ def agent(
     """Run one agent in this terminal; it waits for the broker and stops on Ctrl-C."""
     if name not in AGENTS:
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(AGENTS)}")
-    use_running_fedbus(agree=True)
+    use_running_fedbus(role=name, agree=True)
     runpy.run_module(f"agents.{name}", run_name="__main__", alter_sys=True)
+
+
+def env(
+    role: Annotated[str, typer.Argument(help=f"As whom: {', '.join(ROLES)}.")] = OPERATOR,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Print how programs of your own reach the fedbus of this folder: eval "$(fedbus env)"."""
+    if role not in ROLES:
+        raise typer.BadParameter(f"{role!r} is not one of {', '.join(ROLES)}")
+    for name, value in agreed_connection(store).env(role).items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def client(

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from agents.cli.connection import Connection
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
 from agents.shell import background
+from bus.client import Bus
 from bus.errors import FedbusError
+from bus.permissions import new_passwords
 from bus.server import EmbeddedServer, check_port_free, embedded_server
 
 AGENTS = ("labeller", "dispatcher", "aggregator", "evaluator", "gateway")
 GATEWAY_READY_S = 60.0
 BROKER_PAUSE_S = 0.5
+BROKER_READY_S = 20.0
 log = logging.getLogger(__name__)
 
 
@@ -42,15 +45,15 @@ class System:
     logs: Path
     environment: dict[str, str]
 
+    def agent(self, name: str) -> Command:
+        """The command that runs one of the agents in a process of its own, logged in as itself."""
+        argv = (sys.executable, "-m", f"agents.{name}")
+        return Command(name, argv, self.logs / f"{name}.log", self.environment | self.connection.env(name))
+
     def start_clients(self, mix: ClientMix, *, threads: int = 1) -> None:
         """Starts headless browsers and native clients that train for the gateway until the system stops."""
         for command in client_commands(mix, self.connection, store=self.store, logs=self.logs, threads=threads):
             self.processes.start(command)
-
-
-def agent_command(name: str, logs: Path, environment: dict[str, str]) -> Command:
-    """The command that runs one agent in a process of its own."""
-    return Command(name, (sys.executable, "-m", f"agents.{name}"), logs / f"{name}.log", environment)
 
 
 def client_commands(
@@ -121,14 +124,17 @@ async def running_system(
     store.mkdir(parents=True, exist_ok=True)
     join_token = os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN") or (agreed and agreed.join_token)
     join_token = join_token or secrets.token_urlsafe(16)
-    nats_token = agreed.nats_token if agreed else None
+    passwords = agreed.passwords if agreed and agreed.passwords else new_passwords()
     url_file = store / "gateway.url"
     url_file.unlink(missing_ok=True)
     ready: asyncio.Future[EmbeddedServer] = asyncio.get_running_loop().create_future()
-    async with background(_keep_broker(store / "nats", nats_port, nats_token, ready)):
+    async with background(_keep_broker(store / "nats", nats_port, passwords, ready)):
         server = await ready
-        connection = Connection(nats_url=server.url, nats_token=server.token, join_token=join_token)
-        environment = connection.env() | {
+        connection = Connection(nats_url=server.url, passwords=passwords, join_token=join_token)
+        async with Bus.connect(connection.settings(), name="up", wait_s=BROKER_READY_S):
+            # Only the operator may make the streams, and agents wait for them.
+            pass
+        environment = {
             "FEDBUS_GATEWAY_HOST": host,
             "FEDBUS_GATEWAY_PORT": str(gateway_port),
             "FEDBUS_GATEWAY_URL_FILE": str(url_file.absolute()),
@@ -136,21 +142,24 @@ async def running_system(
             "FEDBUS_LABELLER_CACHE": str((store / "labels.sqlite").absolute()),
         }
         async with supervisor() as processes:
+            system = System(connection, processes, store, logs, environment)
             # The gateway first: clients wait for it.
             for name in reversed(AGENTS):
-                processes.start(agent_command(name, logs, environment))
+                processes.start(system.agent(name))
             url = await _gateway_url(url_file, logs)
             # Started again, it has to be where its clients look for it.
             environment["FEDBUS_GATEWAY_PORT"] = url.rsplit(":", 1)[1]
-            connection = connection.model_copy(update={"gateway_url": url})
-            yield System(connection, processes, store, logs, environment)
+            system.connection = connection.model_copy(update={"gateway_url": url})
+            yield system
 
 
-async def _keep_broker(store: Path, port: int | None, token: str | None, ready: asyncio.Future[EmbeddedServer]) -> None:
+async def _keep_broker(
+    store: Path, port: int | None, passwords: Mapping[str, str], ready: asyncio.Future[EmbeddedServer]
+) -> None:
     """Runs the broker and starts it again, on the same port, when it ends by itself."""
     while True:
         try:
-            async with embedded_server(store, port=port, token=token) as server:
+            async with embedded_server(store, port=port, passwords=passwords) as server:
                 port = server.port
                 if not ready.done():
                     ready.set_result(server)

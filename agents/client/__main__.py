@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from agents.client.address import Address
 from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
 from agents.client.trainer import OrtTrainer, SyntheticTrainer
@@ -20,9 +21,7 @@ from bus.logs import configure
 log = logging.getLogger(__name__)
 
 
-async def run_client(
-    gateway: str, token: str, name: str, *, cache: Path, threads: int = 1, synthetic: bool = False
-) -> None:
+async def run_client(gateway: Address, name: str, *, cache: Path, threads: int = 1, synthetic: bool = False) -> None:
     """Runs one client until a signal arrives."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -30,7 +29,7 @@ async def run_client(
     objects = ObjectCache(gateway, cache)
     try:
         trainer = SyntheticTrainer(objects) if synthetic else OrtTrainer(objects, threads=threads)
-        await until(stop, Client(gateway, token, name, trainer).run())
+        await until(stop, Client(gateway, name, trainer).run())
     finally:
         await objects.close()
 
@@ -40,6 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A native client that trains for a fedbus gateway.")
     parser.add_argument("--gateway", default=os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700"))
     parser.add_argument("--token", default=os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", ""))
+    authority = os.environ.get("FEDBUS_GATEWAY_CA")
+    parser.add_argument("--ca", type=Path, default=authority and Path(authority), help="authority to trust (PEM)")
     # In containers process ids are alike: the host's name tells them apart.
     parser.add_argument("--name", default=f"{os.uname().nodename.split('.')[0][:20]}-native-{os.getpid()}")
     parser.add_argument("--threads", type=int, default=1)
@@ -50,8 +51,7 @@ def main() -> None:
     try:
         asyncio.run(
             run_client(
-                arguments.gateway,
-                arguments.token,
+                Address(arguments.gateway, arguments.token, arguments.ca),
                 arguments.name,
                 cache=arguments.cache,
                 threads=arguments.threads,

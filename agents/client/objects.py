@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from agents.client.address import Address
 from bus.errors import FedbusError, ObjectCorruptError, ObjectMissingError
 from bus.values import Ref
 
@@ -29,8 +30,10 @@ class GatewayUnreachableError(FedbusError):
 class ObjectCache:
     """Objects by their digest: small ones in memory, all of them in a folder that outlives the process."""
 
-    def __init__(self, gateway: str, folder: Path) -> None:
-        self._http = httpx.AsyncClient(base_url=gateway, timeout=httpx.Timeout(READ_S))
+    def __init__(self, gateway: Address, folder: Path) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=gateway.url, headers=gateway.headers, verify=gateway.tls() or True, timeout=httpx.Timeout(READ_S)
+        )
         self._folder = folder
         self._memory: dict[str, bytes] = {}
         self._memory_bytes = 0
@@ -94,7 +97,7 @@ class ObjectCache:
         have = _size(part)
         headers = {"Range": f"bytes={have}-"} if have else {}
         async with self._http.stream("GET", f"/objects/{ref.sha256}", headers=headers) as answer:
-            if answer.status_code in (403, 404):
+            if answer.status_code in (401, 403, 404):
                 raise ObjectMissingError(f"the gateway does not give {ref.sha256} ({answer.status_code})")
             answer.raise_for_status()
             with part.open("ab" if answer.status_code == 206 else "wb") as file:

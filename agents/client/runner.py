@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
+from agents.client.address import Address
 from agents.client.trainer import Finished, TaskGivenUpError, Trainer
 from agents.core.client_task import TaskProgress
 from agents.core.protocol import (
@@ -52,7 +53,7 @@ CHUNK_WINDOW = 4
 CLOSE_S = 2.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
 PROGRESS_EVERY_S = 0.2
-_FATAL_CODES = frozenset({"token", "version"})
+_FATAL_CODES = frozenset({"token", "role", "name_taken", "version"})
 log = logging.getLogger(__name__)
 
 
@@ -80,9 +81,10 @@ class Client:
     the next task trains.
     """
 
-    def __init__(self, gateway: str, token: str, name: str, trainer: Trainer) -> None:
-        self._url = gateway.replace("http", "ws", 1).rstrip("/") + "/ws"
-        self._token = token
+    def __init__(self, gateway: Address, name: str, trainer: Trainer) -> None:
+        self._gateway = gateway
+        self._url = gateway.socket_url
+        self._tls = gateway.tls()
         self._name = name
         self._trainer = trainer
         self._held: dict[str, Work] = {}
@@ -98,7 +100,7 @@ class Client:
         """Works for ever, through every loss of the gateway.
 
         Raises:
-            GatewayRefusedError: wrong token or another version of the protocol.
+            GatewayRefusedError: wrong token or name, or another version of the protocol.
         """
         async with background(self._train()):
             await self._stay_connected()
@@ -109,7 +111,7 @@ class Client:
             began = time.monotonic()
             try:
                 async with connect(
-                    self._url, compression=None, max_size=2 * MAX_TEXT_BYTES, close_timeout=CLOSE_S
+                    self._url, ssl=self._tls, compression=None, max_size=2 * MAX_TEXT_BYTES, close_timeout=CLOSE_S
                 ) as socket:
                     await self._converse(socket)
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
@@ -126,7 +128,7 @@ class Client:
         """One connection, from hello to its end."""
         hello = Hello(
             protocol=PROTOCOL_VERSION,
-            token=self._token,
+            token=self._gateway.token,
             client=self._name,
             engine=self._trainer.engine,
             resume=tuple(self._held),

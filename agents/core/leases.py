@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from bus.events import TaskAssigned
 from bus.values import Frozen, Name
 
@@ -24,6 +26,7 @@ class LeaseRecord(Frozen):
 
     task: TaskAssigned
     client: Name
+    token: str = Field(default="open", max_length=64, description="name of the grant that the client came under")
     sequence: int
     attempt: int
 

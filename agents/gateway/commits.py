@@ -118,7 +118,7 @@ class Committer:
             self._hub.give_back(lease)
             shut_out = self._hub.note_rejection(lease.record.client)
         self._answer(lease, UploadRejected(lease=lease.id, upload=number, code=error.code, reason=error.message))
-        if shut_out and (member := self._hub.member(lease.record.client)) is not None:
+        if shut_out and (member := self._hub.members.get(lease.record.client)) is not None:
             member.outbox.close(1008, SHUT_OUT)
 
     async def publish_rejection(self, record: LeaseRecord, error: UpdateRefusedError) -> None:
@@ -141,5 +141,5 @@ class Committer:
             log.info("this lease's rejection was published before", extra=where(Lease(record)))
 
     def _answer(self, lease: Lease, message: UploadAccepted | UploadRejected) -> None:
-        if (member := self._hub.member(lease.record.client)) is not None:
+        if (member := self._hub.members.get(lease.record.client)) is not None:
             member.outbox.say(message)

@@ -9,6 +9,8 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from agents.core.access import Grant
+from agents.gateway.access import GRANT
 from agents.gateway.facts import Facts
 from agents.shell import background
 from bus.client import Bus, CaughtUp
@@ -23,7 +25,7 @@ _SEQUENCE = re.compile(r"\d{1,15}")
 class EventFeed:
     """The endpoint, as a bare ASGI application: an answer that lasts as long as its reader.
 
-    A reader that is slow gets its events late; progress that it cannot take is dropped.
+    It ends with its reader's token. A slow reader gets its events late; progress that it cannot take is dropped.
     """
 
     def __init__(self, bus: Bus, facts: Facts, max_watchers: int, stop: asyncio.Event) -> None:
@@ -45,12 +47,15 @@ class EventFeed:
             await PlainTextResponse("too many watchers\n", 503, {"Retry-After": "10"})(scope, receive, send)
         else:
             self.watchers += 1
+            grant: Grant = scope[GRANT]
+            ended = asyncio.Event()
             try:
-                await self._feed(run, int(since), receive, send)
+                with grant.ending(lambda _: ended.set()):
+                    await self._feed(run, int(since), ended, receive, send)
             finally:
                 self.watchers -= 1
 
-    async def _feed(self, run: str, since: int, receive: Receive, send: Send) -> None:
+    async def _feed(self, run: str, since: int, ended: asyncio.Event, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         queue: asyncio.Queue[str] = asyncio.Queue(CAPACITY)
@@ -59,12 +64,13 @@ class EventFeed:
             background(self._progress(run, queue)),
             background(_write(queue, send)),
         ):
-            gone, stopping = asyncio.create_task(_gone(receive)), asyncio.create_task(self._stop.wait())
+            gone = asyncio.create_task(_gone(receive))
+            ends = {gone, asyncio.create_task(self._stop.wait()), asyncio.create_task(ended.wait())}
             try:
-                await asyncio.wait({gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                gone.cancel()
-                stopping.cancel()
+                for end in ends:
+                    end.cancel()
         if not gone.done() or gone.cancelled():
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -10,9 +10,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
 
-from agents.core.leases import REMEMBERED, Lease, LeaseRecord, LeaseTable, Outcome, key_of
+from agents.core.access import OPEN, Grant
+from agents.core.leases import Lease, LeaseRecord, LeaseTable, Outcome, key_of
 from agents.core.protocol import MAX_SLOTS, Assignment, Hello, ProtocolError, TaskRevoked
+from agents.gateway.access import Access
 from agents.gateway.facts import Ended, Facts
+from agents.gateway.members import Member, Members
 from agents.gateway.outbox import Outbox
 from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import Spool
@@ -45,14 +48,6 @@ class HubStatistics:
     rejected: int
 
 
-@dataclass
-class Member:
-    """One connected client."""
-
-    hello: Hello
-    outbox: Outbox
-
-
 class Hub:
     """Use as ``async with Hub(...)``; it follows the stream, deals tasks and lets leases expire meanwhile."""
 
@@ -60,15 +55,15 @@ class Hub:
         self.bus = bus
         self.settings = settings
         self.facts = Facts()
+        self.access = Access(settings)
+        self.members = Members(settings)
         self.leases = LeaseTable(settings.lease_s)
         self.spool = Spool(settings.spool_dir)
         self.spooled_bytes = self.granted = self.returned = self.accepted = self.rejected = 0
-        self._members: dict[str, Member] = {}
         self._ready: deque[str] = deque()
         self._deal_now = asyncio.Event()
         self._sweep = False
         self._deliveries: dict[str, Delivery] = {}
-        self._rejections: dict[str, tuple[int, float]] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -84,6 +79,7 @@ class Hub:
                     max_ack_pending=self.settings.max_clients * MAX_SLOTS,
                 )
             )
+            await opening.enter_async_context(self.access.following(self.bus))
             self.group = await opening.enter_async_context(asyncio.TaskGroup())
             running = [
                 self.group.create_task(self._follow()),
@@ -100,7 +96,7 @@ class Hub:
     def statistics(self) -> HubStatistics:
         """What is at hand now, and what was done so far."""
         return HubStatistics(
-            clients=len(self._members),
+            clients=len(self.members),
             leases=len(self.leases),
             ready=len(self._ready),
             spooled_bytes=self.spooled_bytes,
@@ -110,38 +106,51 @@ class Hub:
             rejected=self.rejected,
         )
 
+    def listing(self) -> list[dict[str, str | int]]:
+        """The connected clients, for an operator."""
+        return [
+            {
+                "client": one.name,
+                "engine": one.hello.engine,
+                "token": one.grant.name,
+                "since": one.since.isoformat(timespec="seconds"),
+                "leases": len(self.leases.of(one.name)),
+            }
+            for one in self.members
+        ]
+
     # Clients
 
-    def join(self, hello: Hello, outbox: Outbox) -> tuple[Member, tuple[str, ...]]:
+    def join(self, hello: Hello, outbox: Outbox, grant: Grant) -> tuple[Member, tuple[str, ...]]:
         """Lets a client in, in place of an older connection of its name; answers with the leases that it has again.
 
         Raises:
-            ProtocolError: it is shut out, or the gateway is full.
+            ProtocolError: it is shut out, its name is another token's, or the gateway or its token is full.
         """
-        count, until = self._rejections.get(hello.client, (0, 0.0))
-        if count >= self.settings.max_rejections and time.monotonic() < until:
-            raise ProtocolError(
-                "shut_out", "too many of this client's updates were rejected; come back later", fatal=True
-            )
-        older = self._members.pop(hello.client, None)
-        if older is None and len(self._members) >= self.settings.max_clients:
-            raise ProtocolError("full", "the gateway has as many clients as it takes", fatal=True)
-        if older is not None:
-            self._forget_ready(hello.client)
-            older.outbox.close(4001, "another connection has this client's name")
-        member = self._members[hello.client] = Member(hello, outbox)
-        resumed, given_up = self.leases.resume(hello.client, hello.resume)
+        name, member = hello.client, Member(hello, outbox, grant)
+        older = self.members.get(name)
+        holders = {older.grant.name} if older else {lease.record.token for lease in self.leases.of(name)}
+        if holders - {grant.name, OPEN}:
+            raise ProtocolError("name_taken", "a client with another token has this name", fatal=True)
+        if self.members.admit(member, lambda reason: self._turn_out(member, reason)) is not None:
+            self._forget_ready(name)
+        resumed, given_up = self.leases.resume(name, hello.resume)
         for lease in given_up:
             self.give_back(lease)
         return member, tuple(lease.id for lease in resumed)
 
     def leave(self, member: Member) -> None:
         """The client's connection is gone; its leases wait for its return unless a newer connection has them."""
-        name = member.hello.client
-        if self._members.get(name) is member:
-            del self._members[name]
-            self._forget_ready(name)
-            self.leases.detach(name, time.monotonic())
+        if self.members.remove(member):
+            self._forget_ready(member.name)
+            self.leases.detach(member.name, time.monotonic())
+
+    def _turn_out(self, member: Member, reason: str) -> None:
+        """The client's token ended: it cannot come back, so its tasks need not wait for it."""
+        member.dismiss("token", reason)
+        for lease in self.leases.of(member.name):
+            if not lease.committing:
+                self.give_back(lease)
 
     def ready(self, member: Member) -> None:
         """The client wants one more task.
@@ -149,7 +158,7 @@ class Hub:
         Raises:
             ProtocolError: it has as many as it may.
         """
-        name = member.hello.client
+        name = member.name
         if len(self.leases.of(name)) + self._ready.count(name) >= MAX_SLOTS:
             raise ProtocolError("too_many", f"a client holds or waits for at most {MAX_SLOTS} tasks")
         self._ready.append(name)
@@ -157,16 +166,12 @@ class Hub:
 
     def tell(self, client: str, message: Assignment | TaskRevoked) -> None:
         """Says something to a client if it is there."""
-        if (member := self._members.get(client)) is not None:
+        if (member := self.members.get(client)) is not None:
             member.outbox.say(message)
-
-    def member(self, client: str) -> Member | None:
-        """The client's connection, if there is one."""
-        return self._members.get(client)
 
     def close_all(self) -> None:
         """Says goodbye to everybody; the leases stay for the next process."""
-        for member in self._members.values():
+        for member in self.members:
             member.outbox.close(1012, "the gateway stops")
 
     def _forget_ready(self, client: str) -> None:
@@ -179,17 +184,12 @@ class Hub:
     def note_rejection(self, client: str) -> bool:
         """Counts a rejected update; true when the client has had enough of them in a row."""
         self.rejected += 1
-        now = time.monotonic()
-        count = self._rejections.get(client, (0, 0.0))[0] + 1
-        if len(self._rejections) >= REMEMBERED:
-            self._rejections = {name: entry for name, entry in self._rejections.items() if entry[1] > now}
-        self._rejections[client] = (count, now + self.settings.shut_out_s)
-        return count >= self.settings.max_rejections
+        return self.members.count_rejection(client)
 
     def note_acceptance(self, client: str) -> None:
         """Counts an accepted update and forgives the rejected ones before."""
         self.accepted += 1
-        self._rejections.pop(client, None)
+        self.members.forgive(client)
 
     # Leases
 
@@ -275,7 +275,14 @@ class Hub:
     def _grant(self, delivery: Delivery, task: TaskAssigned) -> None:
         crash_point("gateway.delivered")
         client = self._ready.popleft()
-        record = LeaseRecord(task=task, client=client, sequence=delivery.stored.sequence, attempt=delivery.attempt)
+        member = self.members.get(client)
+        record = LeaseRecord(
+            task=task,
+            client=client,
+            token=member.grant.name if member else OPEN,
+            sequence=delivery.stored.sequence,
+            attempt=delivery.attempt,
+        )
         lease = self.leases.grant(record)
         self._deliveries[lease.id] = delivery
         self.granted += 1

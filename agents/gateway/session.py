@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 
+from agents.core.access import AccessRefusedError, Pace
 from agents.core.leases import Lease
 from agents.core.protocol import (
     PROTOCOL_VERSION,
@@ -28,7 +28,8 @@ from agents.core.protocol import (
 )
 from agents.core.upload import UpdateRefusedError
 from agents.gateway.commits import Committer
-from agents.gateway.hub import Hub, Member, where
+from agents.gateway.hub import Hub, where
+from agents.gateway.members import Member
 from agents.gateway.outbox import Outbox
 from agents.gateway.spool import Upload
 from bus.crash_points import crash_point
@@ -44,8 +45,10 @@ _QUIET_CODES = frozenset({"unknown_lease", "unknown_upload"})
 class Session:
     """The state of one connection; ``close`` it when the connection is gone."""
 
-    def __init__(self, hub: Hub, committer: Committer, outbox: Outbox) -> None:
+    def __init__(self, hub: Hub, committer: Committer, outbox: Outbox, address: str) -> None:
         self._hub = hub
+        self._address = address
+        self._pace = Pace(hub.settings.messages_per_s)
         self._committer = committer
         self._outbox = outbox
         self._member: Member | None = None
@@ -57,6 +60,12 @@ class Session:
     def welcomed(self) -> bool:
         """The client has said hello."""
         return self._member is not None
+
+    def delay(self, size: int) -> float:
+        """Seconds to wait after a message of this many bytes before the next is read."""
+        now = time.monotonic()
+        wait_s = self._pace.delay(1, now)
+        return wait_s if self._member is None else max(wait_s, self._member.grant.pace.delay(size, now))
 
     async def receive(self, message: str | bytes) -> None:
         """Takes one frame; whatever is wrong with it goes back as ``error``, and closes the connection at last."""
@@ -92,7 +101,7 @@ class Session:
                 await self._commit(parsed, member)
             case TaskFailed():
                 lease = self._lease(parsed.lease, member)
-                log.warning("client %s cannot do it: %s", member.hello.client, parsed.reason, extra=where(lease))
+                log.warning("client %s cannot do it: %s", member.name, parsed.reason, extra=where(lease))
                 self._drop_uploads(lease)
                 self._hub.give_back(lease, delay_s=FAILED_DELAY_S)
 
@@ -109,10 +118,11 @@ class Session:
             raise ProtocolError("twice", "hello comes once")
         if hello.protocol != PROTOCOL_VERSION:
             raise ProtocolError("version", f"this gateway speaks protocol {PROTOCOL_VERSION}", fatal=True)
-        expected = settings.join_token.get_secret_value() if settings.join_token else ""
-        if expected and not hmac.compare_digest(hello.token.encode(), expected.encode()):
-            raise ProtocolError("token", "the join token is wrong", fatal=True)
-        self._member, resumed = self._hub.join(hello, self._outbox)
+        try:
+            grant = self._hub.access.check(hello.token, "train", self._address)
+        except AccessRefusedError as error:
+            raise ProtocolError(error.code, error.message, fatal=True) from None
+        self._member, resumed = self._hub.join(hello, self._outbox, grant)
         self._outbox.say(Welcome(heartbeat_s=settings.heartbeat_s, lease_s=settings.lease_s, resumed=resumed))
         log.info("client %s joined with %s, resumes %d", hello.client, hello.engine, len(resumed))
 
@@ -122,7 +132,7 @@ class Session:
         return self._member
 
     def _lease(self, name: str, member: Member) -> Lease:
-        lease = self._hub.leases.get(name, member.hello.client)
+        lease = self._hub.leases.get(name, member.name)
         if lease is None or lease.committing:
             raise ProtocolError("unknown_lease", "this lease is over or was never this client's")
         return lease
@@ -133,13 +143,13 @@ class Session:
             return
         self._progress_at = now
         task = lease.record.task
-        about = {"run": task.run, "round": task.round, "user": task.user, "client": member.hello.client}
+        about = {"run": task.run, "round": task.round, "user": task.user, "client": member.name}
         await self._hub.bus.say(Progress.model_validate(message.model_dump(exclude={"type", "lease"}) | about))
 
     async def _begin(self, begin: UploadBegin, member: Member) -> None:
         if await self._answered_late(begin, member):
             return
-        lease = self._hub.leases.get(begin.lease, member.hello.client)
+        lease = self._hub.leases.get(begin.lease, member.name)
         if lease is None:
             raise ProtocolError("unknown_lease", "this lease is over or was never this client's")
         lease.upload = begin.upload
@@ -172,7 +182,7 @@ class Session:
 
     async def _answered_late(self, message: UploadBegin | UploadCommit, member: Member) -> bool:
         """Answers for a lease that ended before; a stale update is rejected on the bus too."""
-        found = self._hub.leases.outcome(message.lease, member.hello.client)
+        found = self._hub.leases.outcome(message.lease, member.name)
         if found is None:
             return False
         outcome, record = found

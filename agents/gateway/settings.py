@@ -17,7 +17,7 @@ class GatewaySettings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8700, ge=0, le=65535, description="0 picks a free one")
-    join_token: SecretStr | None = Field(default=None, description="what clients say in hello; none lets all in")
+    join_token: SecretStr | None = Field(default=None, description="a token for training that no operator made")
     origins: tuple[str, ...] = Field(default=(), description="web origins besides its own that may connect, as JSON")
     static_dir: Path = Field(default=PACKAGE_ROOT / "browser_client" / "dist", description="the built page")
     isolation: bool = Field(default=True, description="cross-origin isolation, which threads in the browser need")
@@ -34,3 +34,10 @@ class GatewaySettings(BaseSettings):
         default=5, ge=1, le=1_000, description="rejected updates in a row that shut a client out"
     )
     shut_out_s: float = Field(default=60.0, ge=0, le=86_400)
+    max_failures: int = Field(default=30, ge=1, le=100_000, description="wrong tokens a minute from one address")
+    messages_per_s: float = Field(default=1_000.0, gt=0, le=1e6, description="of one client; a faster one waits")
+    max_connections: int = Field(default=4_096, ge=16, le=1_000_000, description="open sockets of all kinds")
+    request_s: float = Field(default=10.0, gt=0, le=300, description="for the head of a request to arrive")
+    stall_s: float = Field(default=60.0, gt=0, le=3_600, description="for a reader to take the next part of an answer")
+    tls_cert: Path | None = Field(default=None, description="certificate chain (PEM): serves https and wss only")
+    tls_key: Path | None = Field(default=None, description="its private key (PEM)")

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute, request_response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,6 +43,9 @@ ISOLATION = {
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+ENCRYPTED = {"Strict-Transport-Security": "max-age=31536000"}
 
 
 class WithHeaders:
@@ -119,20 +122,26 @@ def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
     async def runs(_: Request) -> Response:
         return JSONResponse(hub.facts.listing())
 
+    async def clients(_: Request) -> Response:
+        return JSONResponse(hub.listing())
+
     async def not_built(_: Request) -> Response:
         return HTMLResponse(NOT_BUILT.format(directory=settings.static_dir.name), 503)
 
+    guard, endpoint = hub.access.guard, request_response
     page: BaseRoute = Route("/", not_built)
     if (settings.static_dir / "index.html").is_file():
         page = Mount("/", StaticFiles(directory=settings.static_dir, html=True))
     routes = [
         Route("/healthz", healthz),
         Route("/readyz", readyz),
-        Route("/metrics", metrics),
-        Route("/runs", runs),
-        Route("/runs/{run}/events", feed),
-        Route("/objects/{sha256}", objects.__call__),
+        Route("/metrics", guard("watch", endpoint(metrics))),
+        Route("/runs", guard("watch", endpoint(runs))),
+        Route("/runs/{run}/events", guard("watch", feed)),
+        Route("/objects/{sha256}", guard("train", endpoint(objects.__call__))),
+        Route("/clients", guard("admin", endpoint(clients))),
         WebSocketRoute("/ws", ClientSocket(hub, Committer(hub)).__call__),
         page,
     ]
-    return WithHeaders(Starlette(routes=routes), SAFETY | (ISOLATION if settings.isolation else {}))
+    headers = SAFETY | (ISOLATION if settings.isolation else {}) | (ENCRYPTED if settings.tls_cert else {})
+    return WithHeaders(Starlette(routes=routes), headers)

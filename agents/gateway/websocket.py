@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from agents.core.access import AccessRefusedError
+from agents.gateway.access import address_of
 from agents.gateway.commits import Committer
 from agents.gateway.hub import Hub
 from agents.gateway.outbox import Farewell, Outbox
@@ -31,13 +33,18 @@ class ClientSocket:
 
     async def __call__(self, socket: WebSocket) -> None:
         """Serves one connection to its end."""
-        settings = self._hub.settings
+        settings, address = self._hub.settings, address_of(socket.scope)
+        try:
+            self._hub.access.refuse_guessers(address)
+        except AccessRefusedError:
+            await socket.close(1008)
+            return
         if not origin_allowed(socket, settings.origins) or self._open >= settings.max_clients + SPARE_CONNECTIONS:
             await socket.close(1008)
             return
         await socket.accept()
         outbox = Outbox()
-        session = Session(self._hub, self._committer, outbox)
+        session = Session(self._hub, self._committer, outbox, address)
         self._open += 1
         try:
             async with background(_write(socket, outbox)):
@@ -64,7 +71,11 @@ class ClientSocket:
             if event["type"] == "websocket.disconnect":
                 return
             text = event.get("text")
-            await session.receive(text if text is not None else event.get("bytes") or b"")
+            message = text if text is not None else event.get("bytes") or b""
+            await session.receive(message)
+            # Who sends too much is read more slowly; the bytes wait on the client's side.
+            if wait_s := session.delay(len(message)):
+                await asyncio.sleep(wait_s)
 
 
 async def _until_gone(socket: WebSocket) -> None:

@@ -13,7 +13,7 @@ const TASKS_IN_HAND = 4;
 /** So many tasks in a row that failed here would fail again: the client stops taking more from the others. */
 const FAILURES_IN_A_ROW = 3;
 /** Errors that stay when the client comes back as it is. */
-const FINAL_CODES = ['token', 'version', 'replaced'];
+const FINAL_CODES = ['token', 'role', 'name_taken', 'version', 'replaced'];
 
 /** A task under a lease, and what is known of it. */
 export interface Held {

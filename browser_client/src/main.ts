@@ -1,4 +1,5 @@
 /** The page: wires settings, trainer, client and dashboard together, and shows them. */
+import { authorizedFetch } from './authorized';
 import { Client, type ClientView } from './client';
 import { Connection } from './connection';
 import { RunFeed } from './dashboard/run_feed';
@@ -25,6 +26,7 @@ const runPanel = new RunPanel(byId('run'));
 const redraw = paced(CLIENT_EVERY_MS, () => draw(client.view));
 const feed = new RunFeed(
   settings.gateway,
+  authorizedFetch(settings.token),
   paced(RUN_EVERY_MS, () => runPanel.show(feed.view, feed.problem)),
 );
 const trainer = new WorkerTrainer();
@@ -88,6 +90,7 @@ trainer.post({
   type: 'settings',
   settings: {
     objectsFolder: new URL('objects/', settings.gateway).href,
+    token: settings.token,
     wasmFolder: new URL('./', document.baseURI).href,
     threads: settings.threads,
   },

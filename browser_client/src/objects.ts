@@ -102,8 +102,8 @@ export class ObjectStore {
         cache: this.cache === null ? 'default' : 'no-store',
         signal: watchdog.signal,
       });
-      if (response.status === 404)
-        throw new ObjectError('object_missing', `the gateway has no object ${into.ref.sha256}`);
+      if ([401, 403, 404].includes(response.status))
+        throw new ObjectError('object_missing', `the gateway gives no object ${into.ref.sha256} (${response.status})`);
       if (!response.ok || response.body === null) return;
       if (response.status !== 206) into.restart();
       const reader = response.body.getReader();

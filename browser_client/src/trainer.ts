@@ -5,6 +5,7 @@ import type { TaskProgress } from './task';
 
 export interface TrainerSettings {
   readonly objectsFolder: string;
+  readonly token: string;
   readonly wasmFolder: string;
   readonly threads: number;
 }

@@ -1,4 +1,5 @@
 /** The training worker: answers the page's commands with a runner on the onnxruntime-web engine. */
+import { authorizedFetch } from './authorized';
 import { OrtTrainingEngine } from './engines/ort_training';
 import { ObjectStore, openObjectCache } from './objects';
 import type { Ref } from './protocol';
@@ -16,7 +17,8 @@ let runner: Promise<TaskRunner> | null = null;
 async function open(settings: TrainerSettings): Promise<TaskRunner> {
   const engine = new OrtTrainingEngine(settings);
   const onDownload = (ref: Ref, loaded: number): void => say({ type: 'download', ref, loaded });
-  const objects = new ObjectStore(settings.objectsFolder, await openObjectCache(), onDownload);
+  const fetchFrom = authorizedFetch(settings.token);
+  const objects = new ObjectStore(settings.objectsFolder, await openObjectCache(), onDownload, fetchFrom);
   say({ type: 'ready', engine: engine.name });
   // Not every browser says how much memory its device has.
   const { deviceMemory } = navigator as { deviceMemory?: number };

@@ -175,7 +175,7 @@ describe('the task runner', () => {
   });
 
   test.each([
-    ['a missing object', (world: World) => world.task([0], { size: 1, sha256: '0'.repeat(64) }), 'has no object'],
+    ['a missing object', (world: World) => world.task([0], { size: 1, sha256: '0'.repeat(64) }), 'gives no object'],
     ['a damaged spec', (world: World) => world.task([0], world.put('{}')), 'spec.run'],
     ['an unknown encoding', (world: World) => world.task([0], world.spec('slow', 'zip')), 'unknown encoding "zip"'],
   ])('reports %s and stays able to work', async (_, broken, reason) => {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from agents.cli.connection import Connection
 from agents.cli.processes import supervisor
-from agents.cli.system import AGENTS, System, agent_command
+from agents.cli.system import AGENTS, System
 from bus.client import Bus
+from bus.permissions import new_passwords
 from bus.server import embedded_server
 from bus.settings import BusSettings
 from tests.chaos.proxy import Proxy, proxy
@@ -21,12 +22,13 @@ READY_S = 60.0
 
 
 @contextlib.asynccontextmanager
-async def agents_on(nats_url: str, folder: Path, *, bus: BusSettings, **variables: str) -> AsyncIterator[Chaos]:
+async def agents_on(
+    nats_url: str, folder: Path, *, bus: BusSettings, passwords: Mapping[str, str], **variables: str
+) -> AsyncIterator[Chaos]:
     """Runs the agents on the broker at ``nats_url``; the test's own bus goes where ``bus`` says."""
     logs, url_file = folder / "logs", folder / "gateway.url"
-    token = bus.token.get_secret_value() if bus.token else ""
-    connection = Connection(nats_url=nats_url, nats_token=token, join_token="a-token-of-the-test")
-    environment = connection.env() | {
+    connection = Connection(nats_url=nats_url, passwords=dict(passwords), join_token="a-token-of-the-test")
+    environment = {
         "FEDBUS_GATEWAY_PORT": "0",
         "FEDBUS_GATEWAY_URL_FILE": str(url_file),
         "FEDBUS_GATEWAY_SPOOL_DIR": str(folder / "spool"),
@@ -35,11 +37,12 @@ async def agents_on(nats_url: str, folder: Path, *, bus: BusSettings, **variable
         **variables,
     }
     async with supervisor() as processes, Bus.connect(bus, name="chaos", wait_s=20) as connected:
+        system = System(connection, processes, folder, logs, environment)
         for name in reversed(AGENTS):
-            processes.start(agent_command(name, logs, environment))
+            processes.start(system.agent(name))
         await wait_for(url_file.exists, within_s=READY_S)
-        connection = connection.model_copy(update={"gateway_url": url_file.read_text().strip()})
-        yield Chaos(System(connection, processes, folder, logs, environment), connected)
+        system.connection = connection.model_copy(update={"gateway_url": url_file.read_text().strip()})
+        yield Chaos(system, connected)
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ class Network:
 async def proxied(folder: Path) -> AsyncIterator[Network]:
     """Agents reach the broker, and clients, which are the caller's to start, the gateway through proxies only."""
     async with (
-        embedded_server(folder / "nats") as server,
+        embedded_server(folder / "nats", passwords=new_passwords()) as server,
         proxy(server.url.removeprefix("nats://")) as broker,
-        agents_on(f"nats://{broker.address}", folder, bus=server.settings) as chaos,
+        agents_on(f"nats://{broker.address}", folder, bus=server.settings, passwords=server.passwords) as chaos,
         proxy(chaos.system.connection.gateway_url.removeprefix("http://")) as gateway,
     ):
         far = chaos.system.connection.model_copy(update={"gateway_url": f"http://{gateway.address}"})

@@ -129,7 +129,7 @@ async def chaos_system(
 
 def settings_of(system: System) -> BusSettings:
     """How to reach the system's broker."""
-    return BusSettings.model_validate({"url": system.connection.nats_url, "token": system.connection.nats_token})
+    return system.connection.settings()
 
 
 async def complete(

@@ -76,7 +76,9 @@ async def test_a_full_disk_delays_a_run_and_changes_nothing(
     async with contextlib.AsyncExitStack() as stack:
         await broker.start(1 << 30)
         stack.push_async_callback(broker.stop)
-        chaos = await stack.enter_async_context(agents_on(broker.url, tmp_path, bus=BusSettings(url=broker.url)))
+        chaos = await stack.enter_async_context(
+            agents_on(broker.url, tmp_path, bus=BusSettings(url=broker.url), passwords={})
+        )
 
         async def fill_up(on: Chaos) -> None:
             await on.until(UpdateSubmitted)

@@ -10,7 +10,7 @@ import pytest
 
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command
-from agents.cli.system import AGENTS, agent_command
+from agents.cli.system import AGENTS
 from bus.events import TaskAssigned, UpdateSubmitted
 from tests.chaos.conftest import Survived
 from tests.chaos.disturbances import kill_broker_at, stop_for
@@ -61,7 +61,7 @@ async def test_every_agent_twice_but_the_gateway_changes_nothing(
     async def start_again(chaos: Chaos) -> None:
         for name in AGENTS:
             if name != "gateway":
-                first = agent_command(name, chaos.system.logs, chaos.system.environment)
+                first = chaos.system.agent(name)
                 second = Command(f"{name}-2", first.argv, chaos.system.logs / f"{name}-2.log", first.env)
                 chaos.system.processes.start(second)
 

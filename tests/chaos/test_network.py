@@ -14,6 +14,7 @@ import pytest
 
 from agents.cli.options import ClientMix
 from agents.cli.system import AGENTS
+from agents.client.address import Address
 from agents.client.runner import Client
 from agents.core.protocol import MAX_CHUNK_BYTES, Ping, Pong, UploadAccepted, UploadBegin, UploadCommit
 from agents.gateway.settings import GatewaySettings
@@ -44,7 +45,7 @@ def ready_trainer() -> ScriptedTrainer:
 
 
 def through(front: Proxy, trainer: ScriptedTrainer) -> Client:
-    return Client(f"http://{front.address}", "", "native", trainer)
+    return Client(Address(f"http://{front.address}"), "native", trainer)
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["cut", "reset"])

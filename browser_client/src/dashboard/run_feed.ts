@@ -1,4 +1,5 @@
 /** Follows a run at the gateway: finds the newest one, and keeps its view up to date from Server-Sent Events. */
+import { EventSource } from 'eventsource';
 import { CheckError, list, parseJson, record, text } from '../checks';
 import { NAME } from '../protocol';
 import { foldEvent, foldProgress, newRunView, type RunView } from './run_view';
@@ -18,6 +19,7 @@ export class RunFeed {
   /** `gateway` is its base URL, ending in a slash. */
   constructor(
     private readonly gateway: string,
+    private readonly fetchFrom: typeof fetch,
     private readonly onChange: () => void,
   ) {}
 
@@ -54,7 +56,7 @@ export class RunFeed {
   #listen(view: RunView): void {
     const url = new URL(`runs/${view.run}/events`, this.gateway);
     url.searchParams.set('since', this.#last);
-    const source = new EventSource(url);
+    const source = new EventSource(url, { fetch: this.fetchFrom });
     const taking = (fold: (view: RunView, body: string) => void) => (message: MessageEvent<string>) => {
       try {
         fold(view, message.data);
@@ -81,7 +83,7 @@ export class RunFeed {
   }
 
   async #look(): Promise<void> {
-    const response = await fetch(new URL('runs', this.gateway), { signal: AbortSignal.timeout(LOOK_AGAIN_MS) });
+    const response = await this.fetchFrom(new URL('runs', this.gateway), { signal: AbortSignal.timeout(LOOK_AGAIN_MS) });
     if (!response.ok) throw new Error(`status ${response.status}`);
     const newest = parseJson(await response.text(), runs, 'runs').at(-1);
     this.problem = '';

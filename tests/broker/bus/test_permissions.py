@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from bus.client import Bus, CaughtUp
 from bus.errors import BrokerUnavailableError, PermissionDeniedError
@@ -20,17 +21,18 @@ from bus.events import (
     UpdateRejected,
     UserPayload,
 )
-from bus.permissions import OPERATOR, ROLES, SAYS
+from bus.permissions import OPERATOR, ROLES, SAYS, new_passwords
 from bus.server import EmbeddedServer, embedded_server
 from bus.settings import BusSettings
 from bus.subjects import event_subject
 from tests.broker.bus.conftest import failed, nats_client
+from tests.conftest import wait_for
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedServer]:
     """A broker with one user for each role."""
-    async with embedded_server(tmp_path_factory.mktemp("guarded"), accounts=True) as server:
+    async with embedded_server(tmp_path_factory.mktemp("guarded"), passwords=new_passwords()) as server:
         async with Bus.connect(server.settings, name="cli", wait_s=10):
             pass
         yield server
@@ -128,9 +130,29 @@ async def test_one_role_cannot_log_in_with_the_password_of_another(guarded: Embe
             await Bus.connect(settings, name="thief", wait_s=10).__aenter__()
 
 
-async def test_passwords_survive_a_restart(tmp_path: Path) -> None:
-    async with embedded_server(tmp_path, accounts=True) as first:
-        pass
-    async with embedded_server(tmp_path, accounts=True) as second:
-        assert second.passwords == first.passwords
-    assert (tmp_path / "passwords.json").stat().st_mode & 0o077 == 0
+async def test_a_broker_has_the_passwords_of_its_latest_start(tmp_path: Path) -> None:
+    first, second = new_passwords(), new_passwords()
+    assert not set(first.values()) & set(second.values())
+    for passwords in (first, second):
+        async with (
+            embedded_server(tmp_path, passwords=passwords) as server,
+            Bus.connect(server.settings, name="cli", wait_s=10),
+        ):
+            assert (tmp_path / "nats-server.conf").stat().st_mode & 0o077 == 0
+    async with embedded_server(tmp_path, passwords=second) as server:
+        late = server.settings.model_copy(update={"password": SecretStr(first[OPERATOR])})
+        with pytest.raises(BrokerUnavailableError, match="refuses"):
+            await Bus.connect(late, name="late", wait_s=10).__aenter__()
+
+
+async def test_an_agent_waits_for_the_streams_that_only_the_operator_may_make(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with embedded_server(tmp_path, passwords=new_passwords()) as server:
+        connecting = asyncio.create_task(Bus.connect(server.settings_for("labeller"), name="labeller").__aenter__())
+        await wait_for(lambda: "the operator" in caplog.text, within_s=30)
+        assert not connecting.done()
+        async with Bus.connect(server.settings, name="cli", wait_s=10):
+            async with asyncio.timeout(30):
+                bus = await connecting
+        await bus._link.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.client.address import Address
 from agents.client.objects import GatewayUnreachableError, ObjectCache
 from agents.client.runner import Client, GatewayRefusedError
 from agents.client.trainer import Finished, OrtTrainer, Progress, SyntheticTrainer
@@ -43,7 +44,7 @@ class ScriptedTrainer:
 
 @contextlib.asynccontextmanager
 async def cache(gateway: Gateway, folder: Path) -> AsyncIterator[ObjectCache]:
-    objects = ObjectCache(gateway.url, folder / "cache")
+    objects = ObjectCache(Address(gateway.url), folder / "cache")
     try:
         yield objects
     finally:
@@ -63,7 +64,7 @@ async def test_a_client_does_one_task_after_the_other(gateway: Gateway) -> None:
     await gateway.assign(*users)
     trainer = ScriptedTrainer()
     trainer.may_finish.set()
-    client = Client(gateway.url, "", "native", trainer)
+    client = Client(Address(gateway.url), "native", trainer)
     async with background(client.run()):
         found = await submitted(gateway, len(users))
     assert {one.user for one in found} == set(users)
@@ -76,7 +77,7 @@ async def test_a_client_brings_its_update_to_the_gateway_that_was_started_again(
         async with serving(bus, tmp_path) as gateway:
             port = int(gateway.url.rsplit(":", 1)[1])
             await gateway.assign("u0")
-            client = Client(gateway.url, "", "native", trainer)
+            client = Client(Address(gateway.url), "native", trainer)
             await stack.enter_async_context(background(client.run()))
             await asyncio.wait_for(trainer.started.wait(), 20)
         trainer.may_finish.set()
@@ -87,7 +88,7 @@ async def test_a_client_brings_its_update_to_the_gateway_that_was_started_again(
 
 async def test_a_wrong_token_ends_the_client_with_the_reason(bus: Bus, tmp_path: Path) -> None:
     async with serving(bus, tmp_path, join_token="secret") as gateway:
-        client = Client(gateway.url, "wrong", "native", ScriptedTrainer())
+        client = Client(Address(gateway.url, "wrong"), "native", ScriptedTrainer())
         with pytest.raises(GatewayRefusedError, match="token"):
             await asyncio.wait_for(client.run(), 20)
 
@@ -95,7 +96,7 @@ async def test_a_wrong_token_ends_the_client_with_the_reason(bus: Bus, tmp_path:
 async def test_a_task_whose_spec_is_nonsense_goes_back_and_the_client_goes_on(gateway: Gateway, tmp_path: Path) -> None:
     await gateway.assign("u0")
     async with cache(gateway, tmp_path) as objects:
-        client = Client(gateway.url, "", "native", OrtTrainer(objects))
+        client = Client(Address(gateway.url), "native", OrtTrainer(objects))
         async with background(client.run()):
             # The spec of these tasks is an image shard: the client gives each up, and asks for the next.
             await wait_for(lambda: objects.downloaded_bytes > 0, within_s=20)
@@ -141,7 +142,7 @@ async def test_a_gateway_that_is_away_is_said_after_all_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agents.client.objects.ATTEMPTS", 2)
-    objects = ObjectCache("http://127.0.0.1:9", tmp_path)
+    objects = ObjectCache(Address("http://127.0.0.1:9"), tmp_path)
     try:
         with pytest.raises(GatewayUnreachableError):
             await objects.get(ANY_REF)

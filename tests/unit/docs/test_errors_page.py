@@ -12,7 +12,7 @@ from bus.events import RejectionCode
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("agents", "artifacts", "bus", "data")
-_SAYING = {"ProtocolError": 0, "UpdateRefusedError": 0, "ErrorMessage": None}
+_SAYING = {"ProtocolError": 0, "UpdateRefusedError": 0, "AccessRefusedError": 0, "ErrorMessage": None}
 """Calls whose code is an argument: its position, or none where it is always named."""
 
 

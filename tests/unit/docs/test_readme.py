@@ -6,13 +6,17 @@ import asyncio
 import os
 import re
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
+from agents.cli.connection import Connection, agreed_connection
 from bus.client import Bus
 from bus.events import RoundStarted
-from bus.server import EmbeddedServer
+from bus.permissions import OPERATOR
+from bus.server import embedded_server
 from bus.subjects import event_subject
 from tests.conftest import wait_for
 
@@ -22,21 +26,32 @@ SNIPPETS = [
 ]
 
 
-async def start(code: str, nats: EmbeddedServer, run: str) -> asyncio.subprocess.Process:
+async def start(code: str, login: dict[str, str], run: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         code.replace("shop", run),
-        env={**os.environ, "NATS_URL": nats.url, "NATS_TOKEN": nats.token, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, **login, "PYTHONUNBUFFERED": "1"},
         stdout=asyncio.subprocess.PIPE,
     )
 
 
-async def test_the_first_snippet_starts_a_round_and_the_second_sees_it(
-    nats: EmbeddedServer, bus: Bus, unique_run: str
-) -> None:
+@pytest_asyncio.fixture
+async def connection(tmp_path: Path) -> AsyncIterator[Connection]:
+    """What ``fedbus broker`` leaves for whoever comes: a broker with a login for each role."""
+    agreed = agreed_connection(tmp_path)
+    async with embedded_server(tmp_path / "nats", passwords=agreed.passwords) as server:
+        yield agreed.model_copy(update={"nats_url": server.url})
+
+
+async def test_the_first_snippet_starts_a_round_and_the_second_sees_it(connection: Connection, unique_run: str) -> None:
+    async with Bus.connect(connection.settings(), name="test", wait_s=10) as bus:
+        await see_the_snippets_work(bus, connection.env(OPERATOR), unique_run)
+
+
+async def see_the_snippets_work(bus: Bus, login: dict[str, str], unique_run: str) -> None:
     starting, watching = SNIPPETS
-    watcher = await start(watching, nats, unique_run)
+    watcher = await start(watching, login, unique_run)
     try:
         wanted = RoundStarted(run=unique_run, round=1)
         assert watcher.stdout is not None
@@ -49,7 +64,7 @@ async def test_the_first_snippet_starts_a_round_and_the_second_sees_it(
             await asyncio.wait({probe}, timeout=0.2)
             assert number < 100
         assert f"ev.{unique_run}.round.started." in (await probe).decode()
-        starter = await start(starting, nats, unique_run)
+        starter = await start(starting, login, unique_run)
         async with asyncio.timeout(20):
             assert await starter.wait() == 0
             stored = await wait_for(lambda: bus.find(event_subject(wanted)))

@@ -1,0 +1,106 @@
+"""uvicorn's protocols with bounds on what a slow or greedy peer may hold: sockets, requests and unread answers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+MAX_UNREAD_PONGS = 1 << 17
+"""Bytes that may wait in front of a pong."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long and how many.
+
+    Attributes:
+        request_s: from a connection, or from the first byte of a later request, to the end of the request's head.
+        stall_s: how long a peer may take nothing of what waits for it.
+        connections: open sockets of all kinds; one more is cut at once.
+    """
+
+    request_s: float
+    stall_s: float
+    connections: int
+
+
+class _Deadline:
+    """Cuts a connection unless it is lifted in time."""
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, after_s: float, transport: asyncio.Transport) -> None:
+        """Counts from now; one that is set already stays."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(after_s, transport.abort)
+
+    def lift(self) -> None:
+        """Forgets it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSocketsSansIOProtocol]]:
+    """uvicorn's protocol classes for HTTP and WebSocket with these bounds."""
+
+    class PatientHttp(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            self._request, self._reader = _Deadline(), _Deadline()
+            super().connection_made(transport)
+            if len(self.connections) > patience.connections:
+                transport.abort()
+                return
+            self._request.set(patience.request_s, transport)
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            if before is None or before.response_complete:
+                self._request.set(patience.request_s, self.transport)
+            super().data_received(data)
+            # A request has begun, or the connection is a WebSocket from now on.
+            if self.cycle is not before or self.transport.get_protocol() is not self:
+                self._request.lift()
+
+        def pause_writing(self) -> None:
+            self._reader.set(patience.stall_s, self.transport)
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            self._reader.lift()
+            super().resume_writing()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._request.lift()
+            self._reader.lift()
+            super().connection_lost(exc)
+
+    class PatientWebSocket(WebSocketsSansIOProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self._reader = _Deadline()
+            super().connection_made(transport)
+
+        def handle_ping(self) -> None:
+            # Pongs are written without waiting: who pings and never reads them would fill the memory.
+            if self.transport.get_write_buffer_size() > MAX_UNREAD_PONGS:
+                self.transport.abort()
+                return
+            super().handle_ping()
+
+        def pause_writing(self) -> None:
+            self._reader.set(patience.stall_s, self.transport)
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            self._reader.lift()
+            super().resume_writing()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._reader.lift()
+            super().connection_lost(exc)
+
+    return PatientHttp, PatientWebSocket
