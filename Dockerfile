@@ -20,7 +20,7 @@ RUN python -m venv --without-pip /opt/fedbus \
 FROM ${PYTHON_BASE} AS fedbus
 RUN groupadd --gid 1000 fedbus \
  && useradd --uid 1000 --gid fedbus --home-dir /var/lib/fedbus --no-create-home --shell /usr/sbin/nologin fedbus \
- && install --directory --owner fedbus --group fedbus --mode 0700 /var/lib/fedbus
+ && install --directory --owner fedbus --group fedbus /var/lib/fedbus
 COPY --from=packages /opt/fedbus /opt/fedbus
 COPY bus/ /app/bus/
 COPY agents/ /app/agents/

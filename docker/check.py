@@ -37,6 +37,7 @@ RUN = "container-check"
 RUN_S = 300
 HEALTHY_S = 60
 MARK = "FEDBUS_CONTAINER_CHECK"
+ONCE = ("nats-volume", "streams")
 VARIABLE = re.compile(r"\$\{(\w+)(?::[-?]([^}]*))?\}")
 
 
@@ -144,6 +145,9 @@ def containers(services: Mapping[str, Any], scratch: Path, values: Mapping[str, 
             image = spec["image"] if "build" in spec else "fedbus"
             container = buildah("from", "--isolation", "chroot", "--network", "host", *hosts, f"localhost/{image}")
             environment = {MARK: mark}
+            if "env_file" in spec:
+                lines = host_path(spec["env_file"], scratch).read_text().splitlines()
+                environment |= dict(line.split("=", 1) for line in lines)
             for variable, value in spec.get("environment", {}).items():
                 if (chosen := values.get(variable) if value is None else interpolated(str(value), values)) is not None:
                     environment[variable] = chosen
@@ -168,16 +172,36 @@ def _mounts(name: str, spec: Mapping[str, Any], scratch: Path) -> Iterator[str]:
         folder.chmod(0o1777)
         yield f"{folder}:{place}"
     for volume in spec.get("volumes", []):
-        source, target, *rest = volume.split(":")
-        if source.startswith("."):
-            yield ":".join([str(ROOT / source), target, *rest])
+        if isinstance(volume, dict):
+            yield f"{host_path(volume['source'], scratch)}:{volume['target']}:ro"
             continue
+        source, target = volume.split(":")
         folder = scratch / "volumes" / source
         if not folder.exists():
             folder.mkdir(parents=True)
             if target == "/var/lib/fedbus":  # A new volume takes over the owner of the image's folder.
                 os.chown(folder, *map(int, spec["user"].split(":")))
         yield f"{folder}:{target}"
+
+
+def host_path(path: str, scratch: Path) -> Path:
+    """The file that compose.yaml means, made for this check if it is one of the logins."""
+    name = path.removeprefix("./")
+    return scratch / "logins" / Path(name).name if name.startswith(".fedbus/") else ROOT / name
+
+
+def make_logins(scratch: Path) -> None:
+    """Writes the logins as docs/operations.md says, as a user whom the image does not know."""
+    logins = scratch / "logins"
+    logins.mkdir(mode=0o700)
+    os.chown(logins, 54321, 54321)
+    container = buildah("from", "--isolation", "chroot", "localhost/fedbus")
+    where = ["--isolation", "chroot", "--user", "54321:54321", "--volume", f"{logins}:/logins", container]
+    try:
+        buildah("run", *where, "--", "fedbus", "nats-config", "-o", "/logins")
+    finally:
+        buildah("rm", container)
+    (logins / "authorization.conf").chmod(0o644)
 
 
 def marked(mark: str) -> list[int]:
@@ -224,11 +248,13 @@ def check(services: dict[str, Service], clients: Sequence[str]) -> None:
     started = time.time()
     os.utime(since, (started, started))
     entrypoint = ["python", "-m"]
-    code, said = services["nats-volume"].once(argv_of(services["nats-volume"].spec, []))
-    expect(code == 0, f"nats-volume ended with {code}: {said}")
     agents = [name for name, service in services.items() if "healthcheck" in service.spec and name != "nats"]
-    for name in ["nats", *agents, *clients]:
+    for name in ["nats-volume", "nats", "streams", *agents, *clients]:
         service = services[name]
+        if name in ONCE:
+            code, said = service.once(argv_of(service.spec, entrypoint))
+            expect(code == 0, f"{name} ended with {code}: {said}")
+            continue
         service.start(argv_of(service.spec, ["nats-server"] if name == "nats" else entrypoint))
         if "healthcheck" in service.spec:
             print(f"{name:15} healthy after {until_healthy(service):.1f} s", flush=True)
@@ -270,12 +296,13 @@ def main() -> None:
     services: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     clients = [f"{profile}-client" for profile in options.profile or ["native", "browser"]]
     wanted = {name: spec for name, spec in services.items() if not name.endswith("-client") or name in clients}
-    values = {"NATS_TOKEN": secrets.token_hex(24), "FEDBUS_JOIN_TOKEN": secrets.token_hex(16)}
+    values = {"FEDBUS_JOIN_TOKEN": secrets.token_hex(16)}
     options.scratch = Path(tempfile.mkdtemp(prefix="fedbus-containers-"))
     options.scratch.chmod(0o711)
     try:
         if not options.no_build:
             build(wanted, options)
+        make_logins(options.scratch)
         with containers(wanted, options.scratch, values) as running:
             check(running, clients)
     except (CheckFailedError, subprocess.SubprocessError) as failure:
