@@ -263,7 +263,7 @@ def check(services: dict[str, Service], clients: Sequence[str]) -> None:
         expect(said.strip() == services[name].spec["user"].split(":")[0], f"{name} runs as user {said.strip()}")
     cli = services["cli"]
     start = ["run", "start", "--name", RUN, "--users", "6", "--images", "5", "--rounds", "2", "--go"]
-    for arguments in (start, ["watch", RUN], ["verify", RUN], ["dlq", "list"]):
+    for arguments in (start, ["watch", RUN], ["verify", RUN], ["report", RUN, "-o", "/tmp/report"]):
         code, said = cli.once([*cli.spec["entrypoint"], *arguments], timeout=RUN_S)
         print("\n".join(f"    {line.rstrip()}" for line in [f"$ fedbus {shlex.join(arguments)}", *said.splitlines()]))
         expect(code == 0, f"fedbus {arguments[0]} ended with {code}")
