@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import sys
+from collections import ChainMap
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,9 @@ class System:
     def agent(self, name: str) -> Command:
         """The command that runs one of the agents in a process of its own, logged in as itself."""
         argv = (sys.executable, "-m", f"agents.{name}")
-        return Command(name, argv, self.logs / f"{name}.log", self.environment | self.connection.env(name))
+        # A view and no copy: what is learned after its start counts when it is started again.
+        environment = ChainMap(self.connection.env(name), self.environment)
+        return Command(name, argv, self.logs / f"{name}.log", environment)
 
     def start_clients(self, mix: ClientMix, *, threads: int = 1) -> None:
         """Starts headless browsers and native clients that train for the gateway until the system stops."""

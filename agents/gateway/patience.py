@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+log = logging.getLogger(__name__)
+NO_REQUEST, NOT_READ = "no request came", "what it asked for is not read"
 MAX_UNREAD_PONGS = 1 << 17
 """Bytes that may wait in front of a pong."""
 
@@ -28,15 +31,20 @@ class Patience:
 
 
 class _Deadline:
-    """Cuts a connection unless it is lifted in time."""
+    """Cuts a connection, saying ``why``, unless it is lifted in time."""
 
-    def __init__(self) -> None:
+    def __init__(self, why: str) -> None:
+        self._why = why
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, after_s: float, transport: asyncio.Transport) -> None:
         """Counts from now; one that is set already stays."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(after_s, transport.abort)
+            self._timer = asyncio.get_running_loop().call_later(after_s, self._cut, transport)
+
+    def _cut(self, transport: asyncio.Transport) -> None:
+        log.debug("cut a connection: %s", self._why)
+        transport.abort()
 
     def lift(self) -> None:
         """Forgets it."""
@@ -50,7 +58,7 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
 
     class PatientHttp(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            self._request, self._reader = _Deadline(), _Deadline()
+            self._request, self._reader = _Deadline(NO_REQUEST), _Deadline(NOT_READ)
             super().connection_made(transport)
             if len(self.connections) > patience.connections:
                 transport.abort()
@@ -81,7 +89,7 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
 
     class PatientWebSocket(WebSocketsSansIOProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self._reader = _Deadline()
+            self._reader = _Deadline(NOT_READ)
             super().connection_made(transport)
 
         def handle_ping(self) -> None:

@@ -23,6 +23,7 @@ def test_a_parser_takes_its_valid_inputs(target: Target) -> None:
     assert any(taken) or target.name in {"artifact-manifest", "dataset"}, "no seed reaches the end of the parser"
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("target", ANY, ids=lambda target: target.name)
 def test_any_bytes_are_taken_or_refused_with_a_typed_error(target: Target) -> None:
     seeds = target.seeds()
@@ -30,7 +31,7 @@ def test_any_bytes_are_taken_or_refused_with_a_typed_error(target: Target) -> No
         lambda seed, number: mutated(seed, random.Random(number), seeds), st.sampled_from(seeds), st.integers(0, 2**32)
     )
 
-    @settings(max_examples=60, deadline=2_000, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(near | st.binary(max_size=200))
     def check(data: bytes) -> None:
         refused(target, data)

@@ -129,21 +129,6 @@ async def test_waiting_for_the_broker_can_be_bounded_and_cancelled(tmp_path: Pat
             await Bus.connect(gone.settings, name="test").__aenter__()
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a throw-away authority and a certificate for 127.0.0.1 that it signed."""
-    place = tmp_path_factory.mktemp("tls")
-    ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
-    (place / "san").write_text("subjectAltName=IP:127.0.0.1")
-    for command in (
-        ["req", "-x509", *ec, "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"],
-        ["req", *ec, "-subj", "/CN=broker", "-keyout", "key.pem", "-out", "csr.pem"],
-        ["x509", "-req", "-in", "csr.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-extfile", "san", "-out", "cert.pem"],
-    ):
-        subprocess.run(["openssl", *command], cwd=place, check=True, capture_output=True)
-    return place
-
-
 async def test_a_tls_broker_is_reached_with_its_authority_and_refused_without(authority: Path, tmp_path: Path) -> None:
     config = tmp_path / "nats.conf"
     config.write_text(

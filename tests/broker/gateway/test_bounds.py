@@ -1,0 +1,239 @@
+"""What a slow or greedy peer cannot hold: sockets, requests, unread answers, and the gateway's time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import os
+import resource
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import websockets
+from websockets.asyncio.client import connect
+
+from agents.core.protocol import CHUNK_HEADER, MAX_CHUNK_BYTES, ErrorMessage, Ping, encode_chunk
+from agents.gateway.patience import MAX_UNREAD_PONGS, NOT_READ
+from bus.client import Bus
+from bus.tokens import TokenLimits, new_token
+from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking
+from tests.conftest import wait_for
+
+REQUEST_S = 0.5
+SOCKETS = 16
+BIG = 32 << 20
+
+
+@contextlib.asynccontextmanager
+async def opened(gateway: Gateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A bare connection."""
+    reader, writer = await asyncio.open_connection(*_address(gateway))
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@contextlib.contextmanager
+def silent(gateway: Gateway, count: int) -> Iterator[list[socket.socket]]:
+    """Connections of which nobody says or reads anything."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(socket.create_connection(_address(gateway))) for _ in range(count)]
+
+
+def _address(gateway: Gateway) -> tuple[str, int]:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+async def cut(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the gateway cuts the connection."""
+    came = b""
+    async with asyncio.timeout(DEADLINE_S):
+        try:
+            while block := await reader.read(1 << 16):
+                came += block
+        except ConnectionResetError:
+            pass
+    return came
+
+
+async def test_a_connection_that_says_nothing_is_cut(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, request_s=REQUEST_S) as gateway, opened(gateway) as (reader, _):
+        began = time.monotonic()
+        assert await cut(reader) == b""
+        assert time.monotonic() - began >= 0.9 * REQUEST_S
+
+
+async def test_a_request_that_trickles_in_is_cut_however_steady_it_is(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, request_s=REQUEST_S) as gateway, opened(gateway) as (reader, writer):
+        ended = asyncio.create_task(cut(reader))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\nX-Slow: ")
+        while not ended.done():
+            writer.write(b"x")
+            await asyncio.wait({ended}, timeout=REQUEST_S / 20)
+        assert await ended == b""
+
+
+async def test_a_later_request_on_the_same_connection_has_no_longer(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, request_s=REQUEST_S) as gateway, opened(gateway) as (reader, writer):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200")
+        writer.write(b"GET /healthz HTTP/1.1\r\n")
+        began = time.monotonic()
+        assert await cut(reader) == b""
+        # Sooner than uvicorn's own five seconds for an idle connection.
+        assert time.monotonic() - began < 4.0
+
+
+async def test_a_conversation_may_last_longer_than_its_request(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, request_s=REQUEST_S) as gateway, talking(gateway) as talk:
+        began = time.monotonic()
+        while time.monotonic() - began < 2 * REQUEST_S:
+            await talk.say(Ping())
+            assert (await talk.hear()).type == "pong"
+
+
+async def test_the_head_of_a_request_has_a_limit(gateway: Gateway) -> None:
+    async with opened(gateway) as (reader, writer):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\nX-Long: " + b"x" * (1 << 17))
+        assert (await cut(reader))[:12] in (b"HTTP/1.1 400", b"")
+
+
+async def test_only_so_many_sockets_are_open_at_once(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, max_connections=SOCKETS) as gateway, opened(gateway) as (reader, writer):
+        with silent(gateway, SOCKETS - 1):
+            async with opened(gateway) as (refused, _):
+                assert await cut(refused) == b""
+            # Those that were there before are left alone.
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n")
+            assert (await cut(reader)).endswith(b"ok\n")
+        await wait_for(lambda: welcome(gateway))
+
+
+async def test_a_thousand_idle_sockets_keep_nobody_out_for_long(bus: Bus, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4_096)), hard))
+    try:
+        async with serving(bus, tmp_path, max_connections=SOCKETS, request_s=REQUEST_S) as gateway:
+            with silent(gateway, 1_000):
+                await wait_for(lambda: welcome(gateway), within_s=30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def welcome(gateway: Gateway) -> bool:
+    """Whether a client gets in now."""
+    try:
+        async with talking(gateway):
+            return True
+    except (OSError, websockets.WebSocketException):
+        return False
+
+
+async def test_a_reader_that_takes_nothing_is_cut(bus: Bus, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "agents.gateway.patience")
+    async with serving(bus, tmp_path, stall_s=0.5) as gateway:
+        big = await bus.objects.put(os.urandom(BIG))
+        with silent(gateway, 1) as (reader,):
+            reader.sendall(f"GET /objects/{big.sha256} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode())
+            await wait_for(lambda: NOT_READ in caplog.text)
+            # What the kernels held is all that there is.
+            reader.settimeout(DEADLINE_S)
+            came = 0
+            with contextlib.suppress(ConnectionError):
+                while block := await asyncio.to_thread(reader.recv, 1 << 20):
+                    came += len(block)
+            assert came < BIG
+
+
+async def test_who_pings_and_never_reads_is_cut_before_the_pongs_fill_the_memory(gateway: Gateway) -> None:
+    key = base64.b64encode(os.urandom(16)).decode()
+    ping = struct.pack("!BB", 0x89, 0x80 | 125) + bytes(4) + bytes(125)
+    with silent(gateway, 1) as (peer,):
+        peer.sendall(
+            f"GET /ws HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        peer.setblocking(False)
+        loop, sent = asyncio.get_running_loop(), 0
+        async with asyncio.timeout(DEADLINE_S):
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await loop.sock_sendall(peer, 1_000 * ping)
+                    sent += 1_000 * len(ping)
+    # What both sides' kernels hold comes before what the gateway would.
+    assert sent > MAX_UNREAD_PONGS
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+async def test_a_frame_may_be_as_large_as_a_chunk_and_not_a_byte_larger(gateway: Gateway, spare: int) -> None:
+    async with talking(gateway) as talk:
+        await talk.say(encode_chunk(1, 0, bytes(MAX_CHUNK_BYTES)) + bytes(spare))
+        if spare:
+            assert await talk.closed_with() == 1009
+        else:
+            assert (await talk.hear_a(ErrorMessage)).code == "unknown_upload"
+
+
+async def test_a_message_in_many_fragments_counts_as_one(gateway: Gateway) -> None:
+    async with talking(gateway) as talk:
+        await talk.socket.send(bytes(MAX_CHUNK_BYTES // 4) for _ in range(5))
+        assert await talk.closed_with() == 1009
+
+
+async def test_nothing_is_decompressed(gateway: Gateway) -> None:
+    async with connect(gateway.socket_url, compression="deflate") as socket:
+        assert socket.protocol.extensions == []
+
+
+async def test_a_client_that_talks_too_fast_is_read_at_its_rate(bus: Bus, tmp_path: Path) -> None:
+    rate, spare = 50.0, 25
+    async with serving(bus, tmp_path, messages_per_s=rate) as gateway, talking(gateway) as talk:
+        began = time.monotonic()
+        count = int(2 * rate) + spare
+        for _ in range(count):
+            await talk.say(Ping())
+        for _ in range(count):
+            assert (await talk.hear()).type == "pong"
+        assert time.monotonic() - began >= 0.9 * spare / rate
+
+
+async def test_the_holders_of_a_token_share_its_rate(bus: Bus, tmp_path: Path) -> None:
+    frame = encode_chunk(1, 0, bytes(50_000))
+    rate = 5 * len(frame)
+    token, record = new_token("train", limits=TokenLimits(bytes_per_s=float(rate)))
+    await bus.tokens.put(record)
+    async with (
+        serving(bus, tmp_path, max_errors=100) as gateway,
+        talking(gateway, "one", token=token) as one,
+        talking(gateway, "two", token=token) as two,
+        talking(gateway, "three", token=token) as three,
+    ):
+
+        async def send(talk: Talk) -> None:
+            for _ in range(5):
+                await talk.say(frame)
+                assert (await talk.hear_a(ErrorMessage)).code == "unknown_upload"
+            await talk.say(Ping())
+            assert (await talk.hear()).type == "pong"
+
+        began = time.monotonic()
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+            for talk in (one, two, three):
+                group.create_task(send(talk))
+        # Fifteen frames: ten are the burst of two seconds.
+        assert time.monotonic() - began >= 0.9 * 5 / 5
+
+
+def test_the_size_of_a_chunk_is_part_of_the_contract() -> None:
+    assert (MAX_CHUNK_BYTES, CHUNK_HEADER.size) == (524_288, 12)
