@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PAGE := browser_client
 PAGE_SOURCES := $(shell find $(PAGE)/src $(PAGE)/plugins $(PAGE)/public $(PAGE)/index.html $(PAGE)/vite.config.ts $(PAGE)/tsconfig.json -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test test-large lint format types page-tests pytest bench chaos fuzz load clean
+.PHONY: help setup setup-dev demo test test-large lint format types page-tests pytest bench chaos fuzz load containers clean
 
 help:           ## Say what can be made.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -50,6 +50,9 @@ fuzz: $(VENV)/installed-fuzz  ## Give every parser of foreign input its share of
 load: setup-dev ## 500 clients at once for ten minutes, then 10,000 users in one round; nothing may be lost.
 	@$(PY) -m benchmarks.load --clients 500 --minutes 10 $(ARGS)
 	@$(PY) -m benchmarks.load --clients 100 --users 10000 --minutes 0
+
+containers: setup-dev  ## Build the images with buildah, run the services of compose.yaml from them, see that they stop.
+	@$(PY) docker/check.py $(ARGS)
 
 clean:          ## Remove what was built (not runs/).
 	rm -rf $(VENV) $(PAGE)/node_modules $(PAGE)/dist

@@ -41,7 +41,8 @@ def main() -> None:
     parser.add_argument("--token", default=os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", ""))
     authority = os.environ.get("FEDBUS_GATEWAY_CA")
     parser.add_argument("--ca", type=Path, default=authority and Path(authority), help="authority to trust (PEM)")
-    parser.add_argument("--name", default=f"native-{os.getpid()}")
+    # In containers process ids are alike: the host's name tells them apart.
+    parser.add_argument("--name", default=f"{os.uname().nodename.split('.')[0][:20]}-native-{os.getpid()}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder that keeps fetched objects")
     parser.add_argument("--synthetic", action="store_true", help="train nothing, answer at once")

@@ -17,7 +17,7 @@ def _default_cache() -> Path:
 class LabellerSettings(BaseSettings):
     """How the labeller works on this machine; what it labels, and by which provider, stands in the run's config."""
 
-    model_config = SettingsConfigDict(env_prefix="FEDBUS_LABELLER_", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="FEDBUS_LABELLER_", env_ignore_empty=True, populate_by_name=True)
 
     cache: Path = Field(default_factory=_default_cache, description="SQLite file of the answers that were paid for")
     labels_file: Path | None = Field(

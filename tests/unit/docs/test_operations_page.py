@@ -32,5 +32,6 @@ def test_every_setting_is_on_the_page(settings: type[BaseSettings]) -> None:
 def test_every_variable_on_the_page_is_read_somewhere() -> None:
     named = set(re.findall(r"`((?:FEDBUS|NATS|OPENAI)_[A-Z_]+)`", PAGE))
     sources = "".join(path.read_text() for folder in ("agents", "bus") for path in (ROOT / folder).rglob("*.py"))
+    sources += (ROOT / "compose.yaml").read_text()
     known = set().union(*map(_variables, SETTINGS)) | set(re.findall(r"FEDBUS_[A-Z_]+", sources))
     assert named - known == set()
