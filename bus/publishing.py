@@ -150,17 +150,18 @@ async def find_event(connection: Connection, subject: str) -> tuple[Stored | Non
         return None, 0
     assert last.seq is not None
     assert last.time is not None
-    if (event := _parsed(last.data or b"", subject)) is not None:
+    if (event := parsed(last.data or b"", subject)) is not None:
         return Stored(last.seq, last.time, event), last.seq
     stored = read_stored(connection, EVENT_STREAM, subject, start=1, batch=_BATCH, stall_s=ANSWER_S)
     async with contextlib.aclosing(stored) as messages:
         async for message in messages:
-            if (event := _parsed(message.data, subject)) is not None:
+            if (event := parsed(message.data, subject)) is not None:
                 return Stored(message.sequence, message.time, event), last.seq
     return None, last.seq
 
 
-def _parsed(body: bytes, subject: str) -> Event | None:
+def parsed(body: bytes, subject: str) -> Event | None:
+    """The event in a stored message; nothing when it cannot be read or does not belong on its subject."""
     try:
         event = parse_event(body)
     except MalformedEventError:

@@ -152,7 +152,7 @@ async def stored_at(connection: Connection, sequence: int) -> Stored | str:
     message = await _event_at(connection, sequence)
     if message is None:
         return "the event is not in the stream any more"
-    event = parsed(message)
+    event = parsed(message.data or b"", message.subject or "")
     if event is None or message.time is None:
         return "the event cannot be understood"
     return Stored(sequence, message.time, event)
