@@ -162,9 +162,12 @@ async def test_a_person_starts_and_pauses_with_the_buttons(system: System, conte
         await expect(page.locator("#run h2")).to_contain_text("run-a")
         await page.click("#start")
         await system.events_until("run-a", UpdateSubmitted)
+        figure = page.locator("#client .figure strong").first
+        # The tab hears a moment later that its update was accepted.
+        await expect(figure).not_to_have_text("0")
         await page.click("#pause")
         await state(page, "paused")
-        done = await page.locator("#client .figure strong").first.text_content()
+        done = await figure.text_content()
         assert done is not None
         assert 1 <= int(done) < 20
         await page.click("#start")
