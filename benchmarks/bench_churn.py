@@ -54,7 +54,7 @@ async def crowd(system: System, cache: Path, *, run: str, size: int, task_s: flo
             objects = ObjectCache(system.connection.gateway, cache)
             name = f"{run}-{number}-{generation}"
             trainer = SlowTrainer(objects, task_s)
-            client = Client(system.connection.gateway, name, trainer)
+            client = Client(system.connection.gateway, name, trainer, says_goodbye=False)
             try:
                 async with background(client.run()):
                     await asyncio.sleep(ROUND_S if life is None else lives.expovariate(1 / (life * task_s)))

@@ -24,6 +24,7 @@ from agents.core.protocol import (
     Assignment,
     ErrorMessage,
     Hello,
+    Leave,
     Ping,
     ProgressMessage,
     ProtocolError,
@@ -81,7 +82,8 @@ class Client:
     the next task trains.
     """
 
-    def __init__(self, gateway: Address, name: str, trainer: Trainer) -> None:
+    def __init__(self, gateway: Address, name: str, trainer: Trainer, *, says_goodbye: bool = True) -> None:
+        self._says_goodbye = says_goodbye
         self._gateway = gateway
         self._url = gateway.socket_url
         self._tls = gateway.tls()
@@ -158,6 +160,10 @@ class Client:
                     group.create_task(_ping(self._outbox, welcome.heartbeat_s))
             except BaseExceptionGroup as failures:
                 _raise_first(failures)
+            except asyncio.CancelledError:
+                if self._says_goodbye:
+                    await _say_goodbye(socket)
+                raise
 
     async def _read(self, socket: ClientConnection, patience_s: float) -> None:
         while True:
@@ -313,6 +319,13 @@ def _text(frame: str | bytes) -> str:
     if isinstance(frame, bytes):
         raise ProtocolError("bad_message", "the gateway sends text only")
     return frame
+
+
+async def _say_goodbye(socket: ClientConnection) -> None:
+    """Has the tasks given to others at once: this client stops, and will not come back for them."""
+    with contextlib.suppress(OSError, TimeoutError, websockets.WebSocketException):
+        async with asyncio.timeout(CLOSE_S):
+            await socket.send(Leave().model_dump_json())
 
 
 def _raise_first(failures: BaseExceptionGroup[BaseException]) -> None:

@@ -4,7 +4,7 @@ A client says ``hello`` first and is answered ``welcome``. Each ``ready`` asks f
 the next task while it still works on one. A finished task goes back as ``upload.begin``, chunks from the offset that
 ``upload.offset`` names, and ``upload.commit``; the gateway answers ``upload.accepted`` or ``upload.rejected``. After
 a cut the client says ``hello`` again with the leases that it still holds and begins the upload anew: the answer's
-offset says where to go on.
+offset says where to go on. A client that does not mean to come back says ``leave``.
 """
 
 from __future__ import annotations
@@ -97,6 +97,12 @@ class TaskFailed(Frozen):
     reason: ShortText
 
 
+class Leave(Frozen):
+    """The client goes for good: its tasks return to the pool at once, and the gateway closes the connection."""
+
+    type: Literal["leave"] = "leave"
+
+
 class Ping(Frozen):
     """The client is alive (browsers cannot send WebSocket pings); answered ``pong``."""
 
@@ -171,7 +177,8 @@ class ErrorMessage(Frozen):
 
 
 ClientMessage = Annotated[
-    Hello | Ready | ProgressMessage | UploadBegin | UploadCommit | TaskFailed | Ping, Field(discriminator="type")
+    Hello | Ready | ProgressMessage | UploadBegin | UploadCommit | TaskFailed | Leave | Ping,
+    Field(discriminator="type"),
 ]
 ServerMessage = Annotated[
     Welcome | Assignment | UploadOffset | UploadAccepted | UploadRejected | TaskRevoked | Pong | ErrorMessage,

@@ -148,6 +148,14 @@ class Hub:
     def _turn_out(self, member: Member, reason: str) -> None:
         """The client's token ended: it cannot come back, so its tasks need not wait for it."""
         member.dismiss("token", reason)
+        self._take_back(member)
+
+    def dismiss(self, member: Member) -> None:
+        """The client said goodbye."""
+        member.outbox.close(1000, "goodbye")
+        self._take_back(member)
+
+    def _take_back(self, member: Member) -> None:
         for lease in self.leases.of(member.name):
             if not lease.committing:
                 self.give_back(lease)

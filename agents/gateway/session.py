@@ -11,6 +11,7 @@ from agents.core.protocol import (
     PROTOCOL_VERSION,
     ErrorMessage,
     Hello,
+    Leave,
     Ping,
     Pong,
     ProgressMessage,
@@ -99,6 +100,8 @@ class Session:
                 await self._begin(parsed, member)
             case UploadCommit():
                 await self._commit(parsed, member)
+            case Leave():
+                self._hub.dismiss(member)
             case TaskFailed():
                 lease = self._lease(parsed.lease, member)
                 log.warning("client %s cannot do it: %s", member.name, parsed.reason, extra=where(lease))

@@ -101,6 +101,11 @@ export class Client {
     this.onChange();
   }
 
+  /** The page goes for good: its tasks go to others at once. */
+  leave(): void {
+    this.#connection.send({ type: 'leave' });
+  }
+
   tick(): void {
     this.#connection.tick();
     if (this.#connection.state !== 'open') return;

@@ -86,6 +86,7 @@ ticker.onmessage = () => {
   client.tick();
   feed.tick();
 };
+addEventListener('pagehide', () => client.leave());
 trainer.post({
   type: 'settings',
   settings: {

@@ -125,6 +125,7 @@ export type ClientMessage =
   | { type: 'upload.begin'; lease: string; upload: number; size: number; sha256: string }
   | { type: 'upload.commit'; lease: string; upload: number; metrics: UpdateMetrics }
   | { type: 'task.failed'; lease: string; reason: string }
+  | { type: 'leave' }
   | { type: 'ping' };
 
 /** What the gateway said; throws CheckError for anything that is no message of the protocol. */

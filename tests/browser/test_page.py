@@ -175,6 +175,16 @@ async def test_a_person_starts_and_pauses_with_the_buttons(system: System, conte
         assert sum(isinstance(event, UpdateSubmitted) for event in events) == 20
 
 
+async def test_the_tasks_of_a_tab_that_is_closed_go_to_another_at_once(system: System, context: BrowserContext) -> None:
+    async with system.gateway(lease_s=600.0) as url:
+        await system.start("run-a", users=20)
+        async with tab(context, url, "client=tab-1&autostart=1"):
+            await system.events_until("run-a", UpdateSubmitted)
+        async with tab(context, url, "client=tab-2&autostart=1"):
+            events = await system.events_until("run-a", RunFinished)
+    assert {event.client for event in events if isinstance(event, UpdateSubmitted)} == {"tab-1", "tab-2"}
+
+
 async def test_a_wrong_token_is_told_and_not_tried_again(system: System, context: BrowserContext) -> None:
     async with system.gateway() as url, tab(context, url, "autostart=1", token="guessed") as page:
         await state(page, "error")

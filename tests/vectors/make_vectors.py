@@ -15,6 +15,7 @@ from agents.core.protocol import (
     Assignment,
     ErrorMessage,
     Hello,
+    Leave,
     Ping,
     Pong,
     ProgressMessage,
@@ -181,6 +182,7 @@ def protocol_samples() -> dict[str, object]:
         UploadBegin(lease=LEASE, upload=1, size=12, sha256="a" * 64),
         UploadCommit(lease=LEASE, upload=1, metrics=metrics),
         TaskFailed(lease=LEASE, reason="the client paused"),
+        Leave(),
         Ping(),
     ]
     chunk = {"upload": 2**32 - 1, "offset": 2**40 + 5, "data": base64.b64encode(b"bytes").decode()}

@@ -86,6 +86,18 @@ async def test_a_client_brings_its_update_to_the_gateway_that_was_started_again(
     assert (found.user, found.client) == ("u0", "native")
 
 
+async def test_a_client_that_is_stopped_gives_its_task_to_another_at_once(bus: Bus, tmp_path: Path) -> None:
+    stopped, ready = ScriptedTrainer(), ScriptedTrainer()
+    ready.may_finish.set()
+    async with serving(bus, tmp_path, lease_s=600.0) as gateway:
+        await gateway.assign("u0")
+        async with background(Client(Address(gateway.url), "one", stopped).run()):
+            await asyncio.wait_for(stopped.started.wait(), 20)
+        async with background(Client(Address(gateway.url), "two", ready).run()):
+            (found,) = await submitted(gateway, 1)
+    assert found.client == "two"
+
+
 async def test_a_wrong_token_ends_the_client_with_the_reason(bus: Bus, tmp_path: Path) -> None:
     async with serving(bus, tmp_path, join_token="secret") as gateway:
         client = Client(Address(gateway.url, "wrong"), "native", ScriptedTrainer())

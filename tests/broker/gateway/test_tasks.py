@@ -13,6 +13,7 @@ from agents.core.protocol import (
     Assignment,
     ErrorMessage,
     Hello,
+    Leave,
     Ping,
     Pong,
     Ready,
@@ -137,6 +138,19 @@ async def test_a_client_that_cannot_do_a_task_gives_it_back(gateway: Gateway) ->
     async with talking(gateway, "one") as one, talking(gateway, "two") as two:
         await one.say(TaskFailed(lease=(await one.task()).lease, reason="no\x1b[31m memory"))
         assert (await two.task()).task.user == "u0"
+
+
+async def test_the_tasks_of_a_client_that_says_goodbye_go_to_others_at_once(bus: Bus, tmp_path: Path) -> None:
+    async with (
+        serving(bus, tmp_path, lease_s=600.0) as gateway,
+        talking(gateway) as talk,
+        talking(gateway, "two") as other,
+    ):
+        await gateway.assign("u0", "u1")
+        held = {(await talk.task()).task.user for _ in range(2)}
+        await talk.say(Leave())
+        assert await talk.closed_with() == 1000
+        assert {(await other.task()).task.user for _ in range(2)} == held
 
 
 async def test_the_task_of_a_client_that_is_gone_returns_after_its_lease(bus: Bus, tmp_path: Path) -> None:
