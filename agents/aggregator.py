@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.background import Ticker, until
 from agents.core.aggregation import FixedPointSum, inputs_digest
 from agents.core.rounds import Candidate, Refusal, RoundState
 from agents.core.updates import Buffer, decoded_parts
 from agents.figures import Figure, RoundFigure, Source, expose, round_figures
-from agents.shell import Ticker, main, until
+from agents.shell import main
 from bus.client import Bus, CaughtUp
 from bus.crash_points import crash_point
 from bus.envelope import Event, Stored

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
+from agents.background import until
 from agents.core.dispatch import AssignTasks, PlanRound, RunState, Say
 from agents.figures import Figure, RoundFigure, Source, expose, round_figures
-from agents.shell import main, until
+from agents.shell import main
 from artifacts.errors import OptimizerModelError
 from artifacts.manifest import ArtifactManifest
 from artifacts.optimizer import with_learning_rate

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from agents.background import until
 from agents.core.evaluation import EvaluationDetails, by_class, score
 from agents.scoring import HeldOutScorer
-from agents.shell import main, until
+from agents.shell import main
 from artifacts.manifest import ArtifactManifest
 from artifacts.ort_training import NativeTrainer
 from bus.client import Bus

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from agents.shell import background
+from agents.background import background
 from bus.errors import PortTakenError
 
 BACKLOG = 1024

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import httpx
 
+from agents.background import background
 from agents.cli.options import make_config
 from agents.cli.system import System, running_system
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
 from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
-from agents.shell import background
 from benchmarks.common import Value, report
 from bus.client import Bus
 from bus.envelope import Stored

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from agents.background import background
 from agents.cli.connection import use_running_fedbus
 from agents.cli.display import RunDisplay, console, errors, run_display
 from agents.cli.options import ClientMix
@@ -18,7 +19,6 @@ from agents.cli.runs import CONNECT_S, find_run
 from agents.core.replay import ROLES, replay_run
 from agents.report import build_report, summary_table, write_report
 from agents.rescoring import recorded_held_out
-from agents.shell import background
 from bus.client import Bus, CaughtUp
 from bus.envelope import Stored
 from bus.events import ModelEvaluated, RunFinished

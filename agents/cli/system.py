@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.background import background
 from agents.cli.chromium import browser_client
 from agents.cli.connection import Connection
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
-from agents.shell import background
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.permissions import new_passwords

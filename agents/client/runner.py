@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import random
 import time
@@ -13,8 +12,10 @@ from dataclasses import dataclass, field
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
+from agents.background import background
 from agents.client.address import Address
 from agents.client.trainer import Finished, TaskGivenUpError, Trainer
+from agents.client.uploader import Uploader
 from agents.core.client_task import TaskProgress
 from agents.core.protocol import (
     MAX_CHUNK_BYTES,
@@ -29,19 +30,14 @@ from agents.core.protocol import (
     ProgressMessage,
     ProtocolError,
     Ready,
-    ServerMessage,
     TaskFailed,
     TaskRevoked,
     UploadAccepted,
-    UploadBegin,
-    UploadCommit,
     UploadOffset,
     UploadRejected,
     Welcome,
-    encode_chunk,
     parse_server_message,
 )
-from agents.shell import background
 from bus.crash_points import crash_point
 from bus.errors import FedbusError
 from bus.values import Frozen
@@ -50,7 +46,6 @@ ANSWER_S = 30.0
 SILENT_HEARTBEATS = 3
 """The gateway counts a client as gone after this many silent heartbeats, and the client the gateway."""
 SLOTS = 2
-CHUNK_WINDOW = 4
 CLOSE_S = 2.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
 PROGRESS_EVERY_S = 0.2
@@ -93,8 +88,8 @@ class Client:
         self._to_train: asyncio.Queue[Work] = asyncio.Queue()
         self._outbox: asyncio.Queue[Frozen] = asyncio.Queue()
         self._asked = 0
-        self._uploads = 0
-        self._answers: dict[int, asyncio.Queue[ServerMessage]] = {}
+        self._uploader = Uploader(ANSWER_S)
+        self._chunk_bytes = MAX_CHUNK_BYTES
         self._changed = asyncio.Event()
         self.accepted = 0
 
@@ -147,7 +142,8 @@ class Client:
         for lease in set(self._held) - set(welcome.resumed):
             self._drop(lease)
         self._asked = 0
-        self._answers.clear()
+        self._uploader.forget()
+        self._chunk_bytes = min(welcome.chunk_bytes, MAX_CHUNK_BYTES)
         self._outbox = asyncio.Queue()
         log.info("joined %s with %d tasks in hand", self._url, len(self._held))
         self._ask()
@@ -180,8 +176,7 @@ class Client:
                     self._held[message.lease] = work
                     self._to_train.put_nowait(work)
                 case UploadOffset() | UploadAccepted() | UploadRejected():
-                    if (answers := self._answers.get(message.upload)) is not None:
-                        answers.put_nowait(message)
+                    self._uploader.hear(message)
                 case TaskRevoked():
                     log.info("task taken back: %s", message.reason)
                     self._drop(message.lease)
@@ -271,28 +266,10 @@ class Client:
                     await self._upload(socket, work, work.finished)
 
     async def _upload(self, socket: ClientConnection, work: Work, finished: Finished) -> None:
-        lease, self._uploads = work.assignment.lease, self._uploads + 1
-        number, size = self._uploads, len(finished.data)
-        answers = self._answers[number] = asyncio.Queue()
-        digest = hashlib.sha256(finished.data).hexdigest()
-        await socket.send(UploadBegin(lease=lease, upload=number, size=size, sha256=digest).model_dump_json())
-        answer = await _next(answers)
-        crash_point("client.upload_begun")
-        sent = acknowledged = answer.offset if isinstance(answer, UploadOffset) else size
-        committed = False
-        while isinstance(answer, UploadOffset) and not work.revoked:
-            acknowledged = answer.offset
-            while sent < size and sent - acknowledged < CHUNK_WINDOW * MAX_CHUNK_BYTES:
-                await socket.send(encode_chunk(number, sent, finished.data[sent : sent + MAX_CHUNK_BYTES]))
-                sent = min(size, sent + MAX_CHUNK_BYTES)
-                crash_point("client.chunk_sent")
-            if sent >= size and not committed:
-                committed = True
-                commit = UploadCommit(lease=lease, upload=number, metrics=finished.metrics)
-                await socket.send(commit.model_dump_json())
-                crash_point("client.committed")
-            answer = await _next(answers)
-        self._answers.pop(number, None)
+        lease = work.assignment.lease
+        answer = await self._uploader.upload(
+            socket, lease, finished, chunk_bytes=self._chunk_bytes, given_up=lambda: work.revoked
+        )
         if isinstance(answer, UploadAccepted):
             self.accepted += 1
         elif isinstance(answer, UploadRejected):
@@ -308,11 +285,6 @@ async def _ping(outbox: asyncio.Queue[Frozen], every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
         outbox.put_nowait(Ping())
-
-
-async def _next(answers: asyncio.Queue[ServerMessage]) -> ServerMessage:
-    async with asyncio.timeout(ANSWER_S):
-        return await answers.get()
 
 
 def _text(frame: str | bytes) -> str:

@@ -15,9 +15,9 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agents.background import background
 from agents.core.access import AccessRefusedError, AccessTable, Failures, Grant
 from agents.gateway.settings import GatewaySettings
-from agents.shell import background
 from bus.client import Bus
 from bus.logs import escaped
 from bus.tokens import LOOK_EVERY_S, Role

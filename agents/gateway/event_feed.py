@@ -9,10 +9,10 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from agents.background import background
 from agents.core.access import Grant
 from agents.gateway.access import GRANT
 from agents.gateway.facts import Facts
-from agents.shell import background
 from bus.client import Bus, CaughtUp
 from bus.subjects import events_of
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from agents.background import until
 from agents.core.labels import UserLabels
 from agents.labeller.errors import LabellingError, TruthMissingError
 from agents.labeller.providers import Provider, RecordedProvider, TruthProvider, together
 from agents.labeller.settings import LabellerSettings
-from agents.shell import until
 from bus.client import Bus
 from bus.crash_points import crash_point
 from bus.envelope import Event, Stored

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from agents.background import background
 from agents.healthcheck import beats
-from agents.shell import background, run_agent
+from agents.shell import run_agent
 from bus.client import Bus
 from bus.server import EmbeddedServer
 from bus.settings import BusSettings

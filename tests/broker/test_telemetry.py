@@ -21,9 +21,10 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents import aggregator, dispatcher
+from agents.background import background, until
 from agents.cli.system import AGENTS
 from agents.figures import RoundFigure, round_figures
-from agents.shell import Body, background, run_agent, until
+from agents.shell import Body, run_agent
 from agents.telemetry import BROKER_S
 from bus.client import Bus
 from bus.envelope import Stored

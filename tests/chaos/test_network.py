@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from agents.background import background
 from agents.cli.options import ClientMix
 from agents.cli.system import AGENTS
 from agents.client.address import Address
 from agents.client.runner import Client
 from agents.core.protocol import MAX_CHUNK_BYTES, Ping, Pong, UploadAccepted, UploadBegin, UploadCommit
 from agents.gateway.settings import GatewaySettings
-from agents.shell import background
 from bus.client import Bus
 from bus.events import RoundClosed, RunFinished, TaskAssigned, UpdateSubmitted
 from bus.server import EmbeddedServer

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from agents.aggregator import Aggregator
+from agents.background import background
 from agents.core.protocol import UploadAccepted, UploadCommit
-from agents.shell import background
 from bus.client import Bus
 from bus.events import ModelPublished
 from tests.broker.gateway.conftest import METRICS, nats, serving, talking

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from agents.shell import background
+from agents.background import background
 from bus.client import Bus, CaughtUp
 from bus.dead_letters import DeadLetter
 from bus.envelope import Stored

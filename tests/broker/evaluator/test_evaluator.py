@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agents.background import background
 from agents.core.evaluation import EvaluationDetails
 from agents.evaluator import serve
 from agents.run_setup import RunSources, start_run
-from agents.shell import background
 from bus.client import Bus
 from bus.envelope import Stored
 from bus.events import ModelEvaluated, ModelPublished, RunStarted

@@ -16,13 +16,13 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
+from agents.background import background
 from agents.client.address import Address, AuthorityUnusableError
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client, GatewayRefusedError
 from agents.core.protocol import ErrorMessage, Hello
 from agents.gateway.service import TlsFilesError, running_gateway
 from agents.gateway.settings import GatewaySettings
-from agents.shell import background
 from bus.client import Bus
 from bus.server import EmbeddedServer
 from bus.subjects import token_subject

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from agents.background import background
 from agents.client.address import Address
 from agents.client.objects import GatewayUnreachableError, ObjectCache
 from agents.client.runner import Client, GatewayRefusedError
 from agents.client.trainer import Finished, OrtTrainer, Progress, SyntheticTrainer
-from agents.shell import background
 from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.events import RunFinished, TaskAssigned, UpdateSubmitted

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents.background import background
 from agents.core.labels import simulated_labels
 from agents.labeller import service
 from agents.labeller.providers import image_digest
 from agents.labeller.service import serve
 from agents.run_setup import RunSources, start_run
-from agents.shell import background
 from bus.client import Bus
 from bus.envelope import Stored
 from bus.events import ImagesLabelled, RunFinished, RunStarted
