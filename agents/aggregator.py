@@ -16,7 +16,7 @@ import numpy as np
 from agents.background import Ticker, until
 from agents.core.aggregation import FixedPointSum, inputs_digest
 from agents.core.rounds import Candidate, Refusal, RoundState
-from agents.core.updates import Buffer, decoded_parts
+from agents.core.updates import Buffer, clipped_parts
 from agents.figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.shell import main
 from bus.client import Bus, CaughtUp
@@ -47,6 +47,7 @@ class OpenRound:
 
     state: RoundState
     since: datetime
+    clip_norm: float | None = None
     pending: list[Candidate] = field(default_factory=list)
     added: set[int] = field(default_factory=set)
     total: FixedPointSum | None = None
@@ -119,7 +120,8 @@ class Aggregator:
             key = (data.run, data.round)
             if (opened := self._rounds.get(key)) is None:
                 state = RoundState(data.run, data.round, self._runs[data.run].config.quorum)
-                opened = self._rounds[key] = OpenRound(state, stored.time)
+                config = self._runs[data.run].config
+                opened = self._rounds[key] = OpenRound(state, stored.time, config.clip_norm)
             verdict = opened.state.fold(stored)
             if isinstance(verdict, Candidate):
                 crash_point("aggregator.received")
@@ -177,11 +179,11 @@ class Aggregator:
         parameters = opened.state.plan.base_model.size // 4
         if opened.total is None:
             opened.total = FixedPointSum(parameters)
-        update, total = candidate.update, opened.total
+        update, total, clip = candidate.update, opened.total, opened.clip_norm
         async with self._local(update.update) as data:
             # In a thread: a large update must not keep this agent from answering.
             await asyncio.to_thread(
-                total.add_parts, lambda: decoded_parts(data, update.encoding, parameters), candidate.weight
+                total.add_parts, lambda: clipped_parts(data, update.encoding, parameters, clip), candidate.weight
             )
         opened.added.add(candidate.sequence)
         crash_point("aggregator.added")

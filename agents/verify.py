@@ -61,7 +61,7 @@ async def _check_objects(bus: Bus, verdict: Verdict, started: RunStarted, events
         except (FedbusError, ValidationError) as error:
             verdict.problems.append(Problem("object", f"round {number}: spec or base model: {error}"))
             continue
-        total = await _sum(bus, verdict, state, parent.size)
+        total = await _sum(bus, verdict, state, parent.size, started.config.clip_norm)
         if state.published is not None:
             verdict.models += 1
             verdict.problems += check_model(state, total, parent)
@@ -72,7 +72,9 @@ async def _check_objects(bus: Bus, verdict: Verdict, started: RunStarted, events
     verdict.problems += check_decisions(events, specs, rounds)
 
 
-async def _sum(bus: Bus, verdict: Verdict, state: RoundState, parameters: int) -> FixedPointSum:
+async def _sum(
+    bus: Bus, verdict: Verdict, state: RoundState, parameters: int, clip_norm: float | None
+) -> FixedPointSum:
     """The accepted updates of a round, read one after the other: memory does not grow with their number."""
     total = FixedPointSum(parameters)
     for user, candidate in state.accepted().items():
@@ -81,7 +83,7 @@ async def _sum(bus: Bus, verdict: Verdict, state: RoundState, parameters: int) -
         verdict.images += len(update.metrics.predictions)
         try:
             data = await bus.objects.get(update.update)
-            total.add(decode_update(data, update.encoding, parameters), candidate.weight)
+            total.add(decode_update(data, update.encoding, parameters, clip_norm=clip_norm), candidate.weight)
         except FedbusError as error:
             text = f"round {state.round}: the update of {user}: {error.message}"
             verdict.problems.append(Problem("object", text, candidate.sequence))

@@ -36,6 +36,8 @@ from data.shards import encode_shard
 
 RUN_S = 1_800.0
 SAMPLE_S = 1.0
+GROWTH, SPARE_MB = 1.25, 32.0
+"""What counts as flat, from a quarter of the time to its end: caches fill, and the allocator keeps a little."""
 IMAGES = 4
 
 
@@ -118,7 +120,7 @@ async def load(clients: int, users: int, rounds: int, minutes: float) -> dict[st
     """Runs the load and returns its figures.
 
     Raises:
-        RuntimeError: a run did not complete, or its ledger does not hold.
+        RuntimeError: a run did not complete, its ledger does not hold, or the memory of an agent grew.
     """
     samples, latencies, runs, updates = Samples(), list[float](), 0, 0
     with tempfile.TemporaryDirectory(prefix="fedbus-load-", ignore_cleanup_errors=True) as folder:
@@ -164,7 +166,10 @@ async def load(clients: int, users: int, rounds: int, minutes: float) -> dict[st
         "latency_p50_s": float(p50), "latency_p95_s": float(p95), "latency_p99_s": float(p99),
     }  # fmt: skip
     for name, values in samples.memory.items():
-        figures[f"{name}_mb_quarter"], figures[f"{name}_mb_end"] = values[len(values) // 4], values[-1]
+        quarter, end = values[len(values) // 4], values[-1]
+        figures[f"{name}_mb_quarter"], figures[f"{name}_mb_end"] = quarter, end
+        if minutes and end > GROWTH * quarter + SPARE_MB:
+            raise RuntimeError(f"the memory of {name} grew from {quarter:.0f} MB to {end:.0f} MB")
     return figures
 
 

@@ -91,7 +91,7 @@ async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay")
     events = await _events(bus, run)
     if not events:
         raise FedbusError(f"there is no run called {run!r}", hint="check its name; the page lists those that exist")
-    refs = [ref async for ref in _needed(bus, events, include)]
+    refs = [ref async for ref in needed(bus, events, include)]
     header = _Header(version=FORMAT, run=run, include=include, events=len(events), objects=len(refs))
     with _writing(path) as file:
         _write(file, header.model_dump(by_alias=True))
@@ -151,8 +151,8 @@ async def _events(bus: Bus, run: str) -> list[Stored]:
         return [item async for item in items if not isinstance(item, CaughtUp)]
 
 
-async def _needed(bus: Bus, events: list[Stored], include: Include) -> AsyncIterator[Ref]:
-    """Each object once, in the order in which the events come to them."""
+async def needed(bus: Bus, events: list[Stored], include: Include) -> AsyncIterator[Ref]:
+    """What a recording of these events holds: each object once, in the order in which the events come to them."""
     seen: set[str] = set()
     for stored in events:
         for ref in [one async for one in _of_event(bus, stored.event.data, include)]:

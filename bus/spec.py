@@ -71,6 +71,14 @@ class RunConfig(Frozen):
     max_update_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest L2 norm of an update; none: any finite update"
     )
+    over_norm: Literal["refuse", "clip"] = Field(
+        default="refuse", description="what becomes of an update past that norm; clip: it counts, scaled down to it"
+    )
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The L2 norm that updates are scaled down to, if any."""
+        return self.max_update_norm if self.over_norm == "clip" else None
 
 
 class TaskSpec(Frozen):

@@ -77,7 +77,10 @@ Augmentations = Annotated[int, typer.Option("--augmentations", min=0, max=63, he
 Encoding = Annotated[str, typer.Option("--encoding", help="Of updates: float32, float16, int8 or topk:FRACTION.")]
 Deadline = Annotated[float, typer.Option("--deadline", min=1, max=86_400, help="Seconds that a round may take.")]
 Grace = Annotated[float, typer.Option("--grace", min=0, max=3_600, help="Seconds for stragglers after the quorum.")]
-MaxNorm = Annotated[float | None, typer.Option("--max-update-norm", min=0, help="Refuse updates of a larger L2 norm.")]
+MaxNorm = Annotated[float | None, typer.Option("--max-update-norm", min=0, help="Largest L2 norm of an update.")]
+OverNorm = Annotated[
+    str, typer.Option("--over-norm", help="What becomes of an update past that norm: refuse, or clip it to the norm.")
+]
 
 ARTIFACTS, DATA, HELD_OUT = DEFAULT_ARTIFACTS, DEFAULT_USERS_DATA, DEFAULT_HELD_OUT_DATA
 LABELLERS = ("truth", "recorded", "openai")
@@ -103,6 +106,7 @@ def make_config(
     deadline: float = 300.0,
     grace: float = 0.0,
     max_update_norm: float | None = None,
+    over_norm: str = "refuse",
 ) -> RunConfig:
     """The run config that the options name.
 
@@ -111,6 +115,8 @@ def make_config(
     """
     if labeller not in LABELLERS:
         raise typer.BadParameter(f"--labeller is one of {', '.join(LABELLERS)}, not {labeller!r}")
+    if over_norm not in ("refuse", "clip"):
+        raise typer.BadParameter(f"--over-norm is refuse or clip, not {over_norm!r}")
     if quorum > 1 and quorum != int(quorum):
         raise typer.BadParameter("--quorum is a share up to 1, or a whole number of updates")
     if quorum > users:
@@ -135,4 +141,5 @@ def make_config(
             encoding=encoding,
         ),
         max_update_norm=max_update_norm,
+        over_norm="clip" if over_norm == "clip" else "refuse",
     )

@@ -72,6 +72,7 @@ def run_start(
     deadline: o.Deadline = 300.0,
     grace: o.Grace = 0.0,
     max_update_norm: o.MaxNorm = None,
+    over_norm: o.OverNorm = "refuse",
 ) -> None:
     """Put a run's data and model on the bus and publish run.started; the labeller begins at once."""
     config = o.make_config(
@@ -93,6 +94,7 @@ def run_start(
         deadline=deadline,
         grace=grace,
         max_update_norm=max_update_norm,
+        over_norm=over_norm,
     )
     run = checked(name or new_run_name())
     use_running_fedbus()

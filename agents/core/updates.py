@@ -145,8 +145,8 @@ def _encode_topk(delta: NDArray[np.float32], kept: int) -> bytes:
     return bytes(indices.astype("<u4").tobytes() + delta[indices].astype("<f4").tobytes())
 
 
-def decode_update(data: Buffer, encoding: str, size: int) -> NDArray[np.float32]:
-    """The delta, float32 [size], that ``data`` encodes.
+def decode_update(data: Buffer, encoding: str, size: int, *, clip_norm: float | None = None) -> NDArray[np.float32]:
+    """The delta, float32 [size], that ``data`` encodes, scaled down to the L2 norm ``clip_norm`` where it is larger.
 
     Raises:
         UnknownEncodingError: the encoding has no such name.
@@ -155,9 +155,28 @@ def decode_update(data: Buffer, encoding: str, size: int) -> NDArray[np.float32]
         NonFiniteUpdateError: a value is NaN or infinite.
     """
     delta = np.zeros(size, np.float32)
-    for where, values in decoded_parts(data, encoding, size):
+    for where, values in clipped_parts(data, encoding, size, clip_norm):
         delta[where] = values
     return delta
+
+
+def clipped_parts(
+    data: Buffer, encoding: str, size: int, clip_norm: float | None
+) -> Iterator[tuple[slice | NDArray[np.uint32], NDArray[np.float32]]]:
+    """As ``decoded_parts``, with the whole update scaled down to the L2 norm ``clip_norm`` where it is larger.
+
+    The factor is rounded to float32 towards zero, so that it does not hang on how a machine adds up the last digits of
+    the norm. Source: the clipping of updates in McMahan et al., Learning Differentially Private Recurrent Language
+    Models (2018), without its noise.
+
+    Raises:
+        FedbusError: what ``decode_update`` raises.
+    """
+    scale = 1.0
+    if clip_norm is not None and (norm := update_norm(data, encoding, size)) > clip_norm:
+        scale = float(np.nextafter(np.float32(clip_norm / norm), np.float32(0)))
+    for where, values in decoded_parts(data, encoding, size):
+        yield where, values if scale == 1.0 else (values * scale).astype(np.float32)
 
 
 def update_norm(data: Buffer, encoding: str, size: int) -> float:

@@ -85,7 +85,7 @@ def check_size(size: int, expected: Expected, limit: int) -> None:
 
 
 def check_update(data: Buffer, expected: Expected) -> None:
-    """Reads an update part by part and sees to it that it decodes, is finite and within the norm of the run.
+    """Reads an update part by part and sees to it that it decodes, is finite, and within the norm where the run refuses.
 
     Raises:
         UpdateRefusedError: ``size``, ``shape``, ``nonfinite`` or ``norm``.
@@ -96,7 +96,7 @@ def check_update(data: Buffer, expected: Expected) -> None:
         code: RejectionCode = error.code if error.code in ("size", "nonfinite") else "shape"  # type: ignore[assignment]
         raise UpdateRefusedError(code, error.message) from None
     largest = expected.config.max_update_norm
-    if largest is not None and norm > largest:
+    if largest is not None and norm > largest and expected.config.over_norm == "refuse":
         raise UpdateRefusedError("norm", f"the update's norm is {norm:.6g}, the run takes up to {largest:g}")
 
 

@@ -7,14 +7,18 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import nats as nats_client
+import numpy as np
 import pytest
 import pytest_asyncio
 
+from agents.core.replay import replay_run
 from agents.run_setup import RunSources, start_run
 from agents.verify import verify_run
 from bus.client import Bus
 from bus.events import ModelPublished, RoundStarted, UpdateSubmitted
+from bus.recording import needed
 from bus.server import EmbeddedServer, embedded_server
+from bus.spec import RunConfig
 from bus.subjects import events_of
 from bus.topology import OBJECT_STREAM
 from tests.broker.test_agents import BODIES, DEADLINE_S, answer_all, events, of, running, small
@@ -27,9 +31,9 @@ async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embedd
         yield server
 
 
-async def finished(nats: EmbeddedServer, bus: Bus, run: str) -> None:
+async def finished(nats: EmbeddedServer, bus: Bus, run: str, config: RunConfig | None = None) -> None:
     async with running(nats, *BODIES):
-        await start_run(bus, run, small(), RunSources())
+        await start_run(bus, run, config or small(), RunSources())
         await bus.publish(RoundStarted(run=run, round=1))
         async with asyncio.timeout(DEADLINE_S):
             await answer_all(bus, run)
@@ -97,6 +101,21 @@ async def test_a_run_whose_store_was_collected_verifies_as_before(
     verdict = await verify_run(bus, unique_run)
     assert (verdict.updates, verdict.models, verdict.images) == (4, 1, 20)
     assert {problem.code for problem in verdict.problems} == {"decision"}
+
+
+async def test_a_run_that_clips_has_a_model_within_the_norm_and_its_ledger_holds(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    limit = 0.5
+    await finished(nats, bus, unique_run, small().model_copy(update={"max_update_norm": limit, "over_norm": "clip"}))
+    stream = await events(bus, unique_run)
+    (published,) = of(stream, ModelPublished)
+    parts = [np.frombuffer(await bus.objects.get(ref), "<f4") for ref in (published.parent, published.model)]
+    # Updates of a norm of almost 1 that all point the same way.
+    assert np.linalg.norm(np.diff(parts, axis=0)) == pytest.approx(limit, rel=1e-5)
+    assert {problem.code for problem in (await verify_run(bus, unique_run)).problems} == {"decision"}
+    objects = {ref.sha256: await bus.objects.get(ref) async for ref in needed(bus, stream, "replay")}
+    assert replay_run(stream, objects, roles=["aggregator"]).differences == []
 
 
 async def test_the_whole_run_is_read(nats: EmbeddedServer, bus: Bus, unique_run: str) -> None:

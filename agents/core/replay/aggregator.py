@@ -90,7 +90,7 @@ class AggregatorReplay:
         outcome.compare(stored.sequence, "aggregator", what, data.inputs_digest, inputs_digest(inputs))
         what = f"the model of round {data.round}"
         try:
-            model = aggregate(state, self._objects)
+            model = aggregate(state, self._objects, clip_norm=self._started.config.clip_norm)
         except FedbusError as error:
             outcome.differ(stored.sequence, "aggregator", what, data.model.sha256, error.message)
             return
@@ -99,8 +99,8 @@ class AggregatorReplay:
         outcome.compare(stored.sequence, "aggregator", what, data.model.sha256, computed)
 
 
-def aggregate(state: RoundState, objects: Objects) -> NDArray[np.float32]:
-    """The model of a round from its accepted updates, float32 [parameters].
+def aggregate(state: RoundState, objects: Objects, *, clip_norm: float | None = None) -> NDArray[np.float32]:
+    """The model of a round from its accepted updates, float32 [parameters], each clipped to ``clip_norm``.
 
     Raises:
         FedbusError: the plan, the base model or an update is missing or malformed.
@@ -111,7 +111,8 @@ def aggregate(state: RoundState, objects: Objects) -> NDArray[np.float32]:
     total = FixedPointSum(parent.size)
     for candidate in state.accepted().values():
         update = candidate.update
-        total.add(decode_update(find_object(objects, update.update), update.encoding, parent.size), candidate.weight)
+        data = find_object(objects, update.update)
+        total.add(decode_update(data, update.encoding, parent.size, clip_norm=clip_norm), candidate.weight)
     return total.applied_to(parent)
 
 

@@ -141,6 +141,31 @@ def test_the_norm_is_that_of_the_decoded_update(encoding: str) -> None:
     assert update_norm(data, encoding, n) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_larger_update_is_scaled_down_to_the_norm_and_keeps_its_direction(encoding: str) -> None:
+    n = 256 * BLOCK + 77
+    data = encode_update(a_delta(n), encoding)
+    whole, limit = decode_update(data, encoding, n), update_norm(data, encoding, n) / 3
+    clipped = decode_update(data, encoding, n, clip_norm=limit)
+    norm = float(np.linalg.norm(clipped.astype(np.float64)))
+    assert limit * (1 - 1e-6) < norm <= limit
+    np.testing.assert_allclose(clipped, whole / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("above", [1.0, 1.5, 1e30])
+def test_an_update_within_the_norm_keeps_its_bits(above: float) -> None:
+    data = encode_update(a_delta(500), "float32")
+    limit = above * update_norm(data, "float32", 500)
+    assert decode_update(data, "float32", 500, clip_norm=limit).tobytes() == data
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), st.floats(1e-3, 1e3))
+def test_no_clipped_update_is_past_the_norm(values: list[float], limit: float) -> None:
+    data = encode_update(np.array(values, np.float32), "float32")
+    clipped = decode_update(data, "float32", len(values), clip_norm=limit)
+    assert float(np.linalg.norm(clipped.astype(np.float64))) <= limit * (1 + 1e-6)
+
+
 def test_anything_but_a_float32_vector_is_refused() -> None:
     with pytest.raises(UpdateShapeError):
         encode_update(np.zeros((2, 2), np.float32), "float32")

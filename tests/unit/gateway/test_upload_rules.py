@@ -17,10 +17,12 @@ LABELS = (1, None, 0)
 RIGHT: dict[str, Any] = {"predictions": (0, 1, 0), "examples": 2, "mismatched_images": 1, "trained_images": 7}
 
 
-def expected(*, norm: float | None = None, encoding: str = "float32", epochs: int = 1) -> Expected:
+def expected(
+    *, norm: float | None = None, over: str = "refuse", encoding: str = "float32", epochs: int = 1
+) -> Expected:
     base = config()
     training = base.training.model_copy(update={"encoding": encoding, "epochs": epochs})
-    run = base.model_copy(update={"training": training, "max_update_norm": norm})
+    run = base.model_copy(update={"training": training, "max_update_norm": norm, "over_norm": over})
     return Expected(config=run, parameters=4, base_model="0" * 64, classes=3, labels=LABELS)
 
 
@@ -55,6 +57,13 @@ def test_the_gateways_own_limit_counts_too() -> None:
     check_size(16, expected(), 16)
     with pytest.raises(UpdateRefusedError, match="at most 15 bytes"):
         check_size(16, expected(), 15)
+
+
+def test_a_run_that_clips_takes_an_update_of_any_norm_but_none_that_is_not_finite() -> None:
+    check_update(np.full(4, 1e6, "<f4").tobytes(), expected(norm=1.0, over="clip"))
+    with pytest.raises(UpdateRefusedError) as refused:
+        check_update(np.full(4, np.inf, "<f4").tobytes(), expected(norm=1.0, over="clip"))
+    assert refused.value.code == "nonfinite"
 
 
 def test_an_update_at_the_norm_passes_and_one_above_does_not() -> None:
