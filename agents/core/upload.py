@@ -85,7 +85,7 @@ def check_size(size: int, expected: Expected, limit: int) -> None:
 
 
 def check_update(data: Buffer, expected: Expected) -> None:
-    """Reads an update part by part and sees to it that it decodes, is finite, and within the norm where the run refuses.
+    """Reads an update part by part: it has to decode, be finite, and lie within the norm of a run that refuses more.
 
     Raises:
         UpdateRefusedError: ``size``, ``shape``, ``nonfinite`` or ``norm``.
