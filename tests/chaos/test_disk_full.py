@@ -11,7 +11,7 @@ import nats
 import pytest
 
 from agents.cli.options import ClientMix
-from bus.events import UpdateSubmitted
+from bus.events import TaskAssigned
 from bus.server import find_nats_server
 from bus.settings import BusSettings
 from tests.chaos.conftest import Survived
@@ -19,7 +19,8 @@ from tests.chaos.network import agents_on
 from tests.chaos.system import Chaos, Outcome, run_to_the_end, small
 from tests.conftest import wait_for
 
-FULL, WAITING = "resource limits exceeded", "starts again"
+FULL, WAITING = "resource limits exceeded", "insufficient resources"
+"""What the broker logs, and what the gateway hears and waits out, wherever in an update's way it stands."""
 
 
 class Broker:
@@ -81,7 +82,8 @@ async def test_a_full_disk_delays_a_run_and_changes_nothing(
         )
 
         async def fill_up(on: Chaos) -> None:
-            await on.until(UpdateSubmitted)
+            # Before any update: their objects are what has no room.
+            await on.until(TaskAssigned)
             await broker.start(await broker.used() + 10_000)
             await wait_for(lambda: FULL in broker.log.read_text(), within_s=60)
             await wait_for(lambda: WAITING in (on.system.logs / "gateway.log").read_text(), within_s=60)
