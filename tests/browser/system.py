@@ -12,7 +12,7 @@ from agents import aggregator, dispatcher, evaluator
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.labeller import service as labeller
-from agents.run_setup import RunSources, start_run
+from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from bus.client import Bus, CaughtUp
 from bus.events import Payload, RoundStarted
 from bus.server import EmbeddedServer, embedded_server
@@ -50,11 +50,13 @@ class System:
         ):
             yield url
 
-    async def start(self, run: str, *, users: int, rounds: int = 1, images: int = 20) -> RunConfig:
+    async def start(
+        self, run: str, *, users: int, rounds: int = 1, images: int = 20, artifacts: Path = DEFAULT_ARTIFACTS
+    ) -> RunConfig:
         """Starts a run of the shipped task and its first round."""
         quorum = QuorumSpec(deadline_s=DEADLINE_S)
         config = run_config(rounds=rounds, users=users).model_copy(update={"images_per_user": images, "quorum": quorum})
-        await start_run(self.bus, run, config, RunSources())
+        await start_run(self.bus, run, config, RunSources(artifacts))
         await self.bus.publish(RoundStarted(run=run, round=1))
         return config
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -173,6 +175,24 @@ async def test_a_person_starts_and_pauses_with_the_buttons(system: System, conte
         await page.click("#start")
         events = await system.events_until("run-a", RunFinished)
         assert sum(isinstance(event, UpdateSubmitted) for event in events) == 20
+
+
+async def test_a_model_that_the_browser_cannot_hold_is_refused_in_words_before_it_is_downloaded(
+    system: System, context: BrowserContext, tmp_path: Path
+) -> None:
+    """Full fine-tuning of a large model; that the manifest says so is enough, since nothing else is to be read."""
+    folder = tmp_path / "large"
+    shutil.copytree(ARTIFACTS, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["memory"] = {name: 1_000_000 * value for name, value in manifest["memory"].items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    files = {file.sha256 for _, file in load_manifest(ARTIFACTS).files.items()}
+    fetched: list[str] = []
+    context.on("request", lambda request: fetched.append(urlsplit(request.url).path.rpartition("/")[2]))
+    async with system.gateway() as url, tab(context, url, "client=tab-1&autostart=1") as page:
+        await system.start("run-a", users=1, artifacts=folder)
+        await expect(page.locator("#problem")).to_contain_text("GiB of memory to train")
+    assert not files & set(fetched)
 
 
 async def test_the_tasks_of_a_tab_that_is_closed_go_to_another_at_once(system: System, context: BrowserContext) -> None:
