@@ -148,7 +148,8 @@ class RunState:
             return self._plan(number, facts.started, picked)
         if len(facts.assigned) < facts.planned.users:
             usable = (user for user in picked if self._usable(user))
-            return AssignTasks(tuple(self._task(user, facts.planned) for user in usable if user not in facts.assigned))
+            tasks = tuple(self._task(user, facts.planned) for user in usable if user not in facts.assigned)
+            return AssignTasks(tasks) if tasks else None
         return None
 
     def _plan(self, number: int, started: RoundStarted, picked: tuple[str, ...]) -> Intent | None:
@@ -184,7 +185,8 @@ class RunState:
         return tuple(self.users[index] for index in sorted(chosen))
 
     def _usable(self, user: str) -> bool:
-        return any(label is not None for label in self.labelled[user].labels)
+        # A plan that somebody else made may count users that have no labels.
+        return user in self.labelled and any(label is not None for label in self.labelled[user].labels)
 
     def _task(self, user: str, planned: RoundPlanned) -> TaskAssigned:
         labelled = self.labelled[user]

@@ -47,11 +47,14 @@ from bus.events import (
     UpdateMetrics,
     UpdateRejected,
 )
+from bus.spec import RunDataset, UserShard
+from bus.upgrades import FORMAT
 from bus.values import Frozen
 from data.dataset import DatasetManifest, ImageEntry, ImageFormat, Part
 from data.shards import encode_shard
 from tests.builders import (
     ANY_REF,
+    BASE,
     BASE_REF,
     RUN,
     START,
@@ -173,26 +176,31 @@ def encodings() -> list[bytes]:
 
 @cache
 def recordings() -> list[bytes]:
-    """A recording as lines of JSON."""
+    """A recording as lines of JSON: of the present format, and of an older one that is upgraded."""
+    manifest = json.dumps({"trainable_count": 4, "model": {"parameters_total": 8}, "files": {}}).encode()
+    dataset = RunDataset(classes=("a", "b", "c"), users=(UserShard(user="u1", shard=ANY_REF),), held_out=ANY_REF)
+    bodies = [manifest, dataset.model_dump_json().encode(), BASE.tobytes()]
+    refs = [ref_of(body).model_copy(update={"media_type": "application/json"}) for body in bodies]
+    started = run_started(config(users=1)).model_copy(update={"artifacts": refs[0], "dataset": refs[1]})
     stream = Stream()
-    for payload in (run_started(config(users=1)), labelled("u1"), planned(1, 1), assigned("u1"), submitted("u1")):
+    for payload in (started, labelled("u1"), planned(1, 1), assigned("u1"), submitted("u1")):
         stream.add(payload)
-    content = b"the bytes"
-    lines: list[dict[str, object]] = [
-        {"fedbus-recording": 1, "run": RUN, "include": "replay", "events": 5, "objects": 1}
-    ]
+    header = {"run": RUN, "include": "replay", "events": len(stream.events), "objects": len(bodies)}
+    lines: list[dict[str, object]] = []
     for stored in stream.events:
         event = json.loads(stored.event.to_json())
         lines.append(
             {"sequence": stored.sequence, "time": stored.time.isoformat(), "subject": event["subject"], "event": event}
         )
-    lines.append({"ref": ref_of(content).model_dump(), "base64": base64.b64encode(content).decode()})
-    return [b"".join(json.dumps(line).encode() + b"\n" for line in lines)]
+    for ref, body in zip(refs, bodies, strict=True):
+        lines.append({"ref": ref.model_dump(), "base64": base64.b64encode(body).decode()})
+    versions: list[dict[str, object]] = [{"fedbus-recording": FORMAT}, {"fedbus-recording": 1}]
+    return [b"".join(json.dumps(line).encode() + b"\n" for line in [version | header, *lines]) for version in versions]
 
 
 def recordings_gz() -> list[bytes]:
-    """A compressed recording."""
-    return [gzip.compress(recordings()[0], mtime=0)]
+    """The recordings, compressed."""
+    return [gzip.compress(one, mtime=0) for one in recordings()]
 
 
 def artifact_manifests() -> list[bytes]:

@@ -26,6 +26,7 @@ from agents.core.protocol import (
     parse_client_message,
     parse_server_message,
 )
+from agents.core.replay import replay_run
 from agents.core.updates import decode_update, encode_update, encoded_size, update_norm
 from agents.core.upload import Expected, Progression, check_metrics, check_size, check_update
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
@@ -151,6 +152,7 @@ def _metrics(data: bytes) -> None:
 def _recording(data: bytes) -> None:
     recording = load_recording(_file("recording.jsonl", data))
     assert all(stored.event.data.run == recording.run for stored in recording.events)
+    replay_run(recording.events, recording.objects)
 
 
 def _recording_gz(data: bytes) -> None:

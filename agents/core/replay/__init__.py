@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from agents.core.replay.aggregator import AggregatorReplay, aggregate
 from agents.core.replay.dispatcher import DispatcherReplay
 from agents.core.replay.evaluator import EvaluatorReplay, HeldOut
@@ -15,7 +17,7 @@ from agents.core.replay.gateway import GatewayReplay
 from agents.core.replay.labeller import LabellerReplay
 from agents.core.replay.outcome import ROLES, Difference, Objects, Replay, Role, find_object
 from bus.envelope import Stored
-from bus.errors import ObjectMissingError
+from bus.errors import MalformedRecordingError, ObjectMissingError
 from bus.events import RunStarted
 from bus.spec import RunDataset
 
@@ -43,11 +45,17 @@ def replay_run(
 
     Raises:
         ObjectMissingError: the recording lacks the run's start or its dataset.
+        MalformedRecordingError: the dataset is none.
     """
     started = next((one.event.data for one in events if isinstance(one.event.data, RunStarted)), None)
     if not isinstance(started, RunStarted):
         raise ObjectMissingError("the recording has no run.started event")
-    dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))
+    try:
+        dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))
+    except ValidationError as error:
+        raise MalformedRecordingError(
+            f"the run's dataset is none: {error.errors()[0]['msg']}", hint="record the run again"
+        ) from None
     replays: dict[Role, _RoleReplay] = {
         "labeller": LabellerReplay(started, dataset, objects),
         "dispatcher": DispatcherReplay(started, dataset),

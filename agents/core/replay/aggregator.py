@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.aggregation import FixedPointSum, inputs_digest
-from agents.core.replay.outcome import Objects, Replay, find_object
+from agents.core.replay.outcome import Objects, Replay, find_object, parameters_of
 from agents.core.rounds import RoundState, attempt_of, is_attempt_of_stream
 from agents.core.updates import decode_update
 from bus.envelope import Stored
@@ -107,7 +107,7 @@ def aggregate(state: RoundState, objects: Objects, *, clip_norm: float | None = 
     """
     if state.plan is None:
         raise ObjectMissingError(f"round {state.round} has no plan")
-    parent = np.frombuffer(find_object(objects, state.plan.base_model), "<f4")
+    parent = parameters_of(objects, state.plan.base_model)
     total = FixedPointSum(parent.size)
     for candidate in state.accepted().values():
         update = candidate.update

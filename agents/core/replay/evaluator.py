@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from agents.core.evaluation import ClassScores, EvaluationDetails, by_class, score
-from agents.core.replay.outcome import Objects, Replay
+from agents.core.replay.outcome import Objects, Replay, parameters_of
 from bus.envelope import Stored
+from bus.errors import FedbusError, ObjectCorruptError
 from bus.events import ModelEvaluated, ModelPublished, RunStarted, Score
 from bus.spec import RunDataset
+from bus.values import Ref
 
 LOSS_TOLERANCE = 1e-4
 """Relative: the last digits of a logit depend on the processor. Counts of right answers have to be the same."""
@@ -83,21 +85,26 @@ class EvaluatorReplay:
                 ("the base model", self._started.base_model.sha256, data.base, details.base),
                 ("the updated model", data.model, data.updated, details.updated),
             ):
-                logits = self._run(digest, self._held_out)
-                if logits is None:
-                    same(f"the bytes of {name}", digest, None)
+                try:
+                    logits = self._run(digest, self._held_out)
+                except FedbusError as error:
+                    same(f"the bytes of {name}", digest, error.message)
                     continue
                 again = score(logits, self._held_out.labels)
                 same(f"the confusion matrix of {name}", scores, by_class(logits, self._held_out.labels))
                 if abs(again.loss - said.loss) > LOSS_TOLERANCE * max(1.0, said.loss):
                     same(f"the loss of {name}", said.loss, again.loss)
 
-    def _run(self, digest: str, held_out: HeldOut) -> NDArray[np.float32] | None:
+    def _run(self, digest: str, held_out: HeldOut) -> NDArray[np.float32]:
+        base = self._started.base_model.sha256
         if digest not in self._logits:
-            if (model := self._objects.get(digest)) is None:
-                return None
-            self._logits = {key: self._logits[key] for key in (self._started.base_model.sha256,) if key in self._logits}
-            self._logits[digest] = held_out.logits(np.frombuffer(model, "<f4").astype(np.float32))
+            size = self._started.base_model.size
+            ref = Ref(name=f"sha256-{digest}", sha256=digest, size=size)
+            parameters = parameters_of(self._objects, ref)
+            if parameters.size * 4 != size:
+                raise ObjectCorruptError(f"{4 * parameters.size} bytes instead of {size}")
+            self._logits = {key: logits for key, logits in self._logits.items() if key == base}
+            self._logits[digest] = held_out.logits(parameters)
         return self._logits[digest]
 
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from bus.errors import ObjectMissingError
+import numpy as np
+from numpy.typing import NDArray
+
+from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.events import Payload
 from bus.values import Ref
 
@@ -71,6 +74,19 @@ def find_object(objects: Objects, ref: Ref) -> bytes:
     if ref.sha256 not in objects:
         raise ObjectMissingError(f"the recording has no object {ref.sha256}", hint="record again with --include all")
     return objects[ref.sha256]
+
+
+def parameters_of(objects: Objects, ref: Ref) -> NDArray[np.float32]:
+    """The trainable parameters float32 [n] that ``ref`` names.
+
+    Raises:
+        ObjectMissingError: the recording does not hold them.
+        ObjectCorruptError: they are no whole number of float32 values.
+    """
+    data = find_object(objects, ref)
+    if len(data) % 4:
+        raise ObjectCorruptError(f"model {ref.sha256} has {len(data)} bytes, not whole float32 values")
+    return np.frombuffer(data, "<f4").astype(np.float32)
 
 
 def brief(value: object) -> str:

@@ -156,3 +156,15 @@ def test_the_learning_rate_decays_after_the_first_round() -> None:
     settings = config(rounds=3)
     assert learning_rate_of(settings, 1) == settings.training.learning_rate
     assert learning_rate_of(settings, 3) == pytest.approx(settings.training.learning_rate * 0.75**2)
+
+
+def test_a_plan_that_counts_users_without_labels_assigns_those_that_have_some() -> None:
+    stream = Stream()
+    state = RunState(run_started(config(users=2)), ("u0", "u1"))
+    for data in (labelled("u0"), RoundStarted(run=RUN, round=1), planned(2, 2)):
+        state.fold(stream.add(data))
+    intent = state.decide()
+    assert isinstance(intent, AssignTasks)
+    assert [task.user for task in intent.tasks] == ["u0"]
+    state.fold(stream.add(intent.tasks[0]))
+    assert state.decide() is None
