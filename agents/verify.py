@@ -33,15 +33,27 @@ class Verdict:
 
 async def verify_run(bus: Bus, run: str) -> Verdict:
     """Checks the whole stream for gaps and the run for everything that ``agents.core.ledger`` names."""
+    return (await verify_runs(bus, [run]))[run]
+
+
+async def verify_runs(bus: Bus, runs: Sequence[str]) -> dict[str, Verdict]:
+    """As ``verify_run`` for each of several runs; the stream is read once."""
     # What comes later is not looked at; and what somebody put on the DLQ must not say how long the stream is.
     last = await bus.last_sequence()
     async with bus.follow(EVENTS, live=False) as items:
         stream = [item async for item in items if isinstance(item, Stored)]
     dead = await bus.dead_letters()
-    sequences = [one.sequence for one in stream] + [one.sequence for one in dead]
-    events = [one for one in stream if one.event.data.run == run]
-    verdict = Verdict(events=len(events))
-    verdict.problems += check_sequence(sequences, 1, last)
+    gaps = check_sequence([one.sequence for one in stream] + [one.sequence for one in dead], 1, last)
+    by_run: dict[str, list[Stored]] = {run: [] for run in runs}
+    for one in stream:
+        if (events := by_run.get(one.event.data.run)) is not None:
+            events.append(one)
+    del stream
+    return {run: await _verdict(bus, events, gaps) for run, events in by_run.items()}
+
+
+async def _verdict(bus: Bus, events: Sequence[Stored], gaps: Sequence[Problem]) -> Verdict:
+    verdict = Verdict(events=len(events), problems=list(gaps))
     verdict.problems += check_events(events)
     started = next((one.event.data for one in events if isinstance(one.event.data, RunStarted)), None)
     if isinstance(started, RunStarted):

@@ -23,7 +23,7 @@ from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
 from agents.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
-from agents.verify import verify_run
+from agents.verify import verify_runs
 from artifacts.manifest import load_manifest
 from benchmarks.common import report
 from bus.client import Bus
@@ -151,11 +151,11 @@ async def load(clients: int, users: int, rounds: int, minutes: float) -> dict[st
                     await start_shared_run(bus, run, config)
                     latencies += await finished_run(bus, run, samples)
                 seconds = time.monotonic() - began
-                for number in range(1, runs + 1):
-                    verdict = await verify_run(bus, f"load-{number}")
+                print(f"{runs} runs in {seconds:.0f} s; checking their ledgers", flush=True)
+                for run, verdict in (await verify_runs(bus, [f"load-{n}" for n in range(1, runs + 1)])).items():
                     updates += verdict.updates
                     if verdict.problems:
-                        raise RuntimeError(f"load-{number}: {len(verdict.problems)} problems: {verdict.problems[0]}")
+                        raise RuntimeError(f"{run}: {len(verdict.problems)} problems: {verdict.problems[0]}")
                 for task in background:
                     task.cancel()
             await objects.close()

@@ -71,6 +71,8 @@ class Facts:
             case RunFinished():
                 run.status = data.status
                 run.rounds.clear()
+                # Nothing of it is judged any more, and a dataset may name a hundred thousand users.
+                run.dataset = None
                 return (data.run,)
             case RoundClosed() | RoundFailed():
                 facts = self._round(run, data)
