@@ -18,12 +18,16 @@ _TEXTS = (
     "1-" + "x" * 58 + "-1-1",
 )
 _RAW = (b"[" * 20_000, b'{"a":' * 20_000, b"NaN", b"-", b"1e999", b'"\\ud800"', b"9" * 5_000, b"\xff\xfe", b"\0" * 64)
+SMALL, LARGE = 1 << 12, 1 << 18
+"""Bytes up to which an input may be multiplied, and up to which it is changed again: the fuzzer takes 65,536."""
 _STRUCTS = ("<B", "<H", "<I", "<Q", ">H", ">I", ">Q", "<f", "<d")
 
 
 def mutated(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
     """``data`` changed in one to four places, by whatever way fits its format; ``others`` lend parts of themselves."""
     for _ in range(rng.choice((1, 1, 2, 4))):
+        if len(data) > LARGE:
+            break
         way = rng.choice(_ways(data)) if rng.random() < 0.7 else _bytes
         data = way(data, rng, others)
     return data
@@ -91,7 +95,7 @@ def _json(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
             donor, name = rng.choice(places)
             holder[key] = json.loads(json.dumps(donor[name]))
         case 3 if isinstance(holder, list):
-            holder *= rng.choice((0, 2, 200))
+            holder *= rng.choice((0, 2, 200 if len(data) < SMALL else 2))
         case 4 if isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
             holder[key] += rng.choice((-1, 1, 0.5))
         case _:
