@@ -57,7 +57,8 @@ class Access:
         try:
             return self.table.check(token, role, datetime.now(UTC))
         except AccessRefusedError as error:
-            if error.code == "token":
+            # Who says nothing guesses nothing.
+            if error.code == "token" and token:
                 self._failures.count(address, time.monotonic())
                 log.info("refused %s: %s", escaped(address), error.message)
             raise

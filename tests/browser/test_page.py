@@ -209,6 +209,7 @@ async def test_a_wrong_token_is_told_and_not_tried_again(system: System, context
     async with system.gateway() as url, tab(context, url, "autostart=1", token="guessed") as page:
         await state(page, "error")
         await expect(page.locator("#problem")).to_contain_text("token")
+        await expect(page.locator("#run")).to_contain_text("#token=")
         await expect(page.locator("#start")).to_be_enabled()
 
 

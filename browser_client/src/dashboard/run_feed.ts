@@ -84,6 +84,13 @@ export class RunFeed {
 
   async #look(): Promise<void> {
     const response = await this.fetchFrom(new URL('runs', this.gateway), { signal: AbortSignal.timeout(LOOK_AGAIN_MS) });
+    if ([401, 403, 429].includes(response.status)) {
+      // Asking again would only count as guessing.
+      this.#lookAt = Infinity;
+      this.problem = `${(await response.text()).trim()}: it belongs at the end of this page's address, as #token=…`;
+      this.onChange();
+      return;
+    }
     if (!response.ok) throw new Error(`status ${response.status}`);
     const newest = parseJson(await response.text(), runs, 'runs').at(-1);
     this.problem = '';

@@ -203,6 +203,8 @@ async def test_leases_keep_their_token_when_the_gateway_starts_again(bus: Bus, t
 
 async def test_who_guesses_is_turned_away_even_with_the_right_token(bus: Bus, tmp_path: Path) -> None:
     async with serving(bus, tmp_path, join_token=JOIN, max_failures=3) as gateway, reading(gateway, JOIN) as http:
+        for _ in range(4):
+            assert await refused(gateway, "") == "token"
         for _ in range(2):
             assert await refused(gateway, "wrong") == "token"
         assert (await http.get("/runs")).status_code == 200
