@@ -88,19 +88,27 @@ class Connection:
                 while not connecting.done():
                     self._raise_if_refused(settings)
                     if on_waiting is not None:
-                        on_waiting(f"waiting for the broker at {settings.url}: {_reason(self._last_error)}")
+                        on_waiting(f"waiting for the broker at {settings.place}: {_reason(self._last_error)}")
                     await self._remind(connecting)
             await connecting
         except TimeoutError:
             raise BrokerUnavailableError(
-                f"no broker at {settings.url} within {wait_s:g} s: {_reason(self._last_error)}",
+                f"no broker at {settings.place} within {wait_s:g} s: {_reason(self._last_error)}",
                 hint="start one, or set NATS_URL to where it listens",
+            ) from None
+        except (nats.errors.Error, ValueError, OSError) as error:
+            # Its text may hold what it is about: an address with a login, or credentials.
+            raise BrokerUnavailableError(
+                f"cannot connect to {settings.place}: {type(error).__name__}",
+                hint=_refusal(error) or "check that NATS_URL is nats://HOST:PORT, and the file of NATS_CREDS",
             ) from None
         finally:
             if not self.nc.is_connected:
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
-                await self.nc.close()
+                # A client that never began to connect has nothing to close, and says so with an assertion (2.16).
+                with contextlib.suppress(AssertionError):
+                    await self.nc.close()
         self._up.set()
 
     async def _connect(self, settings: BusSettings, name: str, tls: ssl.SSLContext | None) -> None:
@@ -138,7 +146,7 @@ class Connection:
     def _raise_if_refused(self, settings: BusSettings) -> None:
         if hint := _refusal(self._last_error):
             raise BrokerUnavailableError(
-                f"the broker at {settings.url} refuses the connection: {_reason(self._last_error)}", hint=hint
+                f"the broker at {settings.place} refuses the connection: {_reason(self._last_error)}", hint=hint
             )
 
     async def close(self) -> None:

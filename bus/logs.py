@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as json_format
 import logging
+import re
 import sys
 import time
 from datetime import UTC, datetime
 
 CONTEXT = ("run", "round", "user", "trace")
 _ESCAPES = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)]}
+_LOGIN, _TOKEN = re.compile(r"//[^/\s]*@"), re.compile(r"(token=)[^&#/\s]+")
 _ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
@@ -22,8 +24,13 @@ def configure(role: str, json: bool = False, level: int = logging.INFO) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for chatty in ("nats", "httpx", "httpcore", "openai", "watchfiles"):
+    for chatty in ("nats", "httpx", "httpcore", "httpx2", "httpcore2", "openai", "watchfiles"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def without_login(url: str) -> str:
+    """An address to show or log: without the user, password or token that may stand in it."""
+    return _TOKEN.sub(r"\1***", _LOGIN.sub("//***@", url))
 
 
 def escaped(text: str) -> str:

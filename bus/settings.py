@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bus.logs import without_login
+
 DEFAULT_URL = "nats://127.0.0.1:4222"
 
 
@@ -28,6 +30,11 @@ class BusSettings(BaseSettings):
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the broker is, without the login that ``url`` may hold: for logs and messages."""
+        return without_login(self.url)
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS context that the files ask for, or nothing: then ``tls://`` trusts the system's authorities.

@@ -40,6 +40,7 @@ from agents.core.protocol import (
 )
 from bus.crash_points import crash_point
 from bus.errors import FedbusError
+from bus.logs import without_login
 from bus.values import Frozen
 
 ANSWER_S = 30.0
@@ -107,12 +108,9 @@ class Client:
         while True:
             began = time.monotonic()
             try:
-                async with connect(
-                    self._url, ssl=self._tls, compression=None, max_size=2 * MAX_TEXT_BYTES, close_timeout=CLOSE_S
-                ) as socket:
-                    await self._converse(socket)
+                await self._connected()
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
-                log.warning("no gateway at %s: %s", self._url, error)
+                log.warning("no gateway at %s: %s", without_login(self._url), without_login(str(error)))
             except ProtocolError as error:
                 log.warning("the gateway said something strange: %s", error.message)
             if time.monotonic() - began > LAST_PAUSE_S:
@@ -120,6 +118,25 @@ class Client:
             # Spread out, so that many clients do not come back at the same moment.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(LAST_PAUSE_S, pause * 2)
+
+    async def _connected(self) -> None:
+        """One connection in a task of its own: a stop that comes together with its loss must not drown in it.
+
+        A task group that is cancelled while one of its tasks fails only tells of the failure (Python 3.11).
+        """
+        connection = asyncio.create_task(self._connect())
+        try:
+            await asyncio.wait([connection])
+        finally:
+            connection.cancel()
+            await asyncio.gather(connection, return_exceptions=True)
+        connection.result()
+
+    async def _connect(self) -> None:
+        async with connect(
+            self._url, ssl=self._tls, compression=None, max_size=2 * MAX_TEXT_BYTES, close_timeout=CLOSE_S
+        ) as socket:
+            await self._converse(socket)
 
     async def _converse(self, socket: ClientConnection) -> None:
         """One connection, from hello to its end."""
@@ -145,7 +162,7 @@ class Client:
         self._uploader.forget()
         self._chunk_bytes = min(welcome.chunk_bytes, MAX_CHUNK_BYTES)
         self._outbox = asyncio.Queue()
-        log.info("joined %s with %d tasks in hand", self._url, len(self._held))
+        log.info("joined %s with %d tasks in hand", without_login(self._url), len(self._held))
         self._ask()
         with contextlib.suppress(_ConversationOver):
             try:

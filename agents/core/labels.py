@@ -39,13 +39,17 @@ def settle(answers: Sequence[Answer], matcher: LabelMatcher) -> UserLabels:
     labels: list[int | None] = []
     dropped: list[DroppedImage] = []
     for index, answer in enumerate(answers):
-        verdict = None if answer.failure else matcher.match(answer.text)
+        # JSON can name half a character, which no event can say.
+        text = (answer.text or "").encode(errors="replace").decode()
+        verdict = None if answer.failure else matcher.match(text)
         if isinstance(verdict, Matched):
             labels.append(verdict.index)
             continue
         labels.append(None)
         reason = answer.failure if verdict is None else verdict.reason
-        image = {"index": index, "reason": reason, "answer": (answer.text or "")[:_MAX_ANSWER]}
+        # Half a character is JSON, and no text that an event could say.
+        text = (answer.text or "").encode(errors="replace").decode()
+        image = {"index": index, "reason": reason, "answer": text[:_MAX_ANSWER]}
         dropped.append(DroppedImage.model_validate(image))
     return UserLabels(
         tuple(labels),

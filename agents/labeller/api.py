@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import openai
@@ -22,9 +24,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from agents.labeller.errors import ApiKeyMissingError, ApiRefusedError, ApiUnavailableError
 from agents.labeller.prompt import MalformedReply, Prompt
 from agents.labeller.settings import LabellerSettings
+from bus.logs import without_login
 
 MAX_RETRY_AFTER_S = 600.0
 _FIRST_BACKOFF_S = 0.5
+_SHORTEST_SECRET = 8
+"""A shorter key is a word for a local server that takes any."""
 _PASSING_STATUS = (408, 409, 429)
 _FILTER_CODES = ("content_filter", "content_policy_violation", "invalid_image", "image_parse_error")
 log = logging.getLogger(__name__)
@@ -150,9 +155,11 @@ class LabelApi:
         ) from None
 
     def _line(self, error: BaseException | None) -> str:
-        """The error in a line, for logs and events: an API may repeat the key that it refuses."""
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return text.replace(self._client.api_key, "[the key]")[:300]
+        """An error as one line; servers like to say the key that they refuse, and the line becomes an event."""
+        text = without_login(" ".join(f"{type(error).__name__}: {error}".split()))
+        for secret in _secrets(self._settings):
+            text = text.replace(secret, "***")
+        return text[:300]
 
 
 @contextlib.asynccontextmanager
@@ -176,6 +183,16 @@ async def label_api(
         max_retries=0,
     ) as client:
         yield LabelApi(client, settings, model=model, prompt=prompt, concurrency=concurrency)
+
+
+def _secrets(settings: LabellerSettings) -> Iterator[str]:
+    """What the API is told so that it lets us in, as it may say it again."""
+    key, place = settings.openai_api_key, urlsplit(settings.openai_base_url or "")
+    if key is not None and len(key.get_secret_value()) >= _SHORTEST_SECRET:
+        yield key.get_secret_value()
+    if place.password:
+        login = f"{unquote(place.username or '')}:{unquote(place.password)}"
+        yield from (base64.b64encode(login.encode()).decode(), unquote(place.password), place.password)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from bus.logs import configure, escaped
+from bus.logs import configure, escaped, without_login
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +59,19 @@ def test_configuring_twice_logs_once(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_ordinary_text_is_left_alone() -> None:
     assert escaped("Größe 3 × 4 — “ok”") == "Größe 3 × 4 — “ok”"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://host:4222", "nats://host:4222"),
+        ("nats://me:p@ss@host:4222", "nats://***@host:4222"),
+        ("tls://t0ken@[::1]:4222", "tls://***@[::1]:4222"),
+        ("nats://me:one@a:1,nats://me:two@b:2", "nats://***@a:1,nats://***@b:2"),
+        ("http://host/#token=abc&x=1", "http://host/#token=***&x=1"),
+        ("ws://host/#token=abc/ws", "ws://host/#token=***/ws"),
+        ("no URL at http://me:p@, sorry: a@b", "no URL at http://***@, sorry: a@b"),
+    ],
+)
+def test_an_address_is_shown_without_its_login(url: str, shown: str) -> None:
+    assert without_login(url) == shown
