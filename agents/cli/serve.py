@@ -20,8 +20,7 @@ from agents.cli.display import console
 from agents.cli.options import ClientMix, parse_clients
 from agents.cli.processes import supervisor
 from agents.cli.reload import reload_on_change
-from agents.cli.system import AGENTS, BROKER_READY_S, client_commands, metrics_host, running_system
-from bus.client import Bus
+from agents.cli.system import AGENTS, client_commands, make_streams, metrics_host, running_system
 from bus.logs import configure
 from bus.permissions import OPERATOR, ROLES
 from bus.server import embedded_server
@@ -107,9 +106,7 @@ async def _broker(store: Path, port: int | None) -> None:
     async with embedded_server(store / "nats", port=port, passwords=agreed.passwords) as server:
         agreed = agreed.model_copy(update={"nats_url": server.url})
         agreed.write(store)
-        async with Bus.connect(agreed.settings(), name="broker", wait_s=BROKER_READY_S):
-            # Only the operator may make the streams, and agents wait for them.
-            pass
+        await make_streams(agreed, "broker")
         console.print(f"NATS on {server.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
         console.print('For programs of your own: eval "$(fedbus env)"')
         code = await server.wait()

@@ -113,6 +113,16 @@ def client_commands(
     return commands
 
 
+async def make_streams(connection: Connection, name: str) -> None:
+    """Makes the streams, as only the operator may; agents wait for them.
+
+    Raises:
+        BrokerUnavailableError: the broker that was just started does not answer.
+    """
+    async with Bus.connect(connection.settings(), name=name, wait_s=BROKER_READY_S):
+        pass
+
+
 @contextlib.asynccontextmanager
 async def running_system(
     store: Path,
@@ -158,9 +168,7 @@ async def running_system(
     async with background(_keep_broker(store / "nats", nats_port, passwords, ready)):
         server = await ready
         connection = Connection(nats_url=server.url, passwords=passwords, join_token=join_token)
-        async with Bus.connect(connection.settings(), name="up", wait_s=BROKER_READY_S):
-            # Only the operator may make the streams, and agents wait for them.
-            pass
+        await make_streams(connection, "up")
         environment = {
             "FEDBUS_GATEWAY_HOST": host,
             "FEDBUS_GATEWAY_PORT": str(gateway_port),

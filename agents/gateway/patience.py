@@ -56,14 +56,35 @@ class _Deadline:
 def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSocketsSansIOProtocol]]:
     """uvicorn's protocol classes for HTTP and WebSocket with these bounds."""
 
-    class PatientHttp(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            self._request, self._reader = _Deadline(NO_REQUEST), _Deadline(NOT_READ)
+    class Read(asyncio.Protocol):
+        """Cuts a peer that takes nothing of what waits for it; stands before one of uvicorn's classes."""
+
+        transport: asyncio.Transport
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self._reader = _Deadline(NOT_READ)
+            super().connection_made(transport)
+
+        def pause_writing(self) -> None:
+            self._reader.set(patience.stall_s, self.transport)
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            self._reader.lift()
+            super().resume_writing()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._reader.lift()
+            super().connection_lost(exc)
+
+    class PatientHttp(Read, H11Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self._request = _Deadline(NO_REQUEST)
             super().connection_made(transport)
             if len(self.connections) > patience.connections:
-                transport.abort()
+                self.transport.abort()
                 return
-            self._request.set(patience.request_s, transport)
+            self._request.set(patience.request_s, self.transport)
 
         def data_received(self, data: bytes) -> None:
             before = self.cycle
@@ -74,41 +95,16 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
             if self.cycle is not before or self.transport.get_protocol() is not self:
                 self._request.lift()
 
-        def pause_writing(self) -> None:
-            self._reader.set(patience.stall_s, self.transport)
-            super().pause_writing()
-
-        def resume_writing(self) -> None:
-            self._reader.lift()
-            super().resume_writing()
-
         def connection_lost(self, exc: Exception | None) -> None:
             self._request.lift()
-            self._reader.lift()
             super().connection_lost(exc)
 
-    class PatientWebSocket(WebSocketsSansIOProtocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self._reader = _Deadline(NOT_READ)
-            super().connection_made(transport)
-
+    class PatientWebSocket(Read, WebSocketsSansIOProtocol):
         def handle_ping(self) -> None:
             # Pongs are written without waiting: who pings and never reads them would fill the memory.
             if self.transport.get_write_buffer_size() > MAX_UNREAD_PONGS:
                 self.transport.abort()
                 return
             super().handle_ping()
-
-        def pause_writing(self) -> None:
-            self._reader.set(patience.stall_s, self.transport)
-            super().pause_writing()
-
-        def resume_writing(self) -> None:
-            self._reader.lift()
-            super().resume_writing()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._reader.lift()
-            super().connection_lost(exc)
 
     return PatientHttp, PatientWebSocket

@@ -43,8 +43,6 @@ ISOLATION = {
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
 ENCRYPTED = {"Strict-Transport-Security": "max-age=31536000"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ class AggregatorReplay:
         self._started = started
         self._objects = objects
         self._rounds: dict[int, list[Stored]] = {}
+        self._states: dict[int, RoundState] = {}
 
     def take(self, stored: Stored, outcome: Replay) -> None:
         """Compares one event with what the events before it in its round lead to, when it is the aggregator's."""
@@ -39,27 +39,30 @@ class AggregatorReplay:
         if not isinstance(data, RoundPayload):
             return
         before = self._rounds.setdefault(data.round, [])
+        state = self._states.setdefault(data.round, self._new(data.round))
         match data:
-            case RoundClosed() | RoundExtended() | RoundFailed():
-                self._decision(data, before, stored, outcome)
+            case RoundClosed():
+                # It says up to where its author had read; what came between that and the event itself is late.
+                as_read = self._new(data.round)
+                for one in before:
+                    if one.sequence <= data.through:
+                        as_read.fold(one)
+                self._decision(data, as_read, stored, outcome)
+            case RoundExtended() | RoundFailed():
+                self._decision(data, state, stored, outcome)
             case ModelPublished():
-                self._model(data, before, stored, outcome)
+                self._model(data, state, stored, outcome)
             case UpdateRejected() if is_attempt_of_stream(data.attempt):
-                self._refusal(data, before, stored, outcome)
+                self._refusal(data, state, stored, outcome)
         before.append(stored)
+        state.fold(stored)
 
-    def _folded(self, number: int, events: Sequence[Stored], through: int | None = None) -> RoundState:
-        state = RoundState(self._started.run, number, self._started.config.quorum)
-        for stored in events:
-            if through is None or stored.sequence <= through:
-                state.fold(stored)
-        return state
+    def _new(self, number: int) -> RoundState:
+        return RoundState(self._started.run, number, self._started.config.quorum)
 
     def _decision(
-        self, data: RoundClosed | RoundExtended | RoundFailed, before: Sequence[Stored], stored: Stored, outcome: Replay
+        self, data: RoundClosed | RoundExtended | RoundFailed, state: RoundState, stored: Stored, outcome: Replay
     ) -> None:
-        # A closed event says up to where its author had read; what came between that and the event itself is late.
-        state = self._folded(data.round, before, data.through if isinstance(data, RoundClosed) else None)
         # A round that could not be planned is failed by the dispatcher.
         if isinstance(data, RoundFailed) and state.plan is None:
             return
@@ -67,8 +70,7 @@ class AggregatorReplay:
         decided = state.decide(stored.event.time or stored.time)
         outcome.compare(stored.sequence, "aggregator", f"the decision on round {data.round}", data, decided)
 
-    def _refusal(self, data: UpdateRejected, before: Sequence[Stored], stored: Stored, outcome: Replay) -> None:
-        state = self._folded(data.round, before)
+    def _refusal(self, data: UpdateRejected, state: RoundState, stored: Stored, outcome: Replay) -> None:
         expected = {attempt_of(at): one.as_event() for at, one in state.refused.items()}.get(data.attempt)
         candidate = next((one for one in state.counted.values() if attempt_of(one.sequence) == data.attempt), None)
         if expected is None and candidate is not None:
@@ -82,9 +84,8 @@ class AggregatorReplay:
         outcome.checked["aggregator"] += 1
         outcome.compare(stored.sequence, "aggregator", f"the refusal of an update of {data.user}", data, expected)
 
-    def _model(self, data: ModelPublished, before: Sequence[Stored], stored: Stored, outcome: Replay) -> None:
+    def _model(self, data: ModelPublished, state: RoundState, stored: Stored, outcome: Replay) -> None:
         outcome.checked["aggregator"] += 1
-        state = self._folded(data.round, before)
         inputs = [(user, one.update.update.sha256, one.weight) for user, one in state.accepted().items()]
         what = f"the inputs of round {data.round}"
         outcome.compare(stored.sequence, "aggregator", what, data.inputs_digest, inputs_digest(inputs))
