@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from bus.errors import PortTakenError, ServerStartError, StoreLockedError
 from bus.permissions import OPERATOR, authorization
+from bus.private import write_private
 from bus.settings import BusSettings
 
 READY_S = 20.0
@@ -168,13 +169,13 @@ def check_port_free(host: str, port: int, *, hint: str) -> None:
 def _kept(path: Path, make: Callable[[], str]) -> str:
     """The secret in ``path``, made at first use."""
     if not path.exists():
-        _write_private(path, make())
+        write_private(path, make())
     return path.read_text().strip()
 
 
 def _write_config(store: Path, host: str, port: int | None, login: str) -> Path:
     config = store / "nats-server.conf"
-    _write_private(
+    write_private(
         config,
         f"""server_name: fedbus
 host: {json.dumps(host)}
@@ -191,12 +192,6 @@ jetstream {{
 """,
     )
     return config
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
 
 
 def _log_of(store: Path) -> Path:

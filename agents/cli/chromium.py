@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from agents.cli.processes import Command
 from bus.errors import FedbusError
+from bus.private import write_private
 
 START = "start.html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -83,5 +84,5 @@ def _lay_out(profile: Path, address: str) -> None:
     """An empty profile with the page that leads to ``address``."""
     shutil.rmtree(profile, ignore_errors=True)
     profile.mkdir(parents=True, mode=0o700)
-    with open(os.open(profile / START, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">')
+    page = f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(address)}">'
+    write_private(profile / START, page)

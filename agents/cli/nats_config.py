@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from agents.cli.display import console
 from bus.errors import FedbusError
 from bus.permissions import ROLES, authorization, new_passwords
+from bus.private import write_private
 
 CONFIG = "authorization.conf"
 
@@ -46,14 +46,6 @@ def write_logins(folder: Path, *, force: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     passwords = new_passwords()
     for role, password in passwords.items():
-        _write(folder / f"{role}.env", f"NATS_USER={role}\nNATS_PASSWORD={password}\n")
+        write_private(folder / f"{role}.env", f"NATS_USER={role}\nNATS_PASSWORD={password}\n")
     # Last: who sees it finds the others.
-    _write(folder / CONFIG, authorization(passwords))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    write_private(folder / CONFIG, authorization(passwords))
