@@ -40,7 +40,7 @@ from artifacts.ort_training import NativeTrainer
 from artifacts.self_check import Agreement, check_artifacts
 from artifacts.torch_models import FrozenPrefix, TrainableModel, TrainableSuffix, has_frozen_prefix
 from artifacts.training_graph import build_training_graphs
-from data.files import write_atomically
+from bus.process.files import write_atomically
 
 _ONNX, _BYTES = "application/onnx", "application/octet-stream"
 _FILES = {

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from artifacts.errors import ArtifactIntegrityError, ManifestError
-from bus.values import Ref
-from data.files import sha256_of
+from bus.process.files import sha256_of
+from bus.words.values import Ref
 
 MANIFEST_NAME = "manifest.json"
 

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from agents.core.aggregation import FixedPointSum
+from agents.core.learning.fixed_point import FixedPointSum
 from benchmarks.common import report
 
 

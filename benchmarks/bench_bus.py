@@ -17,13 +17,13 @@ from uuid import uuid4
 import nats.aio.client
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from agents.words.events import TaskAssigned
 from benchmarks.common import report
+from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
-from bus.envelope import new_event
-from bus.events import TaskAssigned
-from bus.server import EmbeddedServer, embedded_server
-from bus.subjects import event_subject
-from bus.values import Ref
+from bus.words.envelope import new_event
+from bus.words.subjects import event_subject
+from bus.words.values import Ref
 
 EVENTS = 3000
 WINDOW = 256

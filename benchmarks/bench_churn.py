@@ -12,18 +12,18 @@ from pathlib import Path
 
 import httpx
 
-from agents.background import background
 from agents.cli.options import make_config
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from agents.cli.system import System, running_system
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
-from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.runtime.tasks import background
+from agents.words.events import RoundClosed, RoundStarted, TaskAssigned
 from benchmarks.common import Value, report
 from bus.client import Bus
-from bus.envelope import Stored
-from bus.events import RoundClosed, RoundStarted, TaskAssigned
-from bus.subjects import events_of
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
 
 LIVES = (None, 2.0, 1.0, 0.75, 0.5)
 """Mean lives of a client, in tasks; none lives for ever."""

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from statistics import median
 
-from agents.core.run_view import RunView
+from agents.audit.run_view import RunView
 from benchmarks.common import report
 from benchmarks.runs import synthetic_run
 

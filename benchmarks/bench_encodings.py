@@ -12,22 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
 from agents.client.trainer import NativeEngine
-from agents.core.aggregation import FixedPointSum
-from agents.core.augment import default_augmentation
-from agents.core.client_task import run_task
-from agents.core.evaluation import score
-from agents.core.labels import simulated_labels
-from agents.core.updates import decode_update, encode_update
-from agents.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
+from agents.core.labels.labels import simulated_labels
+from agents.core.learning.augment import default_augmentation
+from agents.core.learning.encodings import decode_update, encode_update
+from agents.core.learning.fixed_point import FixedPointSum
+from agents.core.learning.scores import score
+from agents.core.learning.task import run_task
+from agents.words.events import TaskAssigned
+from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest
 from artifacts.optimizer import with_learning_rate
 from artifacts.ort_training import NativeTrainer
 from artifacts.pixels import to_pixel_values
 from benchmarks.common import report
-from bus.events import TaskAssigned
-from bus.spec import TaskSpec
-from bus.values import Ref
+from bus.words.values import Ref
 from data.dataset import load_dataset
 from data.partition import partition
 

@@ -21,8 +21,7 @@ import httpx
 import numpy as np
 from websockets.asyncio.client import connect
 
-from agents.core.augment import default_augmentation
-from agents.core.protocol import (
+from agents.core.exchange.messages import (
     MAX_CHUNK_BYTES,
     Assignment,
     Hello,
@@ -34,12 +33,13 @@ from agents.core.protocol import (
     encode_chunk,
     parse_server_message,
 )
+from agents.core.learning.augment import default_augmentation
+from agents.words.events import RoundPlanned, RunStarted, TaskAssigned, UpdateMetrics
+from agents.words.run_config import QuorumSpec, RunConfig, RunDataset, TrainingSpec, UserShard
 from benchmarks.common import report
+from bus.broker.server import embedded_server
 from bus.client import Bus
-from bus.events import RoundPlanned, RunStarted, TaskAssigned, UpdateMetrics
-from bus.server import embedded_server
-from bus.spec import QuorumSpec, RunConfig, RunDataset, TrainingSpec, UserShard
-from bus.values import Ref
+from bus.words.values import Ref
 from data.shards import encode_shard
 
 WINDOW = 4

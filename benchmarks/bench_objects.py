@@ -14,9 +14,9 @@ from pathlib import Path
 import nats.aio.client
 
 from benchmarks.common import report
+from bus.broker.server import embedded_server
 from bus.client import Bus
-from bus.server import embedded_server
-from bus.values import Ref
+from bus.words.values import Ref
 
 SIZE = 64 << 20
 MEGABYTE = 1e6

@@ -17,20 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.audit.verify import verify_runs
 from agents.cli.options import make_config
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
 from agents.cli.system import System, running_system
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
-from agents.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
-from agents.verify import verify_runs
+from agents.words.events import RoundStarted, RunFinished, RunStarted, TaskAssigned, UpdateSubmitted
+from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import load_manifest
 from benchmarks.common import report
 from bus.client import Bus
-from bus.envelope import Stored
-from bus.events import RoundStarted, RunFinished, RunStarted, TaskAssigned, UpdateSubmitted
-from bus.spec import RunConfig, RunDataset, UserShard
-from bus.subjects import events_of
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
 from data.dataset import load_dataset
 from data.shards import encode_shard
 

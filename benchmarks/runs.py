@@ -13,12 +13,12 @@ from typing import Any
 
 from agents.cli.inspect_run import events_so_far
 from agents.cli.options import ClientMix, make_config
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from agents.cli.system import client_commands, running_system
-from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.words.events import RoundStarted, RunFinished
 from bus.client import Bus
-from bus.envelope import Stored
-from bus.events import RoundStarted, RunFinished
-from bus.subjects import events_of
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
 
 RUN_S = 900.0
 

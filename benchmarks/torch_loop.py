@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.core.augment import augment, default_augmentation
-from agents.core.labels import simulated_labels
+from agents.core.labels.labels import simulated_labels
+from agents.core.learning.augment import augment, default_augmentation
 from artifacts.base_model import load_base
 from artifacts.default_task import DEFAULT_DIRECTORY, HELD_OUT
 from artifacts.manifest import ArtifactManifest, artifact_paths, load_manifest

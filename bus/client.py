@@ -9,25 +9,25 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bus.collection import collect
-from bus.connection import Connection, connection
-from bus.consumer import PullConsumer, pull_consumer
-from bus.dead_letters import DeadLetter, dead_letters
-from bus.envelope import Event, Stored, new_event
+from agents.words.events import Heartbeat, Payload, Progress
+from bus.broker.connection import Connection, connection
+from bus.broker.pipelining import Pipeline
+from bus.broker.settings import BusSettings
+from bus.broker.tokens import TokenStore
+from bus.broker.topology import EVENT_STREAM, ensure_topology
 from bus.errors import PermissionDeniedError
-from bus.events import Heartbeat, Payload, Progress
-from bus.follow import CaughtUp, Follower
-from bus.live import LiveReader
-from bus.measure import Measured, measure
-from bus.objects import ObjectStore
-from bus.pipeline import Pipeline
-from bus.publishing import Published, Publisher, find_event
-from bus.retries import Retry, retry
-from bus.settings import BusSettings
-from bus.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
-from bus.tokens import TokenStore
-from bus.topology import EVENT_STREAM, ensure_topology
-from bus.values import Ref
+from bus.objects.collection import collect
+from bus.objects.store import ObjectStore
+from bus.stream.dead_letters import DeadLetter, dead_letters
+from bus.stream.event_reader import CaughtUp, Follower
+from bus.stream.live_reader import LiveReader
+from bus.stream.publisher import Published, Publisher, find_event
+from bus.words.envelope import Event, Stored, new_event
+from bus.words.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
+from bus.words.values import Ref
+from bus.work.backlogs import Measured, measure
+from bus.work.consumer import PullConsumer, pull_consumer
+from bus.work.retries import Retry, retry
 
 __all__ = ["Bus", "BusStatistics", "CaughtUp", "Published"]
 STREAMS_PAUSE_S = 2.0
@@ -170,7 +170,7 @@ class Bus:
         max_ack_pending: int = 64,
         backoff: Sequence[float] | None = None,
     ) -> AsyncIterator[PullConsumer]:
-        """A durable consumer that shares its events among all who pull it; see ``bus.consumer``."""
+        """A durable consumer that shares its events among all who pull it; see ``bus.work.consumer``."""
         async with pull_consumer(
             self._link,
             durable,

@@ -19,9 +19,9 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bus.values import Frozen, Sha256
+from bus.process.files import sha256_of, write_atomically
+from bus.words.values import Frozen, Sha256
 from data.errors import DatasetError, DatasetIntegrityError
-from data.files import sha256_of, write_atomically
 
 MANIFEST_NAME = "manifest.json"
 PART_BYTES = 64 * 1024 * 1024

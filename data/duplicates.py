@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bus.values import Frozen
+from bus.process.files import sha256_of
+from bus.words.values import Frozen
 from data.errors import PictureError, PreparationError
-from data.files import sha256_of
 from data.pictures import open_upright
 
 DEFAULT_DISTANCE = 6

@@ -12,9 +12,9 @@ from typing import IO, Any
 
 from PIL import Image
 
+from bus.process.files import write_atomically
 from data.dataset import Dataset
 from data.errors import ExchangeError, PictureError
-from data.files import write_atomically
 from data.prepare import Source
 
 LABELS_NAME = "train.json"

@@ -10,10 +10,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.augment import default_augmentation
-from agents.core.updates import encode_update
-from bus.envelope import Stored, new_event
-from bus.events import (
+from agents.core.learning.augment import default_augmentation
+from agents.core.learning.encodings import encode_update
+from agents.words.events import (
     ImagesLabelled,
     Payload,
     RoundPlanned,
@@ -22,8 +21,9 @@ from bus.events import (
     UpdateMetrics,
     UpdateSubmitted,
 )
-from bus.spec import QuorumSpec, RunConfig, TrainingSpec
-from bus.values import Ref
+from agents.words.run_config import QuorumSpec, RunConfig, TrainingSpec
+from bus.words.envelope import Stored, new_event
+from bus.words.values import Ref
 
 RUN = "run"
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,9 +11,9 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 
+from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
-from bus.recording import Recording, load_recording
-from bus.server import EmbeddedServer, embedded_server
+from bus.recording.files import Recording, load_recording
 
 T = TypeVar("T")
 SMALL_RUN = Path(__file__).parent / "replay" / "small_run.jsonl.gz"

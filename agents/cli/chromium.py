@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from agents.cli.processes import Command
 from bus.errors import FedbusError
-from bus.private import write_private
+from bus.process.files import write_private
 
 START = "start.html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agents.client.address import Address
-from bus.permissions import OPERATOR, ROLES, new_passwords
-from bus.settings import DEFAULT_URL, BusSettings
+from bus.broker.permissions import OPERATOR, ROLES, new_passwords
+from bus.broker.settings import DEFAULT_URL, BusSettings
 
 DEFAULT_STORE = Path(".fedbus")
 DEFAULT_GATEWAY_URL = "http://127.0.0.1:8700"

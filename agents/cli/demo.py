@@ -14,16 +14,16 @@ from agents.cli.chromium import find_chromium
 from agents.cli.display import console, run_display
 from agents.cli.inspect_run import follow_to_the_end, make_report
 from agents.cli.reload import PAGE_FOLDER
+from agents.cli.run_setup import RunSources, start_run
 from agents.cli.runs import CONNECT_S, new_run_name
 from agents.cli.serve import until_interrupted
 from agents.cli.system import running_system
-from agents.run_setup import RunSources, start_run
+from agents.words.events import RoundStarted
+from agents.words.run_config import RunConfig
 from bus.client import Bus
 from bus.errors import FedbusError
-from bus.events import RoundStarted
-from bus.logs import configure
-from bus.recording import record
-from bus.spec import RunConfig
+from bus.process.logs import configure
+from bus.recording.files import record
 
 RECORDING = "recording.jsonl.gz"
 

@@ -11,9 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agents.core.run_view import RunView
-from bus.envelope import Stored
-from bus.events import Progress
+from agents.audit.run_view import RunView
+from agents.words.events import Progress
+from bus.words.envelope import Stored
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -16,10 +16,10 @@ from rich.table import Table
 from agents.cli.chromium import find_chromium
 from agents.cli.demo import check_page
 from agents.cli.display import console
-from agents.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from artifacts.manifest import load_manifest
+from bus.broker.server import find_nats_server
 from bus.errors import FedbusError
-from bus.server import find_nats_server
 from data.dataset import load_dataset
 
 VERSION_S = 10

@@ -11,20 +11,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from agents.background import background
+from agents.audit.replay import ROLES, replay_run
+from agents.audit.report import build_report, summary_table, write_report
+from agents.audit.rescoring import recorded_held_out
 from agents.cli.connection import use_running_fedbus
 from agents.cli.display import RunDisplay, console, errors, run_display
 from agents.cli.options import ClientMix
 from agents.cli.runs import CONNECT_S, find_run
-from agents.core.replay import ROLES, replay_run
-from agents.report import build_report, summary_table, write_report
-from agents.rescoring import recorded_held_out
+from agents.runtime.tasks import background
+from agents.words.events import ModelEvaluated, RunFinished
 from bus.client import Bus, CaughtUp
-from bus.envelope import Stored
-from bus.events import ModelEvaluated, RunFinished
-from bus.recording import load_recording, record
-from bus.subjects import events_of
-from bus.upgrades import FORMAT
+from bus.recording.files import load_recording, record
+from bus.recording.formats import FORMAT
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
 
 SHOWN_DIFFERENCES = 50
 RunArgument = Annotated[str, typer.Argument(help="The run.")]
@@ -64,7 +64,10 @@ def as_json_line(stored: Stored) -> str:
 
 async def follow_to_the_end(bus: Bus, run: str, display: RunDisplay, *, since: int = 0) -> RunFinished:
     """Shows every event and all live progress until the run is finished."""
-    async with background(_show_progress(bus, run, display)), bus.follow(events_of(run), after=since) as items:
+    async with (
+        background(_show_progress(bus, run, display)),
+        bus.follow(events_of(run), after=since) as items,
+    ):
         async for item in items:
             if isinstance(item, CaughtUp):
                 continue

@@ -7,12 +7,12 @@ import sys
 import typer
 
 from agents.cli import demo, doctor, inspect_run, nats_config, operate, runs, serve, token
+from agents.cli.artifacts import app as artifacts_app
+from agents.cli.data import app as data_app
 from agents.cli.display import errors
-from agents.evaluate_cli import evaluate
-from agents.labeller.cli import app as labels_app
-from artifacts.cli import app as artifacts_app
+from agents.cli.evaluate import evaluate
+from agents.cli.labels import app as labels_app
 from bus.errors import FedbusError
-from data.cli import app as data_app
 
 app = typer.Typer(
     name="fedbus",

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from agents.cli.display import console
+from bus.broker.permissions import ROLES, authorization, new_passwords
 from bus.errors import FedbusError
-from bus.permissions import ROLES, authorization, new_passwords
-from bus.private import write_private
+from bus.process.files import write_private
 
 CONFIG = "authorization.conf"
 

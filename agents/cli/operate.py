@@ -9,16 +9,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from agents.audit.verify import Verdict, verify_run
 from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console, errors
 from agents.cli.runs import CONNECT_S, find_run
-from agents.verify import Verdict, verify_run
 from bus.client import Bus
-from bus.dead_letters import DeadLetter
 from bus.errors import FedbusError
-from bus.logs import escaped
-from bus.objects import FRESH_S
-from bus.retries import LetterMalformedError, LetterUnclaimedError, Retry
+from bus.objects.store import FRESH_S
+from bus.process.logs import escaped
+from bus.stream.dead_letters import DeadLetter
+from bus.work.retries import LetterMalformedError, LetterUnclaimedError, Retry
 
 SHOWN_BYTES = 4_000
 dlq_app = typer.Typer(no_args_is_help=True, help="Look at what nobody could understand or handle, and give it back.")

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from agents.core.augment import default_augmentation
-from agents.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from agents.core.learning.augment import default_augmentation
+from agents.words.run_config import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
 from artifacts.manifest import load_manifest
-from bus.spec import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
 
 MAX_CLIENTS = 256
 

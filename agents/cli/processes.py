@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bus.broker.server import die_with_parent
 from bus.errors import FedbusError
-from bus.server import die_with_parent
 
 log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0

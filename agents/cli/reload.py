@@ -10,8 +10,8 @@ from pathlib import Path
 
 from watchfiles import awatch
 
+from agents.cli.run_setup import PACKAGE_ROOT
 from agents.cli.system import AGENTS, System
-from agents.run_setup import PACKAGE_ROOT
 
 PYTHON_FOLDERS = ("bus", "agents", "artifacts", "data")
 PAGE_FOLDER = PACKAGE_ROOT / "browser_client"
@@ -39,7 +39,7 @@ def agents_to_restart(changed: Iterable[Path]) -> list[str]:
         if path.suffix != ".py" or not path.is_relative_to(PACKAGE_ROOT):
             continue
         parts = path.relative_to(PACKAGE_ROOT).parts
-        if parts[:2] in (("agents", "cli"), ("agents", "client"), ("agents", "report")):
+        if parts[:2] in (("agents", "cli"), ("agents", "client"), ("agents", "audit")):
             continue
         own = Path(parts[1]).stem if parts[0] == "agents" and len(parts) > 1 else ""
         names |= {own} if own in AGENTS else set(AGENTS)

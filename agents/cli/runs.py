@@ -12,12 +12,12 @@ import typer
 from agents.cli import options as o
 from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console
-from agents.run_setup import RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
+from agents.words.events import RoundStarted, RunStarted
+from agents.words.run_config import RunConfig
 from bus.client import Bus
 from bus.errors import FedbusError
-from bus.events import RoundStarted, RunStarted
-from bus.spec import RunConfig
-from bus.subjects import checked, events_of_type
+from bus.words.subjects import checked, events_of_type
 
 CONNECT_S = 5.0
 run_app = typer.Typer(no_args_is_help=True, help="Start runs.")

@@ -13,15 +13,15 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.background import background
 from agents.cli.chromium import browser_client
 from agents.cli.connection import Connection
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
+from agents.runtime.tasks import background
+from bus.broker.permissions import new_passwords
+from bus.broker.server import EmbeddedServer, check_port_free, embedded_server
 from bus.client import Bus
 from bus.errors import FedbusError
-from bus.permissions import new_passwords
-from bus.server import EmbeddedServer, check_port_free, embedded_server
 
 AGENTS = ("labeller", "dispatcher", "aggregator", "evaluator", "gateway")
 GATEWAY_READY_S = 60.0

@@ -10,13 +10,13 @@ import signal
 import sys
 from pathlib import Path
 
-from agents.background import until
 from agents.client.address import Address
 from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
 from agents.client.trainer import OrtTrainer, SyntheticTrainer
+from agents.runtime.tasks import until
 from bus.errors import FedbusError
-from bus.logs import configure
+from bus.process.logs import configure
 
 log = logging.getLogger(__name__)
 

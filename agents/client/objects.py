@@ -12,7 +12,7 @@ import httpx
 
 from agents.client.address import Address
 from bus.errors import FedbusError, ObjectCorruptError, ObjectMissingError
-from bus.values import Ref
+from bus.words.values import Ref
 
 READ_S = 30.0
 ATTEMPTS = 6

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
-from agents.background import background
 from agents.client.address import Address
 from agents.client.trainer import Finished, TaskGivenUpError, Trainer
 from agents.client.uploader import Uploader
-from agents.core.client_task import TaskProgress
-from agents.core.protocol import (
+from agents.core.exchange.messages import (
     MAX_CHUNK_BYTES,
     MAX_SLOTS,
     MAX_TEXT_BYTES,
@@ -38,10 +36,12 @@ from agents.core.protocol import (
     Welcome,
     parse_server_message,
 )
-from bus.crash_points import crash_point
+from agents.core.learning.task import TaskProgress
+from agents.runtime.tasks import background
 from bus.errors import FedbusError
-from bus.logs import without_login
-from bus.values import Frozen
+from bus.process.crash_points import crash_point
+from bus.process.logs import without_login
+from bus.words.values import Frozen
 
 ANSWER_S = 30.0
 SILENT_HEARTBEATS = 3

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from agents.client.objects import ObjectCache
-from agents.core.client_task import TaskProgress, TaskResult, run_task
-from agents.core.updates import encode_update
+from agents.core.learning.encodings import encode_update
+from agents.core.learning.task import TaskProgress, TaskResult, run_task
+from agents.words.events import TaskAssigned, UpdateMetrics
+from agents.words.run_config import TaskSpec
 from artifacts.manifest import ArtifactManifest
 from artifacts.ort_training import NativeTrainer
 from artifacts.pixels import pixel_table
 from bus.errors import FedbusError
-from bus.events import TaskAssigned, UpdateMetrics
-from bus.spec import TaskSpec
 from data.shards import decode_shard
 
 Progress = Callable[[TaskProgress], None]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from websockets.asyncio.client import ClientConnection
 
 from agents.client.trainer import Finished
-from agents.core.protocol import (
+from agents.core.exchange.messages import (
     ServerMessage,
     UploadAccepted,
     UploadBegin,
@@ -18,7 +18,7 @@ from agents.core.protocol import (
     UploadRejected,
     encode_chunk,
 )
-from bus.crash_points import crash_point
+from bus.process.crash_points import crash_point
 
 CHUNK_WINDOW = 4
 """Chunks that may be under way without an answer."""

@@ -15,12 +15,12 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agents.background import background
-from agents.core.access import AccessRefusedError, AccessTable, Failures, Grant
+from agents.core.exchange.access import AccessRefusedError, AccessTable, Failures, Grant
 from agents.gateway.settings import GatewaySettings
+from agents.runtime.tasks import background
+from bus.broker.tokens import LOOK_EVERY_S, Role
 from bus.client import Bus
-from bus.logs import escaped
-from bus.tokens import LOOK_EVERY_S, Role
+from bus.process.logs import escaped
 
 log = logging.getLogger(__name__)
 GRANT = "fedbus.grant"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from agents.core.leases import Lease, LeaseRecord
-from agents.core.protocol import UploadAccepted, UploadRejected
-from agents.core.upload import Expected, UpdateRefusedError, check_metrics, check_size, check_update
+from agents.core.exchange.leases import Lease, LeaseRecord
+from agents.core.exchange.messages import UploadAccepted, UploadRejected
+from agents.core.exchange.upload_rules import Expected, UpdateRefusedError, check_metrics, check_size, check_update
 from agents.gateway.hub import Hub, where
 from agents.gateway.spool import SMALL, Upload
-from bus.crash_points import crash_point
+from agents.words.events import UpdateMetrics, UpdateRejected, UpdateSubmitted
 from bus.errors import ConflictingEventError
-from bus.events import UpdateMetrics, UpdateRejected, UpdateSubmitted
+from bus.process.crash_points import crash_point
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/octet-stream"

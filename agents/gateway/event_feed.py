@@ -9,12 +9,12 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from agents.background import background
-from agents.core.access import Grant
+from agents.core.exchange.access import Grant
 from agents.gateway.access import GRANT
 from agents.gateway.facts import Facts
+from agents.runtime.tasks import background
 from bus.client import Bus, CaughtUp
-from bus.subjects import events_of
+from bus.words.subjects import events_of
 
 KEEP_ALIVE_S = 15.0
 CAPACITY = 256

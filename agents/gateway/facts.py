@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from agents.core.leases import TaskKey
-from agents.core.upload import Expected
-from bus.envelope import Stored
-from bus.events import (
+from agents.core.exchange.leases import TaskKey
+from agents.core.exchange.upload_rules import Expected
+from agents.words.events import (
     ImagesLabelled,
     RoundClosed,
     RoundFailed,
@@ -20,7 +19,8 @@ from bus.events import (
     TaskAssigned,
     UpdateSubmitted,
 )
-from bus.spec import RunDataset
+from agents.words.run_config import RunDataset
+from bus.words.envelope import Stored
 
 Ended = TaskKey | tuple[str, int] | tuple[str]
 """A task, a round or a run: all tasks whose key begins with this are over."""

@@ -10,22 +10,22 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
 
-from agents.core.access import OPEN, Grant
-from agents.core.leases import Lease, LeaseRecord, LeaseTable, Outcome, key_of
-from agents.core.protocol import MAX_SLOTS, Assignment, Hello, ProtocolError, TaskRevoked
+from agents.core.exchange.access import OPEN, Grant
+from agents.core.exchange.leases import Lease, LeaseRecord, LeaseTable, Outcome, key_of
+from agents.core.exchange.messages import MAX_SLOTS, Assignment, Hello, ProtocolError, TaskRevoked
 from agents.gateway.access import Access
 from agents.gateway.facts import Ended, Facts
 from agents.gateway.members import Member, Members
 from agents.gateway.outbox import Outbox
 from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import Spool
+from agents.words.events import RunStarted, TaskAssigned
+from agents.words.run_config import RunDataset
 from bus.client import Bus, CaughtUp
-from bus.consumer import Delivery, PullConsumer
-from bus.crash_points import crash_point
 from bus.errors import FedbusError
-from bus.events import RunStarted, TaskAssigned
-from bus.spec import RunDataset
-from bus.subjects import EVENTS, events_of_type
+from bus.process.crash_points import crash_point
+from bus.words.subjects import EVENTS, events_of_type
+from bus.work.consumer import Delivery, PullConsumer
 
 log = logging.getLogger(__name__)
 DURABLE = "gateway"

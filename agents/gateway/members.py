@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from agents.core.access import AccessRefusedError, Grant
-from agents.core.leases import REMEMBERED
-from agents.core.protocol import ErrorMessage, Hello, ProtocolError
+from agents.core.exchange.access import AccessRefusedError, Grant
+from agents.core.exchange.leases import REMEMBERED
+from agents.core.exchange.messages import ErrorMessage, Hello, ProtocolError
 from agents.gateway.outbox import Outbox
 from agents.gateway.settings import GatewaySettings
 

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from agents.gateway.facts import Facts
 from bus.client import Bus
 from bus.errors import FedbusError, ObjectMissingError
-from bus.values import Ref
+from bus.words.values import Ref
 
 log = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from bus.values import Frozen
+from bus.words.values import Frozen
 
 CAPACITY = 256
 

@@ -9,13 +9,13 @@ import resource
 import ssl
 from collections.abc import AsyncIterator
 
-from agents.core.protocol import CHUNK_HEADER, MAX_CHUNK_BYTES
+from agents.core.exchange.messages import CHUNK_HEADER, MAX_CHUNK_BYTES
 from agents.gateway.hub import Hub
 from agents.gateway.patience import Patience, patient_protocols
 from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import write_atomically
 from agents.gateway.web import application
-from agents.web_server import listening, serving
+from agents.runtime.web import listening, serving
 from bus.client import Bus
 from bus.errors import FedbusError
 

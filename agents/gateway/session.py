@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-from agents.core.access import AccessRefusedError, Pace
-from agents.core.leases import Lease
-from agents.core.protocol import (
+from agents.core.exchange.access import AccessRefusedError, Pace
+from agents.core.exchange.leases import Lease
+from agents.core.exchange.messages import (
     PROTOCOL_VERSION,
     ErrorMessage,
     Hello,
@@ -27,14 +27,14 @@ from agents.core.protocol import (
     parse_chunk,
     parse_client_message,
 )
-from agents.core.upload import UpdateRefusedError
+from agents.core.exchange.upload_rules import UpdateRefusedError
 from agents.gateway.commits import Committer
 from agents.gateway.hub import Hub, where
 from agents.gateway.members import Member
 from agents.gateway.outbox import Outbox
 from agents.gateway.spool import Upload
-from bus.crash_points import crash_point
-from bus.events import Progress
+from agents.words.events import Progress
+from bus.process.crash_points import crash_point
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.1

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agents.core.protocol import MAX_CHUNK_BYTES
+from agents.core.exchange.messages import MAX_CHUNK_BYTES
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from agents.core.leases import Lease, LeaseRecord
-from agents.core.protocol import ProtocolError
-from agents.core.upload import Progression
+from agents.core.exchange.leases import Lease, LeaseRecord
+from agents.core.exchange.messages import ProtocolError
+from agents.core.exchange.upload_rules import Progression
 
 log = logging.getLogger(__name__)
 SMALL = 1 << 20

@@ -14,13 +14,13 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute, request_r
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agents.figures import Figure, Source, expose
 from agents.gateway.commits import Committer
 from agents.gateway.event_feed import EventFeed
 from agents.gateway.hub import Hub
 from agents.gateway.objects import Objects
 from agents.gateway.websocket import ClientSocket
-from agents.telemetry import Telemetry
+from agents.runtime.metrics import Telemetry
+from agents.runtime.round_figures import Figure, Source, expose
 
 NOT_BUILT = """<!doctype html><meta charset="utf-8"><title>fedbus</title>
 <h1>The page is not built</h1>

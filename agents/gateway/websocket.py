@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from agents.background import background
-from agents.core.access import AccessRefusedError
+from agents.core.exchange.access import AccessRefusedError
 from agents.gateway.access import address_of
 from agents.gateway.commits import Committer
 from agents.gateway.hub import Hub
 from agents.gateway.outbox import Farewell, Outbox
 from agents.gateway.session import Session
+from agents.runtime.tasks import background
 
 log = logging.getLogger(__name__)
 HELLO_S = 5.0

@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from agents.labeller.errors import ApiKeyMissingError, ApiRefusedError, ApiUnavailableError
 from agents.labeller.prompt import MalformedReply, Prompt
 from agents.labeller.settings import LabellerSettings
-from bus.logs import without_login
+from bus.process.logs import without_login
 
 MAX_RETRY_AFTER_S = 600.0
 _FIRST_BACKOFF_S = 0.5

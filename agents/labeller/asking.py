@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.labels import Answer
+from agents.core.labels.labels import Answer
 from agents.labeller.api import LabelApi, label_api
 from agents.labeller.cache import AnswerCache, open_cache
 from agents.labeller.costs import Estimate, cost_of, estimate
@@ -20,7 +20,7 @@ from agents.labeller.errors import CostLimitError
 from agents.labeller.prompt import Prompt
 from agents.labeller.providers import image_digest, together
 from agents.labeller.settings import LabellerSettings
-from bus.spec import LabellingSpec
+from agents.words.run_config import LabellingSpec
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Tokens = tuple[int, int]

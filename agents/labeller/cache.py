@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from agents.core.labels import Answer
+from agents.core.labels.labels import Answer
 from agents.labeller.errors import LabellingError
 
 _WAIT_S = 20.0

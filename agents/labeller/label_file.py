@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from agents.core.label_matching import Ambiguous, LabelMatcher, Matched
+from agents.core.labels.matching import Ambiguous, LabelMatcher, Matched
 from agents.labeller.errors import LabelsFileError
-from data.files import write_atomically
+from bus.process.files import write_atomically
 
 
 class SetAside(BaseModel):

@@ -14,7 +14,7 @@ from agents.labeller.label_file import LabelFile, SetAside, match_answers
 from agents.labeller.prompt import Prompt
 from agents.labeller.providers import image_digest
 from agents.labeller.settings import LabellerSettings
-from bus.spec import LabellingSpec
+from agents.words.run_config import LabellingSpec
 
 
 def estimate_images(

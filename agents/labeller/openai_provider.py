@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from agents.core.label_matching import LabelMatcher
-from agents.core.labels import UserLabels, settle
+from agents.core.labels.labels import UserLabels, settle
+from agents.core.labels.matching import LabelMatcher
 from agents.labeller.asking import ImageAsker, check_limit, image_asker
 from agents.labeller.costs import NOTHING
 from agents.labeller.providers import LoadImages
 from agents.labeller.settings import LabellerSettings
-from bus.spec import LabellingSpec, UserShard
+from agents.words.run_config import LabellingSpec, UserShard
 
 
 class OpenAIProvider:

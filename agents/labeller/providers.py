@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from agents.core.label_matching import LabelMatcher
-from agents.core.labels import Answer, UserLabels, settle, simulated_labels
+from agents.core.labels.labels import Answer, UserLabels, settle, simulated_labels
+from agents.core.labels.matching import LabelMatcher
 from agents.labeller.errors import LabelsFileError, TruthMissingError
-from bus.spec import UserShard
-from bus.values import Ref
+from agents.words.run_config import UserShard
+from bus.words.values import Ref
 
 T = TypeVar("T")
 LoadImages = Callable[[Ref], Awaitable[NDArray[np.uint8]]]

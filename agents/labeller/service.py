@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from agents.background import until
-from agents.core.labels import UserLabels
+from agents.core.labels.labels import UserLabels
 from agents.labeller.errors import LabellingError, TruthMissingError
 from agents.labeller.providers import Provider, RecordedProvider, TruthProvider, together
 from agents.labeller.settings import LabellerSettings
+from agents.runtime.tasks import until
+from agents.words.events import ImagesLabelled, RunFinished, RunStarted
+from agents.words.run_config import RunDataset, UserShard
 from bus.client import Bus
-from bus.crash_points import crash_point
-from bus.envelope import Event, Stored
 from bus.errors import ConflictingEventError, ObjectMissingError
-from bus.events import ImagesLabelled, RunFinished, RunStarted
-from bus.spec import RunDataset, UserShard
-from bus.subjects import events_of_type
-from bus.values import Ref
-from bus.work import work
+from bus.process.crash_points import crash_point
+from bus.words.envelope import Event, Stored
+from bus.words.subjects import events_of_type
+from bus.words.values import Ref
+from bus.work.worker import work
 from data.shards import decode_shard
 
 RUNS_AT_ONCE = 4

@@ -1,5 +1,5 @@
 /**
- * Augmentation in integer arithmetic: the same pixels as agents/core/augment.py, bit for bit.
+ * Augmentation in integer arithmetic: the same pixels as agents/core/learning/augment.py, bit for bit.
  *
  * The rules stand in that module. Here positions are integers in float64: exact far beyond 32 bits, so no table of
  * rotations or zooms can overflow them. `Math.floor(x / 2**k)` is the arithmetic shift `x >> k`.

@@ -1,4 +1,4 @@
-/** The encodings of an update: the same bytes as agents/core/updates.py, which describes them. */
+/** The encodings of an update: the same bytes as agents/core/learning/encodings.py, which describes them. */
 
 const BLOCK = 1024;
 const HALF_MAX = 65_504;

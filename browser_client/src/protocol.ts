@@ -1,4 +1,4 @@
-/** The messages between gateway and clients, as agents/core/protocol.py defines them. */
+/** The messages between gateway and clients, as agents/core/exchange/messages.py defines them. */
 import {
   type Checked,
   CheckError,
@@ -97,7 +97,7 @@ export type ServerMessage = {
   [K in keyof typeof serverMessages]: Checked<(typeof serverMessages)[K]>;
 }[keyof typeof serverMessages];
 
-/** bus.events.UpdateMetrics. */
+/** agents.words.events.UpdateMetrics. */
 export interface UpdateMetrics {
   readonly predictions: readonly number[];
   readonly examples: number;

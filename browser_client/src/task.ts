@@ -1,4 +1,4 @@
-/** What a client does with one task; follows agents/core/client_task.py step by step. */
+/** What a client does with one task; follows agents/core/learning/task.py step by step. */
 import { augment } from './augment';
 import { CheckError } from './checks';
 import type { Engine } from './engine';

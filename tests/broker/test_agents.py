@@ -12,13 +12,10 @@ import pytest
 import pytest_asyncio
 
 from agents import aggregator, dispatcher, evaluator
-from agents.core.updates import encode_update
+from agents.cli.run_setup import RunSources, start_run
+from agents.core.learning.encodings import encode_update
 from agents.labeller import service as labeller
-from agents.run_setup import RunSources, start_run
-from bus.client import Bus
-from bus.envelope import Stored
-from bus.errors import FedbusError
-from bus.events import (
+from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
@@ -34,10 +31,13 @@ from bus.events import (
     UpdateRejected,
     UpdateSubmitted,
 )
-from bus.server import EmbeddedServer, embedded_server
-from bus.spec import QuorumSpec, RunConfig
-from bus.subjects import events_of
-from bus.values import Ref
+from agents.words.run_config import QuorumSpec, RunConfig
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.client import Bus
+from bus.errors import FedbusError
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
+from bus.words.values import Ref
 from tests.builders import config as run_config
 
 DEADLINE_S = 60.0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from agents.background import background
-from agents.healthcheck import beats
-from agents.shell import run_agent
+from agents.runtime.health import beats
+from agents.runtime.process import run_agent
+from agents.runtime.tasks import background
+from bus.broker.server import EmbeddedServer
+from bus.broker.settings import BusSettings
 from bus.client import Bus
-from bus.server import EmbeddedServer
-from bus.settings import BusSettings
 
 
 async def idle(bus: Bus, stop: asyncio.Event) -> None:

@@ -18,21 +18,21 @@ import nats
 import pytest
 import pytest_asyncio
 
+from agents.audit.replay import ROLES
 from agents.cli.options import ClientMix, make_config
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from agents.cli.system import System, running_system
-from agents.core.replay import ROLES
-from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.words.events import RoundStarted, RunFinished
+from agents.words.run_config import LabellingSpec, RunConfig
 from artifacts.manifest import load_manifest
+from bus.broker.settings import BusSettings
+from bus.broker.tokens import new_token
+from bus.broker.topology import DLQ_STREAM, EVENT_STREAM, TOKEN_STREAM
 from bus.client import Bus
-from bus.events import RoundStarted, RunFinished
-from bus.settings import BusSettings
-from bus.spec import LabellingSpec, RunConfig
-from bus.subjects import events_of_type
-from bus.tokens import new_token
-from bus.topology import DLQ_STREAM, EVENT_STREAM, TOKEN_STREAM
+from bus.words.subjects import events_of_type
 from tests.chaos.system import environment
 from tests.conftest import wait_for
-from tests.unit.labels.label_server import LabelServer, label_server
+from tests.unit.agents.labeller.label_server import LabelServer, label_server
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 JOIN, API_KEY, GUESS = "join-7f3a9c5be1", "sk-4e8d2b6a90c1f357", "guess-a1b2c3d4e5f6"

@@ -21,19 +21,19 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents import aggregator, dispatcher
-from agents.background import background, until
 from agents.cli.system import AGENTS
-from agents.figures import RoundFigure, round_figures
-from agents.shell import Body, run_agent
-from agents.telemetry import BROKER_S
+from agents.runtime.metrics import BROKER_S
+from agents.runtime.process import Body, run_agent
+from agents.runtime.round_figures import RoundFigure, round_figures
+from agents.runtime.tasks import background, until
+from agents.words.events import RoundFailed, RoundStarted
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.settings import BusSettings
 from bus.client import Bus
-from bus.envelope import Stored
 from bus.errors import FedbusError, PortTakenError
-from bus.events import RoundFailed, RoundStarted
-from bus.server import EmbeddedServer, embedded_server
-from bus.settings import BusSettings
-from bus.subjects import events_of
-from bus.work import work
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
+from bus.work.worker import work
 from tests.broker.bus.conftest import failed
 from tests.builders import config, run_started
 from tests.conftest import wait_for

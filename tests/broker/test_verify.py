@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from agents.core.replay import replay_run
-from agents.run_setup import RunSources, start_run
-from agents.verify import verify_run
+from agents.audit.replay import replay_run
+from agents.audit.verify import verify_run
+from agents.cli.run_setup import RunSources, start_run
+from agents.words.events import ModelPublished, RoundStarted, UpdateSubmitted
+from agents.words.run_config import RunConfig
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
-from bus.events import ModelPublished, RoundStarted, UpdateSubmitted
-from bus.recording import needed
-from bus.server import EmbeddedServer, embedded_server
-from bus.spec import RunConfig
-from bus.subjects import events_of
-from bus.topology import OBJECT_STREAM
+from bus.recording.files import needed
+from bus.words.subjects import events_of
 from tests.broker.test_agents import BODIES, DEADLINE_S, answer_all, events, of, running, small
 
 

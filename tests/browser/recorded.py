@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.augment import default_augmentation
-from agents.core.client_task import TaskResult, run_task
+from agents.core.learning.augment import default_augmentation
+from agents.core.learning.task import TaskResult, run_task
+from agents.words.events import TaskAssigned
+from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest
 from artifacts.ort_training import NativeTrainer
 from artifacts.pixels import pixel_table
-from bus.events import TaskAssigned
-from bus.spec import TaskSpec
-from bus.values import Ref
+from bus.words.values import Ref
 from data.dataset import load_dataset
 from data.shards import encode_shard
 

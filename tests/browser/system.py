@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import aggregator, dispatcher, evaluator
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.labeller import service as labeller
-from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.words.events import Payload, RoundStarted
+from agents.words.run_config import QuorumSpec, RunConfig
+from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus, CaughtUp
-from bus.events import Payload, RoundStarted
-from bus.server import EmbeddedServer, embedded_server
-from bus.spec import QuorumSpec, RunConfig
-from bus.subjects import events_of
+from bus.words.subjects import events_of
 from tests.builders import config as run_config
 
 AGENTS = {

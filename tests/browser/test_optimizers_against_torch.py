@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from playwright.async_api import Browser
 
-from agents.core.client_task import run_task
+from agents.core.learning.task import run_task
 from artifacts.base_model import load_base
 from artifacts.manifest import load_manifest
 from artifacts.modes import parse_mode

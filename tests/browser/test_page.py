@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
+from agents.words.events import ModelEvaluated, RunFinished, UpdateSubmitted
 from artifacts.manifest import load_manifest
-from bus.events import ModelEvaluated, RunFinished, UpdateSubmitted
 from tests.browser.recorded import ARTIFACTS
 from tests.browser.system import TOKEN, System, whole_system
 from tests.chaos.proxy import proxy

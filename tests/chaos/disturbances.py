@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterable
 
-from bus.events import PAYLOAD_BY_TYPE
+from agents.words.events import PAYLOAD_BY_TYPE
 from tests.chaos.system import Chaos, Disturbance
 from tests.conftest import wait_for
 

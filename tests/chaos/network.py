@@ -10,10 +10,10 @@ from pathlib import Path
 from agents.cli.connection import Connection
 from agents.cli.processes import supervisor
 from agents.cli.system import AGENTS, System
+from bus.broker.permissions import new_passwords
+from bus.broker.server import embedded_server
+from bus.broker.settings import BusSettings
 from bus.client import Bus
-from bus.permissions import new_passwords
-from bus.server import embedded_server
-from bus.settings import BusSettings
 from tests.chaos.proxy import Proxy, proxy
 from tests.chaos.system import HEARTBEAT_S, LEASE_S, Chaos
 from tests.conftest import wait_for

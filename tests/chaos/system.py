@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from agents.audit.verify import Verdict, verify_run
 from agents.cli.options import ClientMix, make_config
+from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from agents.cli.system import System, running_system
-from agents.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
-from agents.verify import Verdict, verify_run
+from agents.words.events import ModelPublished, Payload, RoundStarted, RunFinished
+from agents.words.run_config import RunConfig
+from bus.broker.settings import BusSettings
 from bus.client import Bus
-from bus.envelope import Stored
-from bus.events import ModelPublished, Payload, RoundStarted, RunFinished
-from bus.settings import BusSettings
-from bus.spec import RunConfig
-from bus.subjects import events_of
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
 from tests.conftest import wait_for
 
 P = TypeVar("P", bound=Payload)

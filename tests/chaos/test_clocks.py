@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from agents.core.rounds import RoundState
-from bus.events import RoundClosed, RoundExtended
-from bus.spec import QuorumSpec
+from agents.core.rounds.state import RoundState
+from agents.words.events import RoundClosed, RoundExtended
+from agents.words.run_config import QuorumSpec
 from tests.builders import RUN, START, Stream, assigned, planned, submitted
 
 HOUR = timedelta(hours=1)

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from bus.crash_points import AGGREGATOR, CLIENT, DISPATCHER, EVALUATOR, GATEWAY, LABELLER, POINTS, PUBLISHER, WORKER
+from bus.process.crash_points import (
+    AGGREGATOR,
+    CLIENT,
+    DISPATCHER,
+    EVALUATOR,
+    GATEWAY,
+    LABELLER,
+    POINTS,
+    PUBLISHER,
+    WORKER,
+)
 from tests.chaos.conftest import Survived
 from tests.chaos.disturbances import kill_broker_at
 from tests.chaos.system import Outcome, complete, small

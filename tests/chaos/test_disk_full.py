@@ -11,9 +11,9 @@ import nats
 import pytest
 
 from agents.cli.options import ClientMix
-from bus.events import TaskAssigned
-from bus.server import find_nats_server
-from bus.settings import BusSettings
+from agents.words.events import TaskAssigned
+from bus.broker.server import find_nats_server
+from bus.broker.settings import BusSettings
 from tests.chaos.conftest import Survived
 from tests.chaos.network import agents_on
 from tests.chaos.system import Chaos, Outcome, run_to_the_end, small

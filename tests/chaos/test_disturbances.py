@@ -11,7 +11,7 @@ import pytest
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command
 from agents.cli.system import AGENTS
-from bus.events import TaskAssigned, UpdateSubmitted
+from agents.words.events import TaskAssigned, UpdateSubmitted
 from tests.chaos.conftest import Survived
 from tests.chaos.disturbances import kill_broker_at, stop_for
 from tests.chaos.system import LEASE_S, Chaos, Outcome, complete

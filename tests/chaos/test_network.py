@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from agents.background import background
 from agents.cli.options import ClientMix
 from agents.cli.system import AGENTS
 from agents.client.address import Address
 from agents.client.runner import Client
-from agents.core.protocol import MAX_CHUNK_BYTES, Ping, Pong, UploadAccepted, UploadBegin, UploadCommit
+from agents.core.exchange.messages import MAX_CHUNK_BYTES, Ping, Pong, UploadAccepted, UploadBegin, UploadCommit
 from agents.gateway.settings import GatewaySettings
+from agents.runtime.tasks import background
+from agents.words.events import RoundClosed, RunFinished, TaskAssigned, UpdateSubmitted
+from bus.broker.server import EmbeddedServer
 from bus.client import Bus
-from bus.events import RoundClosed, RunFinished, TaskAssigned, UpdateSubmitted
-from bus.server import EmbeddedServer
 from tests.broker.gateway.conftest import METRICS, Gateway, serving, talking, update
 from tests.broker.gateway.conftest import gateway as gateway
 from tests.broker.gateway.conftest import nats as nats

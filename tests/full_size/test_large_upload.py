@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.aggregator import Aggregator
-from agents.background import background
-from agents.core.protocol import UploadAccepted, UploadCommit
+from agents.aggregator.service import Aggregator
+from agents.core.exchange.messages import UploadAccepted, UploadCommit
+from agents.runtime.tasks import background
+from agents.words.events import ModelPublished
 from bus.client import Bus
-from bus.events import ModelPublished
 from tests.broker.gateway.conftest import METRICS, nats, serving, talking
 from tests.conftest import bus, wait_for
 

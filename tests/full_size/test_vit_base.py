@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 
 from agents.client.trainer import NativeEngine
-from agents.core.client_task import run_task
-from agents.core.updates import decode_update
+from agents.core.learning.encodings import decode_update
+from agents.core.learning.task import run_task
+from agents.words.events import RoundPlanned, TaskAssigned, UpdateSubmitted
+from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest
 from artifacts.ort_training import NativeTrainer
-from bus.events import RoundPlanned, TaskAssigned, UpdateSubmitted
-from bus.recording import load_recording
-from bus.spec import TaskSpec
+from bus.recording.files import load_recording
 from data.dataset import load_dataset
-from tests.unit.labels.label_server import label_server
+from tests.unit.agents.labeller.label_server import label_server
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(1_800)]
 CLASSES = ("ant", "bee", "cat", "dog")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from agents.core.protocol import (
+from agents.core.exchange.messages import (
     Assignment,
     ErrorMessage,
     Hello,
@@ -31,9 +31,8 @@ from agents.core.protocol import (
     Welcome,
     encode_chunk,
 )
-from agents.core.updates import encode_update
-from bus.envelope import new_event
-from bus.events import (
+from agents.core.learning.encodings import encode_update
+from agents.words.events import (
     DroppedImage,
     ModelEvaluated,
     ModelPublished,
@@ -47,9 +46,10 @@ from bus.events import (
     UpdateMetrics,
     UpdateRejected,
 )
-from bus.spec import RunDataset, UserShard
-from bus.upgrades import FORMAT
-from bus.values import Frozen
+from agents.words.run_config import RunDataset, UserShard
+from bus.recording.formats import FORMAT
+from bus.words.envelope import new_event
+from bus.words.values import Frozen
 from data.dataset import DatasetManifest, ImageEntry, ImageFormat, Part
 from data.shards import encode_shard
 from tests.builders import (

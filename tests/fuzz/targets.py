@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.core.label_matching import LabelMatcher
-from agents.core.protocol import (
+from agents.audit.replay import replay_run
+from agents.core.exchange.messages import (
     MAX_CHUNK_BYTES,
     UploadCommit,
     encode_chunk,
@@ -26,20 +26,20 @@ from agents.core.protocol import (
     parse_client_message,
     parse_server_message,
 )
-from agents.core.replay import replay_run
-from agents.core.updates import decode_update, encode_update, encoded_size, update_norm
-from agents.core.upload import Expected, Progression, check_metrics, check_size, check_update
+from agents.core.exchange.upload_rules import Expected, Progression, check_metrics, check_size, check_update
+from agents.core.labels.matching import LabelMatcher
+from agents.core.learning.encodings import decode_update, encode_update, encoded_size, update_norm
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
 from agents.labeller.label_file import match_answers, read_answers, read_classes, read_label_file
 from agents.labeller.prompt import MalformedReply, Prompt
 from agents.labeller.providers import RecordedProvider, TruthProvider
+from agents.words.run_config import UserShard
 from artifacts.manifest import load_manifest
-from bus.envelope import new_event, parse_event
 from bus.errors import FedbusError
-from bus.logs import escaped
-from bus.recording import load_recording
-from bus.spec import UserShard
-from bus.subjects import event_subject, parse_event_subject
+from bus.process.logs import escaped
+from bus.recording.files import load_recording
+from bus.words.envelope import new_event, parse_event
+from bus.words.subjects import event_subject, parse_event_subject
 from data.dataset import ImageFormat, load_dataset
 from data.exchange import import_sources
 from data.idx import read_idx

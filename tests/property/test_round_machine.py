@@ -8,11 +8,11 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from agents.core.rounds import Refusal, RoundState
-from bus.envelope import Stored
-from bus.events import Payload, RoundClosed, RoundExtended, RoundFailed, UpdateSubmitted
-from bus.spec import QuorumSpec
-from bus.subjects import event_subject
+from agents.core.rounds.state import Refusal, RoundState
+from agents.words.events import Payload, RoundClosed, RoundExtended, RoundFailed, UpdateSubmitted
+from agents.words.run_config import QuorumSpec
+from bus.words.envelope import Stored
+from bus.words.subjects import event_subject
 from tests.builders import ANY_REF, BASE_REF, RUN, START, Stream, assigned, planned, submitted
 
 USERS = 5

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from agents.core.replay import ROLES, Replay, Role, replay_run
-from bus.events import (
+from agents.audit.replay import ROLES, Replay, Role, replay_run
+from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
@@ -29,8 +29,8 @@ from bus.events import (
     UpdateRejected,
     UpdateSubmitted,
 )
-from bus.recording import Recording
-from bus.values import Frozen
+from bus.recording.files import Recording
+from bus.words.values import Frozen
 from tests.conftest import SMALL_RUN
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.augment import augment, default_augmentation
-from agents.core.protocol import (
+from agents.core.exchange.messages import (
     Assignment,
     ErrorMessage,
     Hello,
@@ -30,11 +29,12 @@ from agents.core.protocol import (
     Welcome,
     encode_chunk,
 )
-from agents.core.updates import encode_update
+from agents.core.learning.augment import augment, default_augmentation
+from agents.core.learning.encodings import encode_update
+from agents.words.events import TaskAssigned, UpdateMetrics
+from agents.words.run_config import AugmentationSpec, TaskSpec
 from artifacts.pixels import pixel_table
-from bus.events import TaskAssigned, UpdateMetrics
-from bus.spec import AugmentationSpec, TaskSpec
-from bus.values import Frozen, Ref
+from bus.words.values import Frozen, Ref
 
 FOLDER = Path(__file__).parent
 REF = Ref(name="sha256-" + "a" * 64, size=12, sha256="a" * 64)

@@ -9,8 +9,8 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from bus.events import RoundFailed
-from bus.server import EmbeddedServer, embedded_server
+from agents.words.events import RoundFailed
+from bus.broker.server import EmbeddedServer, embedded_server
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

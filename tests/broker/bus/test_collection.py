@@ -16,18 +16,26 @@ import pytest
 import pytest_asyncio
 from nats.js import JetStreamContext
 
-from bus.bucket import meta_subject
+from agents.words.events import (
+    ImagesLabelled,
+    ModelEvaluated,
+    RoundPlanned,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    Score,
+)
+from agents.words.run_config import RunDataset, TaskSpec, UserShard
+from bus.broker.pipelining import Pipeline
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
-from bus.collection import Collector
 from bus.errors import ObjectCorruptError, ObjectMissingError
-from bus.events import ImagesLabelled, ModelEvaluated, RoundPlanned, RoundStarted, RunFinished, RunStarted, Score
-from bus.objects import FRESH_S, ObjectStore
-from bus.pipeline import Pipeline
-from bus.recording import record
-from bus.server import EmbeddedServer, embedded_server
-from bus.spec import RunDataset, TaskSpec, UserShard
-from bus.topology import OBJECT_STREAM
-from bus.values import Ref
+from bus.objects.bucket import meta_subject
+from bus.objects.collection import Collector
+from bus.objects.store import FRESH_S, ObjectStore
+from bus.recording.files import record
+from bus.words.values import Ref
 from tests.broker.bus.conftest import nats_client
 from tests.builders import config, labelled, planned, run_started
 

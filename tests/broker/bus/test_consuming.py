@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
+from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
-from bus.consumer import Delivery, PullConsumer
-from bus.envelope import Stored
 from bus.errors import FedbusError
-from bus.server import EmbeddedServer, embedded_server
-from bus.subjects import event_subject, events_of
-from bus.work import Handler, work
+from bus.words.envelope import Stored
+from bus.words.subjects import event_subject, events_of
+from bus.work.consumer import Delivery, PullConsumer
+from bus.work.worker import Handler, work
 from tests.broker.bus.conftest import failed
 from tests.conftest import wait_for
 

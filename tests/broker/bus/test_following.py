@@ -6,12 +6,12 @@ from pathlib import Path
 
 from nats.js import JetStreamContext
 
+from agents.words.events import Heartbeat, Progress, RoundFailed
+from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus, CaughtUp
-from bus.envelope import Stored, new_event
 from bus.errors import BrokerUnavailableError
-from bus.events import Heartbeat, Progress, RoundFailed
-from bus.server import EmbeddedServer, embedded_server
-from bus.subjects import event_subject, events_of, events_of_type
+from bus.words.envelope import Stored, new_event
+from bus.words.subjects import event_subject, events_of, events_of_type
 from tests.broker.bus.conftest import failed
 from tests.conftest import wait_for
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from bus.bucket import CHUNK, meta_subject
+from bus.broker.direct_get import read_stored
+from bus.broker.pipelining import Pipeline
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
-from bus.direct import read_stored
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
-from bus.objects import ObjectStore
-from bus.pipeline import Pipeline
-from bus.server import EmbeddedServer, embedded_server
-from bus.topology import OBJECT_STREAM
-from bus.values import Ref
+from bus.objects.bucket import CHUNK, meta_subject
+from bus.objects.store import ObjectStore
+from bus.words.values import Ref
 from tests.conftest import wait_for
 
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 20 * CHUNK + 7]
@@ -194,7 +194,7 @@ async def test_chunks_that_stop_arriving_end_in_a_timeout(
     def nobody_answers(link: object, stream: str, *args: object, **options: object) -> object:
         return read_stored(link, "NOWHERE", *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("bus.bucket.read_stored", nobody_answers)
+    monkeypatch.setattr("bus.objects.bucket.read_stored", nobody_answers)
     with pytest.raises(ObjectTimeoutError):
         await asyncio.wait_for(impatient.get(ref), 10)
 

@@ -8,12 +8,8 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from agents.background import background
-from bus.client import Bus, CaughtUp
-from bus.dead_letters import DeadLetter
-from bus.envelope import Stored
-from bus.errors import BrokerUnavailableError, FedbusError, PermissionDeniedError
-from bus.events import (
+from agents.runtime.tasks import background
+from agents.words.events import (
     PAYLOADS,
     Heartbeat,
     ImagesLabelled,
@@ -25,11 +21,15 @@ from bus.events import (
     UpdateRejected,
     UserPayload,
 )
-from bus.permissions import OPERATOR, ROLES, SAYS, new_passwords
-from bus.server import EmbeddedServer, embedded_server
-from bus.settings import BusSettings
-from bus.subjects import LetterSubject, event_subject, events_of
-from bus.work import work
+from bus.broker.permissions import OPERATOR, ROLES, SAYS, new_passwords
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.settings import BusSettings
+from bus.client import Bus, CaughtUp
+from bus.errors import BrokerUnavailableError, FedbusError, PermissionDeniedError
+from bus.stream.dead_letters import DeadLetter
+from bus.words.envelope import Stored
+from bus.words.subjects import LetterSubject, event_subject, events_of
+from bus.work.worker import work
 from tests.broker.bus.conftest import failed, nats_client
 from tests.conftest import wait_for
 

@@ -4,14 +4,14 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
+from agents.words.events import ImagesLabelled, RoundClosed
+from bus.broker.server import EmbeddedServer
+from bus.broker.topology import STREAMS, ensure_topology
 from bus.client import Bus
-from bus.envelope import new_event
 from bus.errors import ConflictingEventError, MalformedEventError
-from bus.events import ImagesLabelled, RoundClosed
-from bus.server import EmbeddedServer
-from bus.subjects import event_subject
-from bus.topology import STREAMS, ensure_topology
-from bus.values import Ref
+from bus.words.envelope import new_event
+from bus.words.subjects import event_subject
+from bus.words.values import Ref
 from tests.broker.bus.conftest import failed
 
 

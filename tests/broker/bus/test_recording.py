@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.core.augment import default_augmentation
+from agents.core.learning.augment import default_augmentation
+from agents.words.events import ImagesLabelled, RoundPlanned, RunStarted, TaskAssigned
+from agents.words.run_config import RunConfig, RunDataset, TaskSpec, TrainingSpec, UserShard
 from bus.client import Bus
 from bus.errors import FedbusError, MalformedRecordingError, ObjectMissingError
-from bus.events import ImagesLabelled, RoundPlanned, RunStarted, TaskAssigned
-from bus.recording import load_recording, record
-from bus.spec import RunConfig, RunDataset, TaskSpec, TrainingSpec, UserShard
-from bus.upgrades import FORMAT
-from bus.values import Ref
+from bus.recording.files import load_recording, record
+from bus.recording.formats import FORMAT
+from bus.words.values import Ref
 from tests.broker.bus.conftest import failed
 
 JSON = "application/json"

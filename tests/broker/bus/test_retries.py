@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
+from agents.words.events import RoundStarted
+from bus.broker.direct_get import stream_state
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.topology import DLQ_STREAM
 from bus.client import Bus
-from bus.consumer import PullConsumer
-from bus.dead_letters import DeadLetter, count_open
-from bus.direct import stream_state
-from bus.envelope import Stored, new_event
 from bus.errors import FedbusError
-from bus.events import RoundStarted
-from bus.retries import LetterMalformedError, LetterUnclaimedError, retries_of
-from bus.server import EmbeddedServer, embedded_server
-from bus.subjects import event_subject, events_of
-from bus.topology import DLQ_STREAM
-from bus.work import work
+from bus.stream.dead_letters import DeadLetter, count_open
+from bus.words.envelope import Stored, new_event
+from bus.words.subjects import event_subject, events_of
+from bus.work.consumer import PullConsumer
+from bus.work.retries import LetterMalformedError, LetterUnclaimedError, retries_of
+from bus.work.worker import work
 from tests.broker.bus.conftest import failed
 from tests.conftest import wait_for
 
@@ -213,8 +213,8 @@ import asyncio, sys
 from pathlib import Path
 from bus.client import Bus
 from bus.errors import FedbusError
-from bus.subjects import events_of
-from bus.work import work
+from bus.words.subjects import events_of
+from bus.work.worker import work
 
 async def handler(stored):
     with open(sys.argv[2], "a") as file:

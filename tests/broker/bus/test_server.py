@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from bus.broker.connection import REMIND_S
+from bus.broker.server import EmbeddedServer, embedded_server, find_nats_server
+from bus.broker.settings import BusSettings
 from bus.client import Bus
-from bus.connection import REMIND_S
 from bus.errors import BrokerUnavailableError, PortTakenError, ServerStartError, StoreLockedError
-from bus.server import EmbeddedServer, embedded_server, find_nats_server
-from bus.settings import BusSettings
 from tests.broker.bus.conftest import failed
 from tests.conftest import wait_for
 
@@ -77,7 +77,7 @@ async def test_a_wrong_or_missing_token_is_refused_at_once_with_a_hint(tmp_path:
 async def test_the_broker_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = f"""
 import asyncio, pathlib
-from bus.server import embedded_server
+from bus.broker.server import embedded_server
 async def main():
     async with embedded_server(pathlib.Path({str(tmp_path)!r})) as server:
         print(server.pid, flush=True)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.background import background
-from agents.core.evaluation import EvaluationDetails
-from agents.evaluator import serve
-from agents.run_setup import RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
+from agents.core.learning.scores import EvaluationDetails
+from agents.evaluator.service import serve
+from agents.runtime.tasks import background
+from agents.words.events import ModelEvaluated, ModelPublished, RunStarted
 from bus.client import Bus
-from bus.envelope import Stored
-from bus.events import ModelEvaluated, ModelPublished, RunStarted
-from bus.subjects import events_of_type
-from bus.values import Ref
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of_type
+from bus.words.values import Ref
 from tests.builders import ANY_REF, config
 from tests.conftest import wait_for
 

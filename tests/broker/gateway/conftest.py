@@ -15,7 +15,7 @@ import numpy as np
 import pytest_asyncio
 from websockets.asyncio.client import ClientConnection, connect
 
-from agents.core.protocol import (
+from agents.core.exchange.messages import (
     Assignment,
     Hello,
     Ready,
@@ -25,15 +25,15 @@ from agents.core.protocol import (
     encode_chunk,
     parse_server_message,
 )
-from agents.core.updates import encode_update
+from agents.core.learning.encodings import encode_update
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
+from agents.words.events import Payload, RoundPlanned, RunStarted, TaskAssigned, UpdateMetrics
+from agents.words.run_config import RunConfig, RunDataset, UserShard
+from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
-from bus.events import Payload, RoundPlanned, RunStarted, TaskAssigned, UpdateMetrics
-from bus.server import EmbeddedServer, embedded_server
-from bus.spec import RunConfig, RunDataset, UserShard
-from bus.subjects import events_of
-from bus.values import Frozen, Ref
+from bus.words.subjects import events_of
+from bus.words.values import Frozen, Ref
 from data.shards import encode_shard
 from tests.builders import config, planned, run_started
 from tests.conftest import wait_for

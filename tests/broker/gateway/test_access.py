@@ -16,17 +16,17 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
-from agents.background import background
 from agents.client.address import Address, AuthorityUnusableError
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client, GatewayRefusedError
-from agents.core.protocol import ErrorMessage, Hello
+from agents.core.exchange.messages import ErrorMessage, Hello
 from agents.gateway.service import TlsFilesError, running_gateway
 from agents.gateway.settings import GatewaySettings
+from agents.runtime.tasks import background
+from bus.broker.server import EmbeddedServer
+from bus.broker.tokens import Role, TokenLimits, TokenUnknownError, new_token
 from bus.client import Bus
-from bus.server import EmbeddedServer
-from bus.subjects import token_subject
-from bus.tokens import Role, TokenLimits, TokenUnknownError, new_token
+from bus.words.subjects import token_subject
 from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking, update
 from tests.broker.gateway.test_client import ScriptedTrainer, submitted
 from tests.conftest import wait_for

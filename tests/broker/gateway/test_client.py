@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.background import background
 from agents.client.address import Address
 from agents.client.objects import GatewayUnreachableError, ObjectCache
 from agents.client.runner import Client, GatewayRefusedError
 from agents.client.trainer import Finished, OrtTrainer, Progress, SyntheticTrainer
+from agents.runtime.tasks import background
+from agents.words.events import RunFinished, TaskAssigned, UpdateSubmitted
 from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError
-from bus.events import RunFinished, TaskAssigned, UpdateSubmitted
 from tests.broker.gateway.conftest import METRICS, Gateway, serving, update
 from tests.builders import ANY_REF
 from tests.conftest import wait_for

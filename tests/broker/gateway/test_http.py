@@ -16,9 +16,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from agents.gateway.service import running_gateway
+from agents.words.events import Progress, RoundStarted
 from bus.client import Bus
 from bus.errors import PortTakenError
-from bus.events import Progress, RoundStarted
 from tests.broker.gateway.conftest import DEADLINE_S, Gateway, serving, talking, update
 
 DATA = bytes(range(256)) * 5_000

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
-from agents.core.protocol import (
+from agents.core.exchange.messages import (
     Assignment,
     ErrorMessage,
     Hello,
@@ -27,8 +27,8 @@ from agents.core.protocol import (
     encode_chunk,
 )
 from agents.gateway import websocket
+from agents.words.events import RoundClosed, UpdateMetrics, UpdateRejected, UpdateSubmitted
 from bus.client import Bus
-from bus.events import RoundClosed, UpdateMetrics, UpdateRejected, UpdateSubmitted
 from tests.broker.gateway.conftest import METRICS, PARAMETERS, Gateway, Talk, serving, talking, update
 from tests.builders import config
 

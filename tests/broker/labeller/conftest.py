@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest_asyncio
 
+from bus.broker.server import embedded_server
 from bus.client import Bus
-from bus.server import embedded_server
 
 
 @pytest_asyncio.fixture

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.background import background
-from agents.core.labels import simulated_labels
+from agents.cli.run_setup import RunSources, start_run
+from agents.core.labels.labels import simulated_labels
 from agents.labeller import service
 from agents.labeller.providers import image_digest
 from agents.labeller.service import serve
-from agents.run_setup import RunSources, start_run
+from agents.runtime.tasks import background
+from agents.words.events import ImagesLabelled, RunFinished, RunStarted
+from agents.words.run_config import LabellingSpec, RunDataset
 from bus.client import Bus
-from bus.envelope import Stored
-from bus.events import ImagesLabelled, RunFinished, RunStarted
-from bus.spec import LabellingSpec, RunDataset
-from bus.subjects import events_of, events_of_type
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of, events_of_type
 from data.shards import decode_shard
 from tests.builders import config
 from tests.conftest import wait_for
-from tests.unit.labels.label_server import COMPLETION_TOKENS, PROMPT_TOKENS, LabelServer, label_server
+from tests.unit.agents.labeller.label_server import COMPLETION_TOKENS, PROMPT_TOKENS, LabelServer, label_server
 
 
 def labelling(users: int, images: int, **spec: object):

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from agents.client.trainer import NativeEngine
-from agents.core.client_task import run_task
+from agents.core.learning.task import run_task
 from artifacts import ort_training
 from artifacts.base_model import BaseModel
 from artifacts.build import BuildOptions, build_artifacts
@@ -18,8 +18,8 @@ from artifacts.memory import estimate_memory
 from artifacts.modes import parse_mode
 from artifacts.ort_training import NativeTrainer
 from tests.builders import assigned
+from tests.unit.agents.audit.test_ledger import SPEC
 from tests.unit.artifacts.conftest import Built, tiny_model
-from tests.unit.core.test_ledger import SPEC
 
 Build = Callable[..., Built]
 SPLIT = {"head": (16,), "head-weight": (16,), "last-1": (5, 16), "last-2": (5, 16)}

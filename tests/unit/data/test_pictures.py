@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
+from artifacts.model_input import model_input
 from data.dataset import ImageFormat
 from data.errors import PictureError, PreparationError
-from data.model_input import model_input
 from data.pictures import Resizing, read_picture, resizing_of
 from tests.unit.data.pictures import picture, save
 

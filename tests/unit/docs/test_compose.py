@@ -18,7 +18,7 @@ from agents.cli import processes
 from agents.cli.nats_config import CONFIG, write_logins
 from agents.cli.system import AGENTS
 from agents.gateway.settings import GatewaySettings
-from bus.server import STOP_S, find_nats_server
+from bus.broker.server import STOP_S, find_nats_server
 
 ROOT = Path(__file__).parents[3]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -45,7 +45,7 @@ def test_an_agent_runs_its_module_logs_in_as_its_role_and_is_asked_for_its_healt
     assert service["env_file"] == f"{LOGINS}/{name}.env"
     assert service["depends_on"] == {"streams": {"condition": "service_completed_successfully"}}
     if name != "gateway":
-        assert service["healthcheck"]["test"] == ["CMD", "python", "-m", "agents.healthcheck", name]
+        assert service["healthcheck"]["test"] == ["CMD", "python", "-m", "agents.runtime.health", name]
 
 
 def test_the_gateway_is_asked_on_the_port_that_it_listens_on() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from bus.events import RejectionCode
+from agents.words.events import RejectionCode
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("agents", "artifacts", "bus", "data")

@@ -10,8 +10,8 @@ from pydantic_settings import BaseSettings
 
 from agents.gateway.settings import GatewaySettings
 from agents.labeller.settings import LabellerSettings
-from agents.telemetry import MetricsSettings
-from bus.settings import BusSettings
+from agents.runtime.metrics import MetricsSettings
+from bus.broker.settings import BusSettings
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text()

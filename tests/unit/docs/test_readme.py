@@ -13,11 +13,11 @@ import pytest
 import pytest_asyncio
 
 from agents.cli.connection import Connection, agreed_connection
+from agents.words.events import RoundStarted
+from bus.broker.permissions import OPERATOR
+from bus.broker.server import embedded_server
 from bus.client import Bus
-from bus.events import RoundStarted
-from bus.permissions import OPERATOR
-from bus.server import embedded_server
-from bus.subjects import event_subject
+from bus.words.subjects import event_subject
 from tests.conftest import wait_for
 
 README = Path(__file__).parents[3] / "README.md"

@@ -1,0 +1,1 @@
+"""The aggregator: counts a round's updates, closes it, and publishes the new model."""

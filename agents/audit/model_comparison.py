@@ -1,0 +1,123 @@
+"""Compares any two models on a dataset, without a broker: what ``fedbus evaluate`` does."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from agents.audit.compare import Comparison, compare
+from agents.audit.report.model import Confusion
+from agents.audit.report.pictures import confusion_matrices
+from agents.engines.scoring import HeldOutScorer
+from artifacts.manifest import ArtifactManifest, artifact_paths, load_manifest
+from artifacts.ort_training import NativeTrainer
+from bus.errors import FedbusError
+from data.dataset import UNLABELLED, load_dataset
+from data.shards import decode_shard
+
+
+class ComparisonError(FedbusError):
+    """Two models and a dataset do not fit each other, or a file is no model."""
+
+    code = "comparison_impossible"
+
+
+def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparison:
+    """The comparison of two models on the labelled images of ``data``.
+
+    Args:
+        a: an artifact folder, or a file of trainable parameters for ``artifacts``.
+        b: likewise.
+        data: a dataset folder, or a shard with labels; images without a label are left out.
+        artifacts: the folder that files of parameters belong to.
+
+    Raises:
+        FedbusError: one of them is missing or malformed, or they do not fit each other.
+    """
+    folders = [path if path.is_dir() else artifacts for path in (a, b)]
+    manifests = [load_manifest(folder) for folder in folders]
+    classes = manifests[0].model.classes
+    images, labels = _labelled_images(data, classes)
+    if manifests[1].model.classes != classes:
+        raise ComparisonError("the two models have different classes", hint="build them with the same labels")
+    logits = [
+        _logits(path, folder, manifest, images, labels)
+        for path, folder, manifest in zip((a, b), folders, manifests, strict=True)
+    ]
+    return compare((str(a), str(b)), (logits[0], logits[1]), labels, classes)
+
+
+def _logits(
+    path: Path, folder: Path, manifest: ArtifactManifest, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    size = manifest.model.image_size
+    if images.shape[1:] != (size, size, manifest.model.channels):
+        raise ComparisonError(
+            f"the images are {images.shape[1:]} (height, width, channels), the model takes {size} x {size}",
+            hint="prepare the pictures for this model: fedbus data prepare FOLDER --artifacts DIR",
+        )
+    parameters = read_parameters(path if path.is_file() else folder / manifest.files.trainable.path, manifest)
+    scorer = HeldOutScorer(NativeTrainer(manifest, artifact_paths(manifest, folder)), images, labels)
+    return asyncio.run(scorer.logits(parameters))
+
+
+def read_parameters(path: Path, manifest: ArtifactManifest) -> NDArray[np.float32]:
+    """Trainable parameters float32 [trainable_count] of a file.
+
+    A ``.safetensors`` file has the manifest's trainable tensors by name; any other holds the raw little-endian float32
+    buffer in manifest order.
+
+    Raises:
+        ComparisonError: it is missing, malformed, or of another model.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+            flat = [tensors[one.name].astype(np.float32).ravel() for one in manifest.trainable]
+            parameters = np.concatenate(flat)
+        else:
+            parameters = np.fromfile(path, "<f4").astype(np.float32)
+            if path.stat().st_size != 4 * manifest.trainable_count:
+                raise ValueError(f"{path.stat().st_size} bytes")
+    except KeyError as error:
+        raise ComparisonError(f"{path} has no tensor {error}", hint="give its artifact folder as --artifacts") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ComparisonError(
+            f"{path} does not hold {manifest.trainable_count} trainable parameters: {error}",
+            hint="give its artifact folder as --artifacts",
+        ) from None
+    if parameters.shape != (manifest.trainable_count,):
+        raise ComparisonError(f"{path} has {parameters.size} parameters, the model {manifest.trainable_count}")
+    return parameters
+
+
+def _labelled_images(data: Path, classes: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    if data.is_dir():
+        dataset = load_dataset(data)
+        if dataset.classes != classes:
+            raise ComparisonError(f"{data} and the models have different classes")
+        images, labels = dataset.images, dataset.labels
+    else:
+        try:
+            images, found = decode_shard(data.read_bytes())
+        except OSError as error:
+            raise ComparisonError(f"{data} cannot be read: {error.strerror}") from None
+        labels = np.full(len(images), UNLABELLED, np.int64) if found is None else found
+    known = labels != UNLABELLED
+    if not known.any() or labels.max() >= len(classes):
+        raise ComparisonError(f"{data} has no images with labels of the models' classes")
+    return images[known], labels[known]
+
+
+def write_comparison(result: Comparison, out: Path) -> None:
+    """Writes ``comparison.json`` and ``comparison.svg`` (both confusion matrices) into ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    confusion = Confusion(base=result.a.by_class.confusion, final=result.b.by_class.confusion)
+    picture = confusion_matrices(confusion, result.classes, (Path(result.a.name).name, Path(result.b.name).name))
+    (out / "comparison.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (out / "comparison.svg").write_text(picture, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The rules of learning: a client's task, augmentation, encodings, averaging, scores."""

@@ -1,0 +1,1 @@
+"""The rules of runs and rounds: who takes part, what counts, when a round closes."""

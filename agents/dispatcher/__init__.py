@@ -1,0 +1,1 @@
+"""The dispatcher: plans rounds, assigns their tasks, starts the next round and ends the run."""

@@ -1,0 +1,1 @@
+"""The evaluator: base and updated model compared on held-out images."""

@@ -1,0 +1,140 @@
+"""The evaluator: compares every round's model with the base model on the run's held-out images."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from agents.core.learning.scores import EvaluationDetails, by_class, score
+from agents.engines.scoring import HeldOutScorer
+from agents.runtime.tasks import until
+from agents.words.events import ModelEvaluated, ModelPublished, RunStarted
+from agents.words.run_config import RunDataset
+from artifacts.manifest import ArtifactManifest
+from artifacts.ort_training import NativeTrainer
+from bus.client import Bus
+from bus.errors import ConflictingEventError, FedbusError
+from bus.process.crash_points import crash_point
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of_type
+from bus.words.values import Ref
+from bus.work.worker import work
+from data.shards import decode_shard
+
+MODELS_KEPT = 2
+ACK_WAIT_S = 10.0
+"""How long the models of an evaluator that died wait for another one."""
+log = logging.getLogger(__name__)
+
+
+class EvaluationError(FedbusError):
+    """A model cannot be evaluated: the run's dataset, held-out images or artifacts do not fit it."""
+
+    code = "evaluation_impossible"
+
+
+class Evaluator:
+    """The shell around the metrics; ``cache`` is a folder for the artifacts' files."""
+
+    def __init__(self, bus: Bus, cache: Path) -> None:
+        self._bus = bus
+        self._cache = cache
+        self._scorers: OrderedDict[tuple[str, str], HeldOutScorer] = OrderedDict()
+
+    async def handle(self, stored: Stored) -> None:
+        """Evaluates the model that a ``run.started`` or ``model.published`` names, and says so."""
+        crash_point("evaluator.received")
+        match stored.event.data:
+            case RunStarted() as started:
+                number, model = 0, started.base_model
+            case ModelPublished() as published:
+                found = await self._bus.find(events_of_type("run.started", published.run))
+                if found is None or not isinstance(found.event.data, RunStarted):
+                    raise EvaluationError(f"run {published.run} published a model and was never started")
+                started, number, model = found.event.data, published.round, published.model
+            case _:
+                return
+        evaluated = await self._evaluate(started, number, model)
+        crash_point("evaluator.details_put")
+        try:
+            await self._bus.publish(evaluated, cause=stored.event)
+            crash_point("evaluator.published")
+        except ConflictingEventError:
+            # Another evaluator was faster; its last digits may differ on another machine.
+            log.info("already evaluated", extra={"run": started.run, "round": number})
+        else:
+            log.info(
+                "accuracy %.4f, base %.4f",
+                evaluated.updated.accuracy,
+                evaluated.base.accuracy,
+                extra={"run": started.run, "round": number},
+            )
+
+    async def _evaluate(self, started: RunStarted, number: int, model: Ref) -> ModelEvaluated:
+        scorer = await self._scorer(started)
+        base = await scorer.base_logits(started.base_model.sha256, await self._parameters(started.base_model))
+        updated = base
+        if model.sha256 != started.base_model.sha256:
+            updated = await scorer.logits(await self._parameters(model))
+        crash_point("evaluator.evaluated")
+        details = EvaluationDetails(
+            classes=scorer.classes, base=by_class(base, scorer.labels), updated=by_class(updated, scorer.labels)
+        )
+        return ModelEvaluated(
+            run=started.run,
+            round=number,
+            model=model.sha256,
+            images=len(scorer.labels),
+            base=score(base, scorer.labels),
+            updated=score(updated, scorer.labels),
+            details=await self._bus.objects.put(details.model_dump_json().encode(), media_type="application/json"),
+        )
+
+    async def _parameters(self, model: Ref) -> NDArray[np.float32]:
+        content = await self._bus.objects.get(model)
+        if len(content) % 4:
+            raise EvaluationError(f"model {model.sha256} has {len(content)} bytes, not whole float32 values")
+        return np.frombuffer(content, "<f4").astype(np.float32)
+
+    async def _scorer(self, started: RunStarted) -> HeldOutScorer:
+        key = (started.artifacts.sha256, started.dataset.sha256)
+        if key not in self._scorers:
+            self._scorers[key] = await self._open(started)
+            while len(self._scorers) > MODELS_KEPT:
+                self._scorers.popitem(last=False)
+        self._scorers.move_to_end(key)
+        return self._scorers[key]
+
+    async def _open(self, started: RunStarted) -> HeldOutScorer:
+        try:
+            manifest = ArtifactManifest.model_validate_json(await self._bus.objects.get(started.artifacts))
+            dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
+        except ValidationError as error:
+            raise EvaluationError(f"the run's manifest or dataset is malformed: {error.errors()[0]['msg']}") from None
+        images, labels = decode_shard(await self._bus.objects.get(dataset.held_out))
+        if labels is None or not len(labels) or not 0 <= labels.min() <= labels.max() < len(manifest.model.classes):
+            raise EvaluationError("the held-out images have no labels, or labels that are none of the model's classes")
+        if manifest.model.classes != dataset.classes:
+            raise EvaluationError("the model and the run's dataset have different classes")
+        paths = {}
+        for role, file in manifest.files.for_training():
+            paths[role] = self._cache / file.sha256
+            if not paths[role].exists():
+                await self._bus.objects.fetch_to(file.ref, paths[role])
+        return HeldOutScorer(await asyncio.to_thread(NativeTrainer, manifest, paths), images, labels)
+
+
+async def serve(bus: Bus, stop: asyncio.Event) -> None:
+    """The body of the evaluator agent."""
+    with tempfile.TemporaryDirectory(prefix="fedbus-evaluator-") as cache:
+        evaluator = Evaluator(bus, Path(cache))
+        filters = [events_of_type("run.started"), events_of_type("model.published")]
+        async with bus.pull("evaluator", filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=8) as consumer:
+            await until(stop, work(consumer, evaluator.handle, concurrency=1, permanent=(EvaluationError,)))

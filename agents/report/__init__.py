@@ -1,8 +1,0 @@
-"""The report of a run: report.json, a report.html that needs no network, and a short table."""
-
-from agents.report.build import build_report
-from agents.report.model import Report
-from agents.report.table import summary_table
-from agents.report.write import write_report
-
-__all__ = ["Report", "build_report", "summary_table", "write_report"]

@@ -1,0 +1,1 @@
+"""What every agent process shares: starting and stopping, work beside work, figures, a web server, health."""

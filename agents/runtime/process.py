@@ -1,0 +1,106 @@
+"""What every agent process does around its own work: connect, beat, log, stop cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+
+from agents.runtime.round_figures import collect_sources
+from agents.runtime.tasks import background
+from agents.words.events import Heartbeat
+from bus.broker.settings import BusSettings
+from bus.client import Bus
+from bus.errors import FedbusError
+from bus.process.logs import configure
+
+Body = Callable[[Bus, asyncio.Event], Awaitable[None]]
+HEARTBEAT_S = 2.0
+STOP_GRACE_S = 5.0
+log = logging.getLogger(__name__)
+
+
+def main(role: str, body: Body) -> None:
+    """Runs an agent until SIGTERM or SIGINT; exits 1 with one line when it cannot go on."""
+    configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
+    try:
+        asyncio.run(run_agent(role, body))
+    except FedbusError as error:
+        log.error("%s [%s] %s", error.message, error.code, error.hint)
+        sys.exit(1)
+
+
+async def run_agent(role: str, body: Body, *, settings: BusSettings | None = None) -> None:
+    """Connects, beats and runs ``body`` until it ends or a stop signal arrives.
+
+    With ``FEDBUS_METRICS_PORT`` it serves the agent's figures beside that, from before there is a broker.
+
+    On a signal ``body`` has ``STOP_GRACE_S`` to return after its event is set, and is cancelled then; an agent that
+    still waits for its broker has nothing to finish and stops at once.
+
+    Raises:
+        PortTakenError: something listens on ``FEDBUS_METRICS_PORT``.
+    """
+    stop, connected = asyncio.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with _looked_at(role) as show, Bus.connect(settings, name=role, on_waiting=log.warning) as bus:
+            connected.set()
+            log.info("connected; ready")
+            async with background(_beat(bus, role)):
+                show(bus)
+                await body(bus, stop)
+
+    with _signals_set(stop):
+        serving, stopping = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done() and connected.is_set():
+                await asyncio.wait({serving}, timeout=STOP_GRACE_S)
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+        finally:
+            stopping.cancel()
+            serving.cancel()
+            await asyncio.gather(serving, stopping, return_exceptions=True)
+    log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _looked_at(role: str) -> AsyncIterator[Callable[[Bus], None]]:
+    """Serves the agent's figures where the operator asks for them; the yielded function is told of its bus."""
+    if not os.environ.get("FEDBUS_METRICS_PORT"):
+        yield lambda _: None
+        return
+    # Here, because most agents need no web server.
+    from agents.runtime.metrics import MetricsSettings, telemetry
+
+    async with telemetry(role, MetricsSettings(), collect_sources()) as figures:
+        yield lambda bus: setattr(figures, "bus", bus)
+
+
+async def _beat(bus: Bus, role: str) -> None:
+    started = time.monotonic()
+    while True:
+        now = datetime.now(UTC)
+        await bus.beat(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
+        await asyncio.sleep(HEARTBEAT_S)
+
+
+@contextlib.contextmanager
+def _signals_set(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,243 @@
+"""One frozen payload class per event type, and the registry that maps a type to its class."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AwareDatetime, Field
+
+from agents.words.run_config import RunConfig
+from bus.words.values import MAX_IMAGES_PER_USER, MAX_USERS, Frozen, Name, Ref, RoundNumber, Sha256, ShortText
+
+
+class Payload(Frozen):
+    """Base of the payloads: ``TYPE`` is the event's noun.verb, ``run`` the run that it belongs to."""
+
+    TYPE: ClassVar[str]
+    run: Name
+
+
+class RoundPayload(Payload):
+    """A payload about one round."""
+
+    round: RoundNumber
+
+
+class UserPayload(RoundPayload):
+    """A payload about one user's task in one round."""
+
+    user: Name
+
+
+class RunStarted(Payload):
+    """A run exists: what it trains, on which data, and how."""
+
+    TYPE = "run.started"
+    config: RunConfig
+    config_digest: Sha256
+    dataset: Ref = Field(description="JSON object: classes, each user's shard, the held-out shard")
+    artifacts: Ref = Field(description="JSON object: the manifest of the training artifacts")
+    base_model: Ref = Field(description="raw little-endian float32: trainable parameters in manifest order")
+    users: int = Field(ge=1, le=MAX_USERS)
+
+
+class DroppedImage(Frozen):
+    """An image that the labeller could not give a class, and why."""
+
+    index: int = Field(ge=0, lt=MAX_IMAGES_PER_USER)
+    reason: Literal["unknown", "not_a_class", "ambiguous", "refused", "failed"]
+    answer: ShortText = ""
+
+
+class ImagesLabelled(Payload):
+    """One user's images have labels: a class index for each image, or none where the image was dropped."""
+
+    TYPE = "images.labelled"
+    user: Name
+    shard: Ref
+    labels: Annotated[tuple[int | None, ...], Field(max_length=MAX_IMAGES_PER_USER)]
+    dropped: tuple[DroppedImage, ...] = ()
+    provider: str = Field(max_length=64)
+    model: str | None = Field(default=None, max_length=128)
+    prompt_version: str | None = Field(default=None, max_length=64)
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
+
+
+class RoundStarted(RoundPayload):
+    """Somebody asks for a round; what is left out follows from the run's config and its newest model."""
+
+    TYPE = "round.started"
+    base_model: Ref | None = None
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    quorum: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="fraction of the users")
+    deadline_s: float | None = Field(default=None, gt=0, le=86_400)
+
+
+class RoundPlanned(RoundPayload):
+    """The dispatcher settled the round: how many tasks, from which model, until when."""
+
+    TYPE = "round.planned"
+    base_model: Ref
+    spec: Ref = Field(description="JSON object: the TaskSpec that every task of the round shares")
+    users: int = Field(ge=1, le=MAX_USERS, description="tasks of this round")
+    quorum: int = Field(ge=1, le=MAX_USERS, description="accepted updates that close the round")
+    learning_rate: float = Field(gt=0)
+    deadline: AwareDatetime
+    deadline_s: float = Field(gt=0)
+
+
+class TaskAssigned(UserPayload):
+    """One user's work in one round: which images, their labels, and the spec that says what to do with them."""
+
+    TYPE = "task.assigned"
+    shard: Ref
+    labels: Annotated[tuple[int | None, ...], Field(max_length=MAX_IMAGES_PER_USER)]
+    spec: Ref
+    seed: int = Field(ge=0, lt=2**32, description="key of the task's augmentation draws")
+
+
+class UpdateMetrics(Frozen):
+    """What a client says about the task it did."""
+
+    predictions: Annotated[tuple[int, ...], Field(max_length=MAX_IMAGES_PER_USER)] = Field(
+        description="predicted class of every image of the shard, dropped images included"
+    )
+    examples: int = Field(ge=0, description="labelled images of the user: its weight in the mean")
+    mismatched_images: int = Field(ge=0, description="images whose prediction differs from their label")
+    trained_images: int = Field(ge=0, description="images that training saw, augmentations and epochs included")
+    loss_first: float | None = Field(default=None, description="mean cross-entropy of the first step, nats")
+    loss_last: float | None = Field(default=None, description="mean cross-entropy of the last step, nats")
+    predict_s: float = Field(default=0.0, ge=0)
+    train_s: float = Field(default=0.0, ge=0)
+
+
+class UpdateSubmitted(UserPayload):
+    """A client finished a task and its update lies in the object store: the completion event of the quorum."""
+
+    TYPE = "update.submitted"
+    base_model: Sha256
+    update: Ref
+    encoding: str = Field(max_length=32)
+    metrics: UpdateMetrics
+    client: Name
+    engine: str = Field(max_length=64)
+
+
+RejectionCode = Literal["stale", "digest", "size", "shape", "nonfinite", "norm", "duplicate", "unknown_task", "metrics"]
+
+
+class UpdateRejected(UserPayload):
+    """An update was not counted, and why."""
+
+    TYPE = "update.rejected"
+    attempt: Name
+    code: RejectionCode
+    reason: ShortText
+    client: Name
+
+
+class RoundExtended(RoundPayload):
+    """The deadline passed without a quorum and the round got more time."""
+
+    TYPE = "round.extended"
+    extension: int = Field(ge=1, le=1_000)
+    deadline: AwareDatetime
+
+
+class RoundClosed(RoundPayload):
+    """No more updates count: the accepted ones are the first of each user with a sequence up to ``through``."""
+
+    TYPE = "round.closed"
+    reason: Literal["quorum", "all", "deadline"]
+    accepted: int = Field(ge=0, le=MAX_USERS)
+    missing: int = Field(ge=0, le=MAX_USERS)
+    rejected: int = Field(ge=0, le=MAX_USERS)
+    through: int = Field(ge=1, description="stream sequence of the last event that counted")
+
+
+class RoundFailed(RoundPayload):
+    """The round ended without a model."""
+
+    TYPE = "round.failed"
+    reason: ShortText
+
+
+class ModelPublished(RoundPayload):
+    """The aggregate of a round: the new global model."""
+
+    TYPE = "model.published"
+    model: Ref
+    parent: Ref
+    inputs_digest: Sha256 = Field(description="digest of the sorted list of (user, update digest, weight)")
+    strategy: str = Field(max_length=64)
+    updates: int = Field(ge=0, le=MAX_USERS)
+    examples: int = Field(ge=0)
+
+
+class Score(Frozen):
+    """How well a model does on the held-out images."""
+
+    accuracy: float = Field(ge=0, le=1)
+    loss: float = Field(ge=0, description="mean cross-entropy, nats")
+
+
+class ModelEvaluated(RoundPayload):
+    """Base and updated model compared on the held-out images; round 0 is the base model alone."""
+
+    TYPE = "model.evaluated"
+    model: Sha256
+    images: int = Field(ge=1)
+    base: Score
+    updated: Score
+    details: Ref = Field(description="JSON object: per-class accuracy and confusion matrix of both")
+
+
+class RunFinished(Payload):
+    """The run ended; nothing about it changes any more."""
+
+    TYPE = "run.finished"
+    status: Literal["completed", "failed", "cancelled"]
+    reason: ShortText = ""
+    rounds: int = Field(ge=0)
+    final_model: Ref | None = None
+
+
+PAYLOADS: tuple[type[Payload], ...] = (
+    RunStarted,
+    ImagesLabelled,
+    RoundStarted,
+    RoundPlanned,
+    TaskAssigned,
+    UpdateSubmitted,
+    UpdateRejected,
+    RoundExtended,
+    RoundClosed,
+    RoundFailed,
+    ModelPublished,
+    ModelEvaluated,
+    RunFinished,
+)
+PAYLOAD_BY_TYPE: dict[str, type[Payload]] = {payload.TYPE: payload for payload in PAYLOADS}
+
+
+class Progress(UserPayload):
+    """Live progress of one task: core NATS, not kept."""
+
+    TYPE = "progress"
+    client: Name
+    phase: Literal["predict", "train", "upload"]
+    images_seen: int = Field(ge=0)
+    mismatched_images: int = Field(default=0, ge=0)
+    trained_images: int = Field(default=0, ge=0)
+    loss: float | None = None
+
+
+class Heartbeat(Frozen):
+    """An agent is alive: core NATS, not kept."""
+
+    role: Name
+    id: Name
+    time: AwareDatetime
+    uptime_s: float = Field(ge=0)
+    state: dict[str, int | float | str] = Field(default_factory=dict)

@@ -1,0 +1,297 @@
+"""One connection to the broker that waits for it, survives its restarts and says clearly what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
+
+from bus.broker.settings import BusSettings
+from bus.errors import BrokerUnavailableError, PermissionDeniedError
+
+T = TypeVar("T")
+REMIND_S = 10.0
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
+# What a request meets while the broker restarts or is busy; anything else is an answer.
+_OUTAGES = (
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.StaleConnectionError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+)
+_DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
+log = logging.getLogger(__name__)
+
+
+class Wakeable(Protocol):
+    """Something that waits for messages and must look up when the connection was lost."""
+
+    def wake(self) -> None:
+        """Look at ``Connection.losses`` now."""
+
+
+class Connection:
+    """A NATS client and what the rest of ``bus`` needs to know of its state.
+
+    Attributes:
+        nc: the client, connected once ``connected()`` returns.
+        js: its JetStream context.
+        losses: how often the connection was lost; requests made before a loss get no answer.
+        retries: how often a request was made again.
+        on_denied: called with a subject that the broker does not let this user publish on.
+    """
+
+    def __init__(self) -> None:
+        self.nc = Client()
+        self.js: JetStreamContext = self.nc.jetstream()
+        self.losses = 0
+        self.retries = 0
+        self.on_denied: Callable[[str], object] = log.error
+        self._denied: list[str] = []
+        self._up = asyncio.Event()
+        self._over: BrokerUnavailableError | None = None
+        self._waiting: set[Wakeable] = set()
+        self._first_error: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._last_error: Exception | None = None
+
+    async def open(
+        self, settings: BusSettings, *, name: str, wait_s: float | None, on_waiting: Callable[[str], object] | None
+    ) -> None:
+        """Connects, waiting for the broker for ever or for ``wait_s`` seconds.
+
+        Raises:
+            BrokerUnavailableError: no broker in time, or it refuses these credentials or this TLS set-up.
+        """
+        try:
+            tls = settings.tls()
+        except OSError as error:
+            raise BrokerUnavailableError(
+                f"cannot read the TLS files: {error}", hint="check NATS_CA, NATS_CERT and NATS_KEY"
+            ) from None
+        connecting = asyncio.create_task(self._connect(settings, name, tls))
+        try:
+            async with asyncio.timeout(wait_s):
+                await asyncio.wait([connecting, self._first_error], return_when=asyncio.FIRST_COMPLETED)
+                while not connecting.done():
+                    self._raise_if_refused(settings)
+                    if on_waiting is not None:
+                        on_waiting(f"waiting for the broker at {settings.place}: {_reason(self._last_error)}")
+                    await self._remind(connecting)
+            await connecting
+        except TimeoutError:
+            raise BrokerUnavailableError(
+                f"no broker at {settings.place} within {wait_s:g} s: {_reason(self._last_error)}",
+                hint="start one, or set NATS_URL to where it listens",
+            ) from None
+        except (nats.errors.Error, ValueError, OSError) as error:
+            # Its text may hold what it is about: an address with a login, or credentials.
+            raise BrokerUnavailableError(
+                f"cannot connect to {settings.place}: {type(error).__name__}",
+                hint=_refusal(error) or "check that NATS_URL is nats://HOST:PORT, and the file of NATS_CREDS",
+            ) from None
+        finally:
+            if not self.nc.is_connected:
+                connecting.cancel()
+                await asyncio.gather(connecting, return_exceptions=True)
+                # A client that never began to connect has nothing to close, and says so with an assertion (2.16).
+                with contextlib.suppress(AssertionError):
+                    await self.nc.close()
+        self._up.set()
+
+    async def _connect(self, settings: BusSettings, name: str, tls: ssl.SSLContext | None) -> None:
+        options: dict[str, Any] = {
+            "tls": tls,
+            "token": settings.token.get_secret_value() if settings.token else None,
+            "user": settings.user,
+            "password": settings.password.get_secret_value() if settings.password else None,
+            "user_credentials": str(settings.creds) if settings.creds else None,
+        }
+        await self.nc.connect(
+            settings.url,
+            name=name,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_lost,
+            reconnected_cb=self._on_found,
+            closed_cb=self._on_closed,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds works
+            connect_timeout=5,
+            # A half-open connection is noticed after three of these, before a reader gives up (``objects.STALL_S``).
+            ping_interval=3,
+            max_outstanding_pings=2,
+            drain_timeout=5,
+            **{key: value for key, value in options.items() if value is not None},
+        )
+
+    async def _remind(self, connecting: asyncio.Task[None]) -> None:
+        """Waits until it is time to say again that the broker is away, or an error is final."""
+        for _ in range(int(REMIND_S / 0.25)):
+            if connecting.done() or _refusal(self._last_error):
+                return
+            await asyncio.wait({connecting}, timeout=0.25)
+
+    def _raise_if_refused(self, settings: BusSettings) -> None:
+        if hint := _refusal(self._last_error):
+            raise BrokerUnavailableError(
+                f"the broker at {settings.place} refuses the connection: {_reason(self._last_error)}", hint=hint
+            )
+
+    async def close(self) -> None:
+        """Sends what is waiting and closes; a broker that is away is not waited for."""
+        with contextlib.suppress(nats.errors.Error):
+            await cancellable(self.nc.drain())
+        await self.nc.close()
+
+    async def connected(self) -> None:
+        """Waits, for ever if need be, until the broker is there.
+
+        Raises:
+            BrokerUnavailableError: the broker closed the connection for good.
+        """
+        await self._up.wait()
+        if self._over is not None:
+            raise self._over
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker can be reached now."""
+        return self._up.is_set() and self._over is None
+
+    async def persist(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of ``attempt``, made again and again until the broker gives an answer.
+
+        The attempt must be safe to repeat: an answer can be lost after its effect.
+
+        Raises:
+            BrokerUnavailableError: the broker closed the connection for good.
+            PermissionDeniedError: the broker does not let this user ask.
+            nats.js.errors.APIError: the broker's answer is an error.
+        """
+        delay, warned = _FIRST_RETRY_S, False
+        while True:
+            await self.connected()
+            self._denied.clear()
+            try:
+                return await cancellable(attempt())
+            except _OUTAGES as error:
+                self.retries += 1
+                # What is denied gets no answer; the broker says so beside.
+                if self._denied:
+                    raise PermissionDeniedError(
+                        f"this user may not publish on {self._denied[0]}",
+                        hint="log in to the broker as the role that may",
+                    ) from None
+                if delay >= _LAST_RETRY_S and not warned:
+                    warned = True
+                    log.warning("the broker does not answer (%s); trying on", _reason(error))
+            except nats.errors.ConnectionClosedError:
+                if self.nc.is_closed:
+                    await self.connected()
+                    raise BrokerUnavailableError("the connection to the broker is closed") from None
+            await asyncio.sleep(delay)
+            delay = min(_LAST_RETRY_S, 2 * delay)
+
+    async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
+        """The newest message on ``subject``, or nothing."""
+        try:
+            return await self.persist(lambda: self.js.get_last_msg(stream, subject, direct=True))
+        except nats.js.errors.NotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def waking(self, sleeper: Wakeable) -> Any:
+        """Wakes ``sleeper`` whenever the connection is lost, found or closed."""
+        self._waiting.add(sleeper)
+        try:
+            yield
+        finally:
+            self._waiting.discard(sleeper)
+
+    def _wake_all(self) -> None:
+        for sleeper in tuple(self._waiting):
+            sleeper.wake()
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = error
+        if denied := _DENIED.search(str(error)):
+            self._denied.append(denied[1])
+            self.on_denied(denied[1])
+        if not self._first_error.done():
+            self._first_error.set_result(None)
+        refused = bool(_refusal(error)) and self.losses > 0
+        log.log(logging.WARNING if refused else logging.DEBUG, "broker: %s %s", _reason(error), _refusal(error))
+
+    async def _on_lost(self) -> None:
+        self.losses += 1
+        self._up.clear()
+        if not self.nc.is_closed:
+            log.warning("lost the broker; reconnecting")
+        self._wake_all()
+
+    async def _on_found(self) -> None:
+        log.warning("reconnected to the broker")
+        self._up.set()
+        self._wake_all()
+
+    async def _on_closed(self) -> None:
+        self._over = BrokerUnavailableError(
+            f"the connection to the broker is closed: {_reason(self.nc.last_error)}",
+            hint=_refusal(self.nc.last_error) or "start the agent again",
+        )
+        self._up.set()
+        self._wake_all()
+
+
+async def cancellable(call: Awaitable[T]) -> T:
+    """The result of a call of nats-py, or the cancellation that came meanwhile even where the call swallowed it.
+
+    Its requests wait with ``asyncio.wait_for``, which in Python 3.11 returns the answer instead when both come at once;
+    its ``drain`` and full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
+    """
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
+    try:
+        return await call
+    finally:
+        if task and task.cancelling() > cancels:
+            raise asyncio.CancelledError
+
+
+@contextlib.asynccontextmanager
+async def connection(
+    settings: BusSettings, *, name: str, wait_s: float | None, on_waiting: Callable[[str], object] | None
+) -> AsyncIterator[Connection]:
+    """An open connection, drained and closed at the end."""
+    link = Connection()
+    await link.open(settings, name=name, wait_s=wait_s, on_waiting=on_waiting)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+def _refusal(error: Exception | None) -> str:
+    """What to do about an error that waiting does not heal, or an empty string."""
+    text = str(error).lower()
+    if "authorization" in text or "authentication" in text:
+        return "set NATS_TOKEN, or NATS_USER and NATS_PASSWORD, or NATS_CREDS to what the broker expects"
+    if isinstance(error, ssl.SSLCertVerificationError) or "tls" in text:
+        return "set NATS_CA to the authority that signed the broker's certificate, and NATS_CERT and NATS_KEY if asked"
+    return ""
+
+
+def _reason(error: Exception | None) -> str:
+    return str(error).removeprefix("nats: ") or type(error).__name__ if error is not None else "no answer"

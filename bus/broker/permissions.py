@@ -1,0 +1,114 @@
+"""What each role may say: users for the broker's config, so that a taken-over agent cannot speak for another.
+
+An agent may publish its own events only, and give up only what it could not handle itself. Every role may read the
+stream, keep consumers on it, and put and read objects, which are safe to share because every reader checks their
+digest. Only ``cli``, the operator, may make or change streams, and give dead letters back.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+
+from agents.words.events import (
+    ImagesLabelled,
+    ModelEvaluated,
+    ModelPublished,
+    Payload,
+    RoundClosed,
+    RoundExtended,
+    RoundFailed,
+    RoundPlanned,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    TaskAssigned,
+    UpdateRejected,
+    UpdateSubmitted,
+)
+from bus.broker.topology import BUCKET, DLQ_STREAM, EVENT_STREAM, OBJECT_STREAM, TOKEN_STREAM
+from bus.words.subjects import ALL_TOKENS, EVENTS, HEARTBEATS, LIVE_PROGRESS, events_of_type, heartbeats_of, letters_of
+
+OPERATOR = "cli"
+SAYS: dict[str, tuple[type[Payload], ...]] = {
+    OPERATOR: (RunStarted, RoundStarted, RunFinished),
+    "labeller": (ImagesLabelled, RunFinished),
+    "dispatcher": (RoundStarted, RoundPlanned, TaskAssigned, RoundFailed, RunFinished),
+    "aggregator": (UpdateRejected, RoundExtended, RoundClosed, RoundFailed, ModelPublished),
+    "evaluator": (ModelEvaluated,),
+    "gateway": (UpdateSubmitted, UpdateRejected),
+}
+ROLES = tuple(SAYS)
+_API = "$JS.API"
+_SHARED = (
+    f"{_API}.STREAM.INFO.*",
+    *(
+        f"{_API}.CONSUMER.{verb}.{EVENT_STREAM}.>"
+        for verb in ("CREATE", "DURABLE.CREATE", "MSG.NEXT", "INFO", "DELETE")
+    ),
+    f"$JS.ACK.{EVENT_STREAM}.>",
+    *(
+        f"{_API}.DIRECT.GET.{stream}{rest}"
+        for stream in (EVENT_STREAM, OBJECT_STREAM, DLQ_STREAM)
+        for rest in ("", ".>")
+    ),
+    f"{_API}.STREAM.PURGE.{OBJECT_STREAM}",
+    f"$O.{BUCKET}.>",
+    letters_of("malformed"),
+)
+_TOKEN_READING = tuple(f"{_API}.DIRECT.GET.{TOKEN_STREAM}{rest}" for rest in ("", ".>"))
+_OPERATOR_ONLY = (
+    ALL_TOKENS,
+    *_TOKEN_READING,
+    *(f"{_API}.STREAM.{verb}.*" for verb in ("CREATE", "UPDATE")),
+    *(f"{_API}.CONSUMER.LIST.{stream}" for stream in (EVENT_STREAM, DLQ_STREAM)),
+    letters_of("retry"),
+)
+_HEARD = ("_INBOX.>", LIVE_PROGRESS, HEARTBEATS)
+"""What everybody may listen to without a consumer; the operator's own programs hear the events as well."""
+
+
+def may_publish(role: str) -> list[str]:
+    """The subjects, with wildcards, that ``role`` may publish on."""
+    subjects = [events_of_type(payload.TYPE) for payload in SAYS[role]]
+    subjects += [heartbeats_of(role), *_SHARED, *_own_letters(role)]
+    if role == "gateway":
+        subjects += [LIVE_PROGRESS, *_TOKEN_READING]
+    if role == OPERATOR:
+        subjects += _OPERATOR_ONLY
+    return subjects
+
+
+def _own_letters(role: str) -> list[str]:
+    """What lets the workers of a role give events up and take them back: its durable consumer has its name."""
+    consumer = (f"{_API}.CONSUMER.{verb}.{DLQ_STREAM}.{role}" for verb in ("DURABLE.CREATE", "MSG.NEXT", "INFO"))
+    return [
+        *consumer,
+        f"$JS.ACK.{DLQ_STREAM}.{role}.>",
+        letters_of("given_up", role),
+        letters_of("handled", role),
+    ]
+
+
+def may_hear(role: str) -> list[str]:
+    """The subjects, with wildcards, that ``role`` may subscribe to."""
+    return [*_HEARD, EVENTS] if role == OPERATOR else list(_HEARD)
+
+
+def new_passwords() -> dict[str, str]:
+    """A random password for each role."""
+    return {role: secrets.token_urlsafe(24) for role in ROLES}
+
+
+def authorization(passwords: Mapping[str, str]) -> str:
+    """The ``authorization`` block of a nats-server config with one user for each role."""
+    users = [
+        {
+            "user": role,
+            "password": passwords[role],
+            "permissions": {"publish": {"allow": may_publish(role)}, "subscribe": {"allow": may_hear(role)}},
+        }
+        for role in ROLES
+    ]
+    return f"authorization: {json.dumps({'users': users}, indent=2)}\n"

@@ -1,0 +1,50 @@
+"""Where the broker is and how to log in to it, from the environment."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bus.process.logs import without_login
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+
+
+class BusSettings(BaseSettings):
+    """The connection to the broker: each field comes from ``NATS_<FIELD>`` unless it is given.
+
+    ``creds`` is the path of a NATS credentials file; ``ca``, ``cert`` and ``key`` are paths of PEM files, the last
+    two for a broker that asks its clients for certificates.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="NATS_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    url: str = Field(default=DEFAULT_URL, min_length=1)
+    token: SecretStr | None = None
+    user: str | None = None
+    password: SecretStr | None = None
+    creds: Path | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the broker is, without the login that ``url`` may hold: for logs and messages."""
+        return without_login(self.url)
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context that the files ask for, or nothing: then ``tls://`` trusts the system's authorities.
+
+        Raises:
+            OSError: a file is missing or is not PEM.
+        """
+        if self.ca is None and self.cert is None:
+            return None
+        context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        if self.cert is not None:
+            context.load_cert_chain(self.cert, self.key)
+        return context

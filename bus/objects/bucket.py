@@ -1,0 +1,230 @@
+"""The stock JetStream Object Store format: chunks under a random subject each upload, and a meta message by name."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import nats.errors
+from nats.js.api import PubAck
+from nats.js.errors import APIError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bus.broker.connection import Connection, cancellable
+from bus.broker.direct_get import DirectMessage, read_stored, stream_state
+from bus.broker.pipelining import Ack, Pipeline
+from bus.broker.topology import BUCKET, OBJECT_STREAM
+from bus.stream.dead_letters import WRONG_LAST_SEQUENCE
+from bus.words.values import Ref
+
+CHUNK = 512 * 1024
+MEDIA_TYPE, FIRST_SEQUENCE = "media-type", "first-sequence"
+_CHUNKS, _METAS = f"$O.{BUCKET}.C.", f"$O.{BUCKET}.M."
+_WINDOW = 8
+_ACK_S = 10.0
+
+
+class Options(BaseModel):
+    """Stock default of the chunk size."""
+
+    max_chunk_size: int = 128 * 1024
+
+
+class Meta(BaseModel):
+    """The meta message of an object, as far as fedbus reads it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    nuid: str
+    size: int = 0
+    chunks: int = 0
+    deleted: bool = False
+    headers: dict[str, list[str]] | None = None
+    options: Options = Options()
+
+    def header(self, key: str, default: str) -> str:
+        """The first value of a header."""
+        return ((self.headers or {}).get(key) or [default])[0]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object that is there: its meta message, with its place in the stream and the broker's time of it."""
+
+    meta: Meta
+    sequence: int
+    stored_at: datetime
+
+
+class Bucket:
+    """Reads and writes the parts of objects."""
+
+    def __init__(self, connection: Connection, pipeline: Pipeline, *, stall_s: float) -> None:
+        self.connection = connection
+        self._pipeline = pipeline
+        self._stall_s = stall_s
+
+    async def find(self, name: str) -> tuple[Entry | None, int]:
+        """An object that is there, and the sequence of whatever stands in its meta message's place (or 0)."""
+        message = await self.connection.last_message(OBJECT_STREAM, meta_subject(name))
+        if message is None:
+            return None, 0
+        sequence = message.seq or 0
+        assert message.time is not None
+        return _entry(message.data or b"", sequence, message.time), sequence
+
+    async def entries(self) -> AsyncGenerator[Entry, None]:
+        """Every object that is there, the longest unchanged first."""
+        async with contextlib.aclosing(self._stored(f"{_METAS}>", 1, 256)) as metas:
+            async for message in metas:
+                if (entry := _entry(message.data, message.sequence, message.time)) is not None:
+                    yield entry
+
+    async def inspect(self, entry: Entry) -> tuple[bool, float]:
+        """Whether all chunks of an object are there, and how old its meta message is, in seconds, for the broker."""
+        subject = f"{_CHUNKS}{entry.meta.nuid}"
+        state = await stream_state(self.connection, OBJECT_STREAM, subject)
+        age = (state.now - entry.stored_at).total_seconds()
+        return state.subjects.get(subject, 0) == entry.meta.chunks, age
+
+    async def now(self) -> datetime:
+        """What time it is for the broker."""
+        return (await stream_state(self.connection, OBJECT_STREAM, f"{_METAS}none")).now
+
+    async def send(self, nuid: str, chunks: AsyncIterator[bytes]) -> tuple[int, int]:
+        """Publishes the chunks, some at a time; the first one's sequence (or 0) and how many there were.
+
+        Raises:
+            nats.errors.Error, TimeoutError: a chunk may be missing, or stored twice.
+        """
+        await self.connection.connected()
+        first = count = 0
+        window: list[asyncio.Future[Ack]] = []
+        try:
+            async for chunk in chunks:
+                window.append(await self._pipeline.send(f"{_CHUNKS}{nuid}", chunk))
+                count += 1
+                while len(window) >= _WINDOW or (window and window[0].done()):
+                    sequence = await _acknowledged(window.pop(0))
+                    first = first or sequence
+            while window:
+                sequence = await _acknowledged(window.pop(0))
+                first = first or sequence
+        finally:
+            if window:
+                # Whoever purges these chunks now must not do so before the broker has stored them.
+                await asyncio.wait(window, timeout=_ACK_S)
+                self._pipeline.forget(window)
+        return first, count
+
+    async def write_meta(self, ref: Ref, nuid: str, *, first: int, chunks: int, replaces: int) -> bool:
+        """Makes the chunks an object; false when somebody else was faster."""
+        meta = {
+            "name": ref.name,
+            "bucket": BUCKET,
+            "nuid": nuid,
+            "size": ref.size,
+            "chunks": chunks,
+            "digest": "SHA-256=" + base64.urlsafe_b64encode(bytes.fromhex(ref.sha256)).decode(),
+            "mtime": datetime.now(UTC).isoformat(),
+            "headers": {MEDIA_TYPE: [ref.media_type], FIRST_SEQUENCE: [str(first)]},
+            "options": {"max_chunk_size": CHUNK},
+        }
+        if await self._replace(ref.name, meta, replaces) is not None:
+            return True
+        there, _ = await self.find(ref.name)
+        return there is not None and there.meta.nuid == nuid
+
+    async def touch(self, entry: Entry) -> bool:
+        """Makes an object new again without moving its bytes; false when it changed or went meanwhile."""
+        message = await self.connection.last_message(OBJECT_STREAM, meta_subject(entry.meta.name))
+        if message is None or message.seq != entry.sequence:
+            return False
+        meta = json.loads(message.data or b"") | {"mtime": datetime.now(UTC).isoformat()}
+        return await self._replace(entry.meta.name, meta, entry.sequence) is not None
+
+    async def delete(self, entry: Entry) -> bool:
+        """Deletes an object unless it was touched or replaced meanwhile; then false.
+
+        The meta message goes first: whoever dies after that leaves chunks that ``orphans`` finds.
+        """
+        gone = entry.meta.model_dump(include={"name", "nuid"}) | {"bucket": BUCKET, "deleted": True}
+        marker = await self._replace(entry.meta.name, gone, entry.sequence)
+        if marker is None:
+            return False
+        await self.purge(entry.meta.nuid)
+        # Up to the marker: an object of this name that was put meanwhile stays.
+        await self._purge(meta_subject(entry.meta.name), through=marker)
+        return True
+
+    async def _replace(self, name: str, meta: dict[str, Any], replaces: int) -> int | None:
+        """Writes a meta message where ``replaces`` is the last of its name; its sequence, or nothing if it is not."""
+        body = json.dumps(meta).encode()
+
+        async def attempt() -> PubAck:
+            headers = {"Nats-Rollup": "sub", "Nats-Expected-Last-Subject-Sequence": str(replaces)}
+            return await self.connection.js.publish(meta_subject(name), body, headers=headers)
+
+        try:
+            return (await self.connection.persist(attempt)).seq
+        except APIError as error:
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                raise
+            return None
+
+    def chunks(self, meta: Meta, sequence: int, batch: int) -> AsyncGenerator[DirectMessage, None]:
+        """The chunk messages of an object from ``sequence`` on."""
+        return self._stored(f"{_CHUNKS}{meta.nuid}", sequence, batch)
+
+    async def purge(self, nuid: str) -> None:
+        """Deletes the chunks of an upload if the broker is there; otherwise they wait for ``orphans``."""
+        await self._purge(f"{_CHUNKS}{nuid}")
+
+    async def _purge(self, subject: str, *, through: int | None = None) -> None:
+        if self.connection.is_up:
+            end = None if through is None else through + 1
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await cancellable(self.connection.js.purge_stream(OBJECT_STREAM, seq=end, subject=subject))
+
+    async def orphans(self) -> list[tuple[str, datetime]]:
+        """The uploads that no object owns, and when their newest chunk was stored."""
+        # Chunks first: an upload that ends meanwhile is then among the owned ones.
+        uploads = (await stream_state(self.connection, OBJECT_STREAM, f"{_CHUNKS}>")).subjects
+        async with contextlib.aclosing(self.entries()) as entries:
+            owned = {entry.meta.nuid async for entry in entries}
+        found: list[tuple[str, datetime]] = []
+        for subject in uploads:
+            nuid = subject.removeprefix(_CHUNKS)
+            newest = None if nuid in owned else await self.connection.last_message(OBJECT_STREAM, subject)
+            if newest is not None and newest.time is not None:
+                found.append((nuid, newest.time))
+        return found
+
+    def _stored(self, subject: str, start: int, batch: int) -> AsyncGenerator[DirectMessage, None]:
+        return read_stored(self.connection, OBJECT_STREAM, subject, start=start, batch=batch, stall_s=self._stall_s)
+
+
+def meta_subject(name: str) -> str:
+    """Where the meta message of the object called ``name`` stands."""
+    return f"{_METAS}{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def _entry(body: bytes, sequence: int, stored_at: datetime) -> Entry | None:
+    """The object that a meta message describes; nothing when it was deleted or nobody can read it."""
+    try:
+        meta = Meta.model_validate_json(body)
+    except ValidationError:
+        return None
+    return None if meta.deleted else Entry(meta, sequence, stored_at)
+
+
+async def _acknowledged(future: asyncio.Future[Ack]) -> int:
+    async with asyncio.timeout(_ACK_S):
+        return (await future).sequence

@@ -1,0 +1,275 @@
+"""Records a run as one file, events and the objects they need, and reads such files back, verified."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+from uuid import uuid4
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from agents.words.events import Payload, RoundPlanned, RunStarted
+from agents.words.run_config import RunDataset, TaskSpec
+from bus.client import Bus, CaughtUp
+from bus.errors import FedbusError, MalformedRecordingError
+from bus.recording.formats import FORMAT, upgraded
+from bus.words.envelope import Stored, parse_event
+from bus.words.subjects import event_subject, events_of
+from bus.words.values import Name, Ref
+
+MAX_LINE = 512 << 20
+MAX_TOTAL = 4 << 30
+Include = Literal["replay", "all"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run as it was recorded: its events in stream order, and objects by SHA-256.
+
+    ``format`` is that of the file; the events of an older one have been brought up to this version's.
+    """
+
+    run: str
+    include: Include
+    events: list[Stored]
+    objects: dict[str, bytes]
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class RecordingCounts:
+    """What ``record`` wrote; ``object_bytes`` before base64 and compression."""
+
+    events: int
+    objects: int
+    object_bytes: int
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    version: int = Field(alias="fedbus-recording")
+    run: Name
+    include: Include
+    events: int = Field(ge=0)
+    objects: int = Field(ge=0)
+
+
+class _EventLine(BaseModel):
+    sequence: int = Field(ge=1)
+    time: AwareDatetime
+    subject: str
+    event: dict[str, JsonValue]
+
+
+class _ObjectLine(BaseModel):
+    ref: Ref
+    base64: str
+
+
+async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay") -> RecordingCounts:
+    """Writes ``run`` up to now to ``path`` (``.jsonl`` or ``.jsonl.gz``), complete or not at all.
+
+    "replay" holds what aggregating again needs: dataset and artifact manifests, models, specs, optimizers, updates and
+    evaluation details. "all" adds shards, held-out images and the artifact files. The same run gives the same bytes.
+
+    Raises:
+        ObjectMissingError, ObjectCorruptError: an object that the recording needs cannot be read.
+        FedbusError: the run has no events, or ``path`` has another ending.
+    """
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise FedbusError(f"{path.name} cannot be a recording", hint="let its name end in .jsonl or .jsonl.gz")
+    events = await _events(bus, run)
+    if not events:
+        raise FedbusError(f"there is no run called {run!r}", hint="check its name; the page lists those that exist")
+    refs = [ref async for ref in needed(bus, events, include)]
+    header = _Header(version=FORMAT, run=run, include=include, events=len(events), objects=len(refs))
+    with _writing(path) as file:
+        _write(file, header.model_dump(by_alias=True))
+        for stored in events:
+            _write(
+                file,
+                {
+                    "sequence": stored.sequence,
+                    "time": stored.time.isoformat(),
+                    "subject": event_subject(stored.event.data),
+                    "event": json.loads(stored.event.to_json()),
+                },
+            )
+        for ref in refs:
+            data = await bus.objects.get(ref)
+            _write(file, {"ref": ref.model_dump(), "base64": base64.b64encode(data).decode()})
+    return RecordingCounts(len(events), len(refs), sum(ref.size for ref in refs))
+
+
+def load_recording(path: Path) -> Recording:
+    """The recording in ``path``; every event is brought up to date and parsed, and every object verified.
+
+    Raises:
+        MalformedRecordingError: it is damaged, cut off, too large, or of a format that is later than this version's
+            or too old; says where.
+        OSError: the file cannot be read.
+    """
+    header: _Header | None = None
+    events: list[Stored] = []
+    objects: dict[str, bytes] = {}
+    number = 0
+    for number, line in _lines(path):
+        try:
+            fields = json.loads(line)
+            if header is None:
+                header = _header(fields)
+            elif isinstance(fields, dict) and "event" in fields:
+                events.append(_event(fields, header, events[-1].sequence if events else 0))
+            else:
+                ref, data = _object(fields)
+                objects[ref.sha256] = data
+        except (ValueError, RecursionError, FedbusError) as error:
+            raise _malformed(path, number, _reason(error)) from None
+    if header is None:
+        raise _malformed(path, 1, "it is empty")
+    if (len(events), len(objects)) != (header.events, header.objects):
+        raise _malformed(
+            path,
+            number,
+            f"it ends with {len(events)} of {header.events} events and {len(objects)} of {header.objects} objects",
+        )
+    return Recording(header.run, header.include, events, objects, header.version)
+
+
+async def _events(bus: Bus, run: str) -> list[Stored]:
+    async with bus.follow(events_of(run), live=False) as items:
+        return [item async for item in items if not isinstance(item, CaughtUp)]
+
+
+async def needed(bus: Bus, events: list[Stored], include: Include) -> AsyncIterator[Ref]:
+    """What a recording of these events holds: each object once, in the order in which the events come to them."""
+    seen: set[str] = set()
+    for stored in events:
+        for ref in [one async for one in _of_event(bus, stored.event.data, include)]:
+            if ref.sha256 not in seen:
+                seen.add(ref.sha256)
+                yield ref
+
+
+async def _of_event(bus: Bus, data: Payload, include: Include) -> AsyncIterator[Ref]:
+    shard = getattr(data, "shard", None)
+    for ref in _refs(data):
+        if include == "all" or ref is not shard:
+            yield ref
+    if isinstance(data, RunStarted):
+        dataset = RunDataset.model_validate_json(await bus.objects.get(data.dataset))
+        if dataset.truth is not None:
+            yield dataset.truth
+        if include == "all":
+            for ref in (*_refs(dataset), *_manifest_files(json.loads(await bus.objects.get(data.artifacts)))):
+                yield ref
+    elif isinstance(data, RoundPlanned):
+        yield TaskSpec.model_validate_json(await bus.objects.get(data.spec)).optimizer
+
+
+def _refs(value: object) -> Iterator[Ref]:
+    """Every reference inside a model, depth first in the order of its fields."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, BaseModel):
+        for field in type(value).model_fields:
+            yield from _refs(getattr(value, field))
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _refs(item)
+
+
+def _manifest_files(manifest: dict[str, Any]) -> Iterator[Ref]:
+    """The files that a manifest of training artifacts names, whatever else it says; a model may lack some."""
+    for file in filter(None, manifest.get("files", {}).values()):
+        yield Ref(name=f"sha256-{file['sha256']}", **{key: file[key] for key in ("size", "sha256", "media_type")})
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes ``path`` when all went well; compressed the same way each time."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as raw:
+            with contextlib.ExitStack() as stack:
+                file: IO[bytes] = raw
+                if path.suffix == ".gz":
+                    file = cast(IO[bytes], stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0)))
+                yield file
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(file: IO[bytes], fields: dict[str, Any]) -> None:
+    file.write(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines of a recording, within bounds."""
+    number, total = 0, 0
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        while True:
+            number += 1
+            try:
+                line = file.readline(MAX_LINE + 1)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise _malformed(path, number, f"the compression is damaged or cut off: {error}") from None
+            if not line:
+                return
+            total += len(line)
+            if len(line) > MAX_LINE or total > MAX_TOTAL:
+                raise _malformed(path, number, f"it is larger than {MAX_LINE} bytes a line or {MAX_TOTAL} in all")
+            if not line.endswith(b"\n"):
+                raise _malformed(path, number, "the line is cut off")
+            yield number, line
+
+
+def _header(fields: object) -> _Header:
+    version = fields.get("fedbus-recording") if isinstance(fields, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(f"it has format {version}, this version of fedbus reads up to {FORMAT}: install a later one")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError("it does not begin with the header of a recording")
+    return _Header.model_validate(fields)
+
+
+def _event(fields: dict[str, Any], header: _Header, previous: int) -> Stored:
+    line = _EventLine.model_validate(fields)
+    event = parse_event(json.dumps(upgraded(line.event, header.version)).encode())
+    if event_subject(event.data) != line.subject or event.data.run != header.run:
+        raise ValueError(f"the event does not belong on {line.subject} of run {header.run}")
+    if line.sequence <= previous:
+        raise ValueError(f"sequence {line.sequence} does not follow {previous}")
+    return Stored(line.sequence, line.time, event)
+
+
+def _object(fields: object) -> tuple[Ref, bytes]:
+    line = _ObjectLine.model_validate(fields)
+    data = base64.b64decode(line.base64, validate=True)
+    if len(data) != line.ref.size or hashlib.sha256(data).hexdigest() != line.ref.sha256:
+        raise ValueError(f"the bytes of {line.ref.name} do not have its size and digest")
+    return line.ref, data
+
+
+def _malformed(path: Path, line: int, cause: str) -> MalformedRecordingError:
+    return MalformedRecordingError(f"{path.name}, line {line}: {cause}", hint="record the run again")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error) or type(error).__name__

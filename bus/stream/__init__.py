@@ -1,0 +1,1 @@
+"""The event stream: saying a fact once, reading in order, live messages, dead letters."""

@@ -1,0 +1,1 @@
+"""Durable consumers: events shared among workers, tried again, given up, given back."""

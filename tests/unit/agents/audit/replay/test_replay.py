@@ -1,0 +1,158 @@
+"""A recorded run replays to the same bits, or the replay says where it first differs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from agents.aggregator.service import model_published
+from agents.audit.replay import aggregate, replay_run
+from agents.core.rounds.plan import AssignTasks, RunState
+from agents.core.rounds.state import RoundState
+from agents.words.events import (
+    DroppedImage,
+    ModelPublished,
+    Payload,
+    RoundClosed,
+    RoundPlanned,
+    RoundStarted,
+    TaskAssigned,
+    UpdateSubmitted,
+)
+from agents.words.run_config import RunDataset, UserShard
+from bus.errors import ObjectMissingError
+from tests.builders import (
+    ANY_REF,
+    BASE,
+    BASE_REF,
+    RUN,
+    Stream,
+    config,
+    labelled,
+    planned,
+    ref_of,
+    run_started,
+    submitted,
+)
+
+USERS = ("u0", "u1", "u2")
+
+
+def recorded_run() -> tuple[Stream, dict[str, bytes]]:
+    """One round of three users with a quorum of two, and a late update."""
+    dataset = RunDataset(
+        classes=("a", "b", "c"), users=tuple(UserShard(user=user, shard=ANY_REF) for user in USERS), held_out=ANY_REF
+    )
+    body = dataset.model_dump_json().encode()
+    objects = {BASE_REF.sha256: BASE.tobytes(), ref_of(body).sha256: body}
+    stream = Stream()
+    settings = config(users=3, fraction=0.6, deadline_s=60)
+    started = run_started(settings).model_copy(update={"dataset": ref_of(body)})
+    stream.add(started)
+    dropped = (DroppedImage(index=1, reason="ambiguous"),)
+    labels = [labelled("u0"), labelled("u1", (1, None)).model_copy(update={"dropped": dropped}), labelled("u2")]
+    state, dispatcher = RoundState(RUN, 1, settings.quorum), RunState(started, USERS)
+    plan = planned(3, 2).model_copy(update={"learning_rate": settings.training.learning_rate})
+    for data in (*labels, RoundStarted(run=RUN, round=1), plan):
+        stored = stream.add(data)
+        state.fold(stored)
+        dispatcher.fold(stored)
+    intent = dispatcher.decide()
+    assert isinstance(intent, AssignTasks)
+    for task in intent.tasks:
+        state.fold(stream.add(task))
+    for index, user in enumerate(("u1", "u0")):
+        delta = np.arange(4, dtype=np.float32) + index
+        state.fold(stream.add(submitted(user, delta, examples=index + 1, objects=objects), after_s=1))
+    closed = state.decide(stream.now)
+    assert closed is not None
+    state.fold(stream.add(submitted("u2", objects=objects)))
+    state.fold(stream.add(closed))
+    model = aggregate(state, objects).tobytes()
+    objects[ref_of(model).sha256] = model
+    stream.add(model_published(state, state.accepted(), ref_of(model)))
+    return stream, objects
+
+
+def test_a_recorded_run_replays_to_the_recorded_model() -> None:
+    stream, objects = recorded_run()
+    outcome = replay_run(stream.events, objects)
+    published = stream.events[-1].event.data
+    assert isinstance(published, ModelPublished)
+    assert outcome.differences == []
+    assert outcome.final_model == published.model.sha256
+
+
+def test_the_model_is_the_weighted_mean_of_the_accepted_updates_alone() -> None:
+    stream, objects = recorded_run()
+    published = stream.events[-1].event.data
+    assert isinstance(published, ModelPublished)
+    model = np.frombuffer(objects[published.model.sha256], "<f4")
+    np.testing.assert_allclose(model, np.arange(4) + 2 / 3, rtol=1e-6)
+
+
+def with_data(stream: Stream, index: int, **changes: object) -> list:
+    events = list(stream.events)
+    event = events[index].event
+    data = event.data.model_copy(update=changes)
+    events[index] = dataclasses.replace(events[index], event=event.model_copy(update={"data": data}))
+    return events
+
+
+def test_a_model_with_other_bits_is_named() -> None:
+    stream, objects = recorded_run()
+    outcome = replay_run(with_data(stream, -1, model=BASE_REF), objects)
+    assert [one.what for one in outcome.differences] == ["the model of round 1"]
+    assert outcome.differences[0].sequence == stream.events[-1].sequence
+
+
+def test_a_decision_that_the_events_do_not_lead_to_is_named() -> None:
+    stream, objects = recorded_run()
+    index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, RoundClosed))
+    outcome = replay_run(with_data(stream, index, accepted=3), objects)
+    assert outcome.differences[0].what == "the decision on round 1"
+    assert '"accepted":3' in outcome.differences[0].recorded
+
+
+def test_a_refusal_of_the_aggregator_is_what_the_events_lead_to() -> None:
+    stream, objects = recorded_run()
+    state = RoundState(RUN, 1, config(users=3, fraction=0.6, deadline_s=60).quorum)
+    for stored in stream.events:
+        state.fold(stored)
+    (refusal,) = state.unsaid()
+    stream.add(refusal.as_event())
+    assert replay_run(stream.events, objects).differences == []
+    for changes in ({"code": "norm"}, {"attempt": "seq-1"}):
+        outcome = replay_run(with_data(stream, -1, **changes), objects)
+        assert [(one.role, one.sequence) for one in outcome.differences] == [("aggregator", len(stream.events))]
+
+
+def test_an_update_that_the_recording_lacks_is_named() -> None:
+    stream, objects = recorded_run()
+    update = next(one.event.data for one in stream.events if isinstance(one.event.data, UpdateSubmitted))
+    del objects[update.update.sha256]
+    outcome = replay_run(stream.events, objects)
+    assert [one.role for one in outcome.differences] == ["gateway", "aggregator"]
+    assert all("no such object" in one.replayed or "no object" in one.replayed for one in outcome.differences)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(TaskAssigned, {"labels": (0, 0)}), (TaskAssigned, {"seed": 1}), (RoundPlanned, {"quorum": 3})],
+)
+def test_words_of_the_dispatcher_that_the_events_do_not_lead_to_are_named(
+    kind: type[Payload], changes: dict[str, object]
+) -> None:
+    stream, objects = recorded_run()
+    index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, kind))
+    outcome = replay_run(with_data(stream, index, **changes), objects)
+    assert outcome.differences[0].what == f"what it says ({kind.TYPE})"
+    assert outcome.differences[0].sequence == stream.events[index].sequence
+
+
+def test_a_recording_without_its_start_is_refused() -> None:
+    stream, objects = recorded_run()
+    with pytest.raises(ObjectMissingError, match=r"run\.started"):
+        replay_run(stream.events[1:], objects)

@@ -1,0 +1,100 @@
+"""The supervisor keeps processes running, gives up with a reason, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents.cli import processes
+from agents.cli.processes import Command, ProcessFailedError, supervisor
+from agents.cli.reload import agents_to_restart
+from agents.cli.run_setup import PACKAGE_ROOT
+from agents.cli.system import AGENTS
+from tests.conftest import wait_for
+
+
+def python(code: str, folder: Path, name: str = "child", **env: str) -> Command:
+    return Command(name, (sys.executable, "-c", code), folder / f"{name}.log", env)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie still has a process id.
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+async def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
+    async with supervisor() as running:
+        running.start(python("import time; time.sleep(60)", tmp_path))
+        first = await wait_for(lambda: running.pids().get("child"))
+        os.kill(first, signal.SIGKILL)
+        second = await wait_for(lambda: running.pids().get("child") not in (None, first) and running.pids()["child"])
+        assert second != first
+        assert running.restarts == {"child": 1}
+    assert not is_alive(second)
+
+
+async def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
+    inner = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    log = tmp_path / "child.log"
+    async with supervisor() as running:
+        running.start(python(code, tmp_path))
+        grandchild = int(await wait_for(lambda: log.exists() and log.read_text().strip()))
+        assert is_alive(grandchild)
+    await wait_for(lambda: not is_alive(grandchild))
+
+
+async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "STOP_GRACE_S", 0.2)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    async with supervisor() as running:
+        running.start(python(code, tmp_path))
+        await wait_for(lambda: (tmp_path / "child.log").exists() and (tmp_path / "child.log").read_text())
+        pid = running.pids()["child"]
+    assert not is_alive(pid)
+
+
+async def test_a_process_that_keeps_ending_fails_with_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MAX_QUICK_EXITS", 2)
+
+    async def run() -> None:
+        async with supervisor() as running, asyncio.timeout(30):
+            running.start(python("import sys; sys.exit('no such luck')", tmp_path))
+            await asyncio.Event().wait()
+
+    with pytest.raises(ProcessFailedError, match="no such luck"):
+        await run()
+
+
+async def test_a_process_gets_its_environment(tmp_path: Path) -> None:
+    async with supervisor() as running:
+        running.start(python("import os, time; print(os.environ['X'], flush=True); time.sleep(60)", tmp_path, X="7"))
+        said = await wait_for(lambda: (tmp_path / "child.log").exists() and (tmp_path / "child.log").read_text())
+    assert said == "7\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "restarted"),
+    [
+        ("agents/gateway/app.py", ["gateway"]),
+        ("agents/dispatcher/service.py", ["dispatcher"]),
+        ("agents/core/rounds/state.py", sorted(AGENTS)),
+        ("bus/client.py", sorted(AGENTS)),
+        ("agents/cli/main.py", []),
+        ("agents/client/engine.py", []),
+        ("bus/notes.txt", []),
+    ],
+)
+def test_a_saved_file_restarts_the_agents_that_it_belongs_to(changed: str, restarted: list[str]) -> None:
+    assert agents_to_restart([PACKAGE_ROOT / changed]) == restarted

@@ -1,0 +1,170 @@
+"""Who is in a round, what its tasks say, when the next round starts and the run ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from agents.core.rounds.plan import AssignTasks, PlanRound, RunState, Say, learning_rate_of, quorum_of
+from agents.words.events import (
+    ModelEvaluated,
+    ModelPublished,
+    Payload,
+    RoundClosed,
+    RoundFailed,
+    RoundStarted,
+    RunFinished,
+    Score,
+)
+from tests.builders import ANY_REF, BASE_REF, RUN, Stream, assigned, config, labelled, planned, ref_of, run_started
+
+USERS = ("u0", "u1", "u2")
+NEW_MODEL = ref_of(b"new model")
+
+
+class Run:
+    """A run under test with its stream."""
+
+    def __init__(self, *, rounds: int = 2, fraction: float = 1.0, users: tuple[str, ...] = USERS) -> None:
+        settings = config(rounds=rounds, users=len(users)).model_copy(update={"fraction": fraction})
+        self.stream = Stream()
+        self.state = RunState(run_started(settings), users)
+
+    def fold(self, *payloads: Payload) -> Run:
+        for data in payloads:
+            self.state.fold(self.stream.add(data))
+        return self
+
+
+def published(round: int) -> ModelPublished:
+    return ModelPublished(
+        run=RUN,
+        round=round,
+        model=NEW_MODEL,
+        parent=BASE_REF,
+        inputs_digest=ANY_REF.sha256,
+        strategy="fedavg",
+        updates=3,
+        examples=6,
+    )
+
+
+def evaluated(round: int) -> ModelEvaluated:
+    score = Score(accuracy=0.5, loss=1.0)
+    return ModelEvaluated(
+        run=RUN, round=round, model=NEW_MODEL.sha256, images=2, base=score, updated=score, details=ANY_REF
+    )
+
+
+def closed(round: int) -> RoundClosed:
+    return RoundClosed(run=RUN, round=round, reason="all", accepted=3, missing=0, rejected=0, through=1)
+
+
+def done(round: int) -> tuple[Payload, ...]:
+    return (RoundStarted(run=RUN, round=round), planned(3, 3, round=round), closed(round), published(round))
+
+
+def test_nothing_happens_before_somebody_starts_the_first_round() -> None:
+    assert Run().fold(*map(labelled, USERS)).state.decide() is None
+
+
+def test_the_round_is_planned_once_every_picked_user_is_labelled() -> None:
+    run = Run().fold(RoundStarted(run=RUN, round=1), labelled("u0"), labelled("u1"))
+    assert run.state.decide() is None
+    plan = run.fold(labelled("u2")).state.decide()
+    assert isinstance(plan, PlanRound)
+    assert (plan.users, plan.quorum, plan.base_model) == (USERS, 3, BASE_REF)
+
+
+def test_a_user_whose_images_were_all_dropped_gets_no_task() -> None:
+    run = Run().fold(RoundStarted(run=RUN, round=1), labelled("u0", (None, None)), labelled("u1"), labelled("u2"))
+    plan = run.state.decide()
+    assert isinstance(plan, PlanRound)
+    assert plan.users == ("u1", "u2")
+
+
+def test_a_round_without_any_usable_user_fails() -> None:
+    run = Run().fold(RoundStarted(run=RUN, round=1), *(labelled(user, (None, None)) for user in USERS))
+    intent = run.state.decide()
+    assert isinstance(intent, Say)
+    assert isinstance(intent.data, RoundFailed)
+
+
+def test_tasks_that_are_missing_after_a_crash_are_assigned_and_no_others() -> None:
+    run = Run().fold(RoundStarted(run=RUN, round=1), *map(labelled, USERS), planned(3, 3), assigned("u1"))
+    intent = run.state.decide()
+    assert isinstance(intent, AssignTasks)
+    assert [task.user for task in intent.tasks] == ["u0", "u2"]
+    assert run.fold(*intent.tasks).state.decide() is None
+
+
+def test_task_seeds_depend_on_user_and_round() -> None:
+    first = Run().fold(RoundStarted(run=RUN, round=1), *map(labelled, USERS), planned(3, 3)).state.decide()
+    second = Run().fold(*done(1), RoundStarted(run=RUN, round=2), *map(labelled, USERS), planned(3, 3, round=2))
+    again = second.state.decide()
+    assert isinstance(first, AssignTasks)
+    assert isinstance(again, AssignTasks)
+    seeds = {task.seed for task in (*first.tasks, *again.tasks)}
+    assert len(seeds) == 6
+
+
+def test_the_next_round_starts_from_the_new_model() -> None:
+    run = Run().fold(*map(labelled, USERS), *done(1))
+    intent = run.state.decide()
+    assert isinstance(intent, Say)
+    assert intent.data == RoundStarted(run=RUN, round=2)
+    plan = run.fold(intent.data).state.decide()
+    assert isinstance(plan, PlanRound)
+    assert plan.base_model == NEW_MODEL
+
+
+def test_the_run_is_over_once_its_last_model_is_evaluated() -> None:
+    run = Run(rounds=1).fold(*map(labelled, USERS), *done(1))
+    assert run.state.decide() is None
+    intent = run.fold(evaluated(1)).state.decide()
+    assert isinstance(intent, Say)
+    assert isinstance(intent.data, RunFinished)
+    assert (intent.data.status, intent.data.rounds, intent.data.final_model) == ("completed", 1, NEW_MODEL)
+    assert run.fold(intent.data).state.decide() is None
+
+
+def test_a_failed_round_fails_the_run() -> None:
+    run = Run().fold(RoundStarted(run=RUN, round=1), RoundFailed(run=RUN, round=1, reason="too few"))
+    intent = run.state.decide()
+    assert isinstance(intent, Say)
+    assert isinstance(intent.data, RunFinished)
+    assert intent.data.status == "failed"
+    assert "too few" in intent.data.reason
+
+
+def test_a_fraction_picks_the_same_users_every_time_and_others_in_another_round() -> None:
+    users = tuple(f"u{index:02}" for index in range(40))
+    state = Run(fraction=0.25, users=users).state
+    assert len(state.picked(1)) == 10
+    assert state.picked(1) == state.picked(1)
+    assert state.picked(1) != state.picked(2)
+    assert set(state.picked(1)) <= set(users)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "users", "quorum"), [(1.0, 3, 3), (0.5, 3, 2), (0.5, 4, 2), (0.01, 3, 1), (0.7, 10, 7)]
+)
+def test_the_quorum_is_the_fraction_rounded_up(fraction: float, users: int, quorum: int) -> None:
+    assert quorum_of(fraction, users) == quorum
+
+
+def test_the_learning_rate_decays_after_the_first_round() -> None:
+    settings = config(rounds=3)
+    assert learning_rate_of(settings, 1) == settings.training.learning_rate
+    assert learning_rate_of(settings, 3) == pytest.approx(settings.training.learning_rate * 0.75**2)
+
+
+def test_a_plan_that_counts_users_without_labels_assigns_those_that_have_some() -> None:
+    stream = Stream()
+    state = RunState(run_started(config(users=2)), ("u0", "u1"))
+    for data in (labelled("u0"), RoundStarted(run=RUN, round=1), planned(2, 2)):
+        state.fold(stream.add(data))
+    intent = state.decide()
+    assert isinstance(intent, AssignTasks)
+    assert [task.user for task in intent.tasks] == ["u0"]
+    state.fold(stream.add(intent.tasks[0]))
+    assert state.decide() is None
