@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from agents import aggregator, dispatcher, evaluator
+from agents.aggregator import service as aggregator
 from agents.cli.run_setup import RunSources, start_run
 from agents.core.learning.encodings import encode_update
+from agents.dispatcher import service as dispatcher
+from agents.evaluator import service as evaluator
 from agents.labeller import service as labeller
 from agents.words.events import (
     ImagesLabelled,

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents import aggregator, dispatcher, evaluator
+from agents.aggregator import service as aggregator
 from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.dispatcher import service as dispatcher
+from agents.evaluator import service as evaluator
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.labeller import service as labeller

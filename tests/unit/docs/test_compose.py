@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from agents import shell
 from agents.cli import processes
 from agents.cli.nats_config import CONFIG, write_logins
 from agents.cli.system import AGENTS
 from agents.gateway.settings import GatewaySettings
+from agents.runtime import process as shell
 from bus.broker.server import STOP_S, find_nats_server
 
 ROOT = Path(__file__).parents[3]

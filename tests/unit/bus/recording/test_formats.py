@@ -12,8 +12,8 @@ import pytest
 
 from agents.core.learning.scores import MAX_LOSS
 from agents.words.events import ModelEvaluated
-from bus import upgrades
 from bus.errors import MalformedRecordingError
+from bus.recording import formats as upgrades
 from bus.recording.files import load_recording
 from bus.recording.formats import FORMAT, LARGEST_LOSS, upgraded
 from tests.conftest import SMALL_RUN

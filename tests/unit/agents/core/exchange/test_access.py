@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.core import access
+from agents.core.exchange import access
 from agents.core.exchange.access import (
     BURST_S,
     JOIN,
