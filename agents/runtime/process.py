@@ -90,7 +90,7 @@ async def _beat(bus: Bus, role: str) -> None:
     started = time.monotonic()
     while True:
         now = datetime.now(UTC)
-        await bus.beat(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
+        await bus.say(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
         await asyncio.sleep(HEARTBEAT_S)
 
 

@@ -224,8 +224,8 @@ async def test_an_existing_consumer_gets_the_new_config(bus: Bus, raw: JetStream
 async def test_what_a_leaving_worker_did_not_take_goes_back_at_once(bus: Bus, unique_run: str) -> None:
     await bus.publish_many(failed(unique_run, number) for number in range(3))
     async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=60) as leaving:
-        await leaving._reader.ask(3)
-        await wait_for(lambda: len(leaving._reader._messages) == 3)
+        await leaving.reader.ask(3)
+        await wait_for(lambda: leaving.reader.buffered == 3)
     async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=60) as consumer:
         again: list[Delivery] = []
         while len(again) < 3:

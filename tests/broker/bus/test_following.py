@@ -156,21 +156,19 @@ async def test_a_single_publish_waits_for_the_broker_to_come_back(tmp_path: Path
             bus = await stack.enter_async_context(Bus.connect(first.settings, name="test", wait_s=10))
         publishing = asyncio.create_task(bus.publish(failed(unique_run)))
         await wait_for(lambda: not bus.statistics().connected)
-        await bus.beat(Heartbeat(role="r", id="i", time="2026-01-01T00:00:00Z", uptime_s=0))
+        await bus.say(Heartbeat(role="r", id="i", time="2026-01-01T00:00:00Z", uptime_s=0))
         assert bus.statistics().unsaid == 1
         await stack.enter_async_context(embedded_server(tmp_path / "store", port=first.port))
         assert (await asyncio.wait_for(publishing, 20)).created
         await stack.pop_all().aclose()
 
 
-async def test_live_progress_reaches_its_run_only_and_is_counted_when_malformed(
-    bus: Bus, raw: JetStreamContext, nats: EmbeddedServer, unique_run: str
-) -> None:
+async def test_live_progress_reaches_its_run_only_and_is_counted_when_malformed(bus: Bus, unique_run: str) -> None:
     said = Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=3)
-    async with asyncio.timeout(10), bus.progress(unique_run) as items:
+    async with asyncio.timeout(10), bus.hear(Progress, run=unique_run) as items:
         await bus.say(said.model_copy(update={"run": f"{unique_run}-2"}))
-        await raw._nc.publish(f"progress.{unique_run}.1.u", b"garbage")
-        await raw._nc.flush()
+        await bus.connection.nc.publish(f"progress.{unique_run}.1.u", b"garbage")
+        await bus.connection.nc.flush()
         await bus.say(said)
         assert await anext(items) == said
         assert items.malformed == 1
@@ -180,13 +178,13 @@ async def test_heartbeats_of_all_agents_arrive(bus: Bus) -> None:
     beat = Heartbeat.model_validate(
         {"role": "tester", "id": "1", "time": "2026-01-01T00:00:00Z", "uptime_s": 1.5, "state": {"queue": 3}}
     )
-    async with asyncio.timeout(10), bus.heartbeats() as items:
-        await bus.beat(beat)
+    async with asyncio.timeout(10), bus.hear(Heartbeat) as items:
+        await bus.say(beat)
         assert await anext(items) == beat
 
 
 async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(bus: Bus, unique_run: str) -> None:
-    async with asyncio.timeout(20), bus.progress(unique_run) as items:
+    async with asyncio.timeout(20), bus.hear(Progress, run=unique_run) as items:
         for number in range(4100):
             await bus.say(Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=number))
         await wait_for(lambda: items.dropped == 4)
@@ -194,9 +192,9 @@ async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(bu
 
 
 async def test_readers_of_a_closed_connection_end_with_an_error(nats: EmbeddedServer, unique_run: str) -> None:
-    async with Bus.connect(nats.settings, name="test", wait_s=10) as bus, bus.progress(unique_run) as items:
+    async with Bus.connect(nats.settings, name="test", wait_s=10) as bus, bus.hear(Progress, run=unique_run) as items:
         reading = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0)
-        await bus._link.nc.close()
+        await bus.connection.nc.close()
         results = await asyncio.wait_for(asyncio.gather(reading, return_exceptions=True), 10)
     assert isinstance(results[0], BrokerUnavailableError)
