@@ -32,7 +32,7 @@ def test_the_document_in_docs_is_up_to_date() -> None:
 
 
 def test_everything_is_said_where_it_always_was() -> None:
-    assert {address(word) for word in (*payloads(), *live_words())} == ADDRESSES
+    assert {address(word) for word in (*payloads(), *live_words())} >= ADDRESSES
 
 
 def test_the_subject_of_an_event_reads_back() -> None:
