@@ -14,7 +14,6 @@ from agents.core.learning.augment import default_augmentation
 from agents.core.learning.encodings import encode_update
 from agents.words.events import (
     ImagesLabelled,
-    Payload,
     RoundPlanned,
     RunStarted,
     TaskAssigned,
@@ -23,6 +22,7 @@ from agents.words.events import (
 )
 from agents.words.run_config import QuorumSpec, RunConfig, TrainingSpec
 from bus.words.envelope import Stored, new_event
+from bus.words.payload import Payload
 from bus.words.values import Ref
 
 RUN = "run"
@@ -132,3 +132,8 @@ class Stream:
         stored = Stored(len(self.events) + 1, self.now, event)
         self.events.append(stored)
         return stored
+
+
+def subject_example(payload: type[Payload]) -> Payload:
+    """A payload with nothing but the fields that its subject is made of, each 1."""
+    return payload.model_construct(None, **dict.fromkeys(payload.TOKENS, "1"))

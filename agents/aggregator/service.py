@@ -18,7 +18,7 @@ from agents.core.learning.fixed_point import FixedPointSum, inputs_digest
 from agents.core.rounds.state import Candidate, Refusal, RoundState
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.runtime.tasks import Ticker, until
-from agents.words.events import ModelPublished, Payload, RejectionCode, RoundPayload, RunFinished, RunStarted
+from agents.words.events import ModelPublished, RejectionCode, RoundPayload, RunFinished, RunStarted
 from bus.client import Bus, CaughtUp
 from bus.errors import (
     BrokerUnavailableError,
@@ -30,6 +30,7 @@ from bus.errors import (
 )
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
+from bus.words.payload import Payload
 from bus.words.values import Ref
 
 log = logging.getLogger(__name__)

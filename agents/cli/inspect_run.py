@@ -19,7 +19,7 @@ from agents.cli.display import RunDisplay, console, errors, run_display
 from agents.cli.options import ClientMix
 from agents.cli.runs import CONNECT_S, find_run
 from agents.runtime.tasks import background
-from agents.words.events import ModelEvaluated, RunFinished
+from agents.words.events import ModelEvaluated, Progress, RunFinished
 from bus.client import Bus, CaughtUp
 from bus.recording.files import load_recording, record
 from bus.recording.formats import FORMAT
@@ -78,7 +78,7 @@ async def follow_to_the_end(bus: Bus, run: str, display: RunDisplay, *, since: i
 
 
 async def _show_progress(bus: Bus, run: str, display: RunDisplay) -> None:
-    async with bus.progress(run) as items:
+    async with bus.hear(Progress, run=run) as items:
         async for progress in items:
             display.note(progress)
 

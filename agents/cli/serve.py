@@ -21,9 +21,10 @@ from agents.cli.options import ClientMix, parse_clients
 from agents.cli.processes import supervisor
 from agents.cli.reload import reload_on_change
 from agents.cli.system import AGENTS, client_commands, make_streams, metrics_host, running_system
-from bus.broker.permissions import OPERATOR, ROLES
+from agents.words.events import ROLES
 from bus.broker.server import embedded_server
 from bus.process.logs import configure
+from bus.words.payload import OPERATOR
 
 Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")]

@@ -14,6 +14,7 @@ from agents.client.address import Address
 from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
 from agents.client.trainer import OrtTrainer, SyntheticTrainer
+from agents.runtime.crash_points import check_crash_points
 from agents.runtime.tasks import until
 from bus.errors import FedbusError
 from bus.process.logs import configure
@@ -49,6 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     configure(arguments.name, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
+        check_crash_points()
         asyncio.run(
             run_client(
                 Address(arguments.gateway, arguments.token, arguments.ca),

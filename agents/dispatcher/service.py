@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from agents.core.rounds.plan import AssignTasks, PlanRound, RunState, Say
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.runtime.tasks import until
-from agents.words.events import Payload, RoundFailed, RoundPlanned, RunFinished, RunStarted
+from agents.words.events import RoundFailed, RoundPlanned, RunFinished, RunStarted
 from agents.words.run_config import RunDataset, TaskSpec
 from artifacts.errors import OptimizerModelError
 from artifacts.manifest import ArtifactManifest
@@ -20,6 +20,7 @@ from bus.client import Bus, CaughtUp
 from bus.errors import ConflictingEventError, ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
+from bus.words.payload import Payload
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from agents.core.exchange.access import Grant
 from agents.gateway.access import GRANT
 from agents.gateway.facts import Facts
 from agents.runtime.tasks import background
+from agents.words.events import Progress
 from bus.client import Bus, CaughtUp
 from bus.words.subjects import events_of
 
@@ -84,7 +85,7 @@ class EventFeed:
                 await queue.put(f"id: {item.sequence}\ndata: {item.event.to_json().decode()}\n\n")
 
     async def _progress(self, run: str, queue: asyncio.Queue[str]) -> None:
-        async with self._bus.progress(run) as items:
+        async with self._bus.hear(Progress, run=run) as items:
             async for progress in items:
                 # The last places of the queue are kept for events.
                 if queue.qsize() < CAPACITY // 2:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 
+from agents.runtime.crash_points import check_crash_points
 from agents.runtime.round_figures import collect_sources
 from agents.runtime.tasks import background
 from agents.words.events import Heartbeat
@@ -30,6 +31,7 @@ def main(role: str, body: Body) -> None:
     """Runs an agent until SIGTERM or SIGINT; exits 1 with one line when it cannot go on."""
     configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
+        check_crash_points()
         asyncio.run(run_agent(role, body))
     except FedbusError as error:
         log.error("%s [%s] %s", error.message, error.code, error.hint)
@@ -90,7 +92,7 @@ async def _beat(bus: Bus, role: str) -> None:
     started = time.monotonic()
     while True:
         now = datetime.now(UTC)
-        await bus.beat(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
+        await bus.say(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
         await asyncio.sleep(HEARTBEAT_S)
 
 

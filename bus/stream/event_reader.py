@@ -43,7 +43,7 @@ def read_event(message: Msg, place: Place) -> Stored:
     return Stored(place.sequence, place.time, event)
 
 
-class Follower:
+class EventReader:
     """The iterator of ``Bus.follow``; ``skipped`` counts the malformed messages that went to the DLQ."""
 
     def __init__(self, connection: Connection, filters: tuple[str, ...], *, after: int, live: bool) -> None:

@@ -21,7 +21,6 @@ from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundFailed,
     RoundPlanned,
@@ -38,6 +37,7 @@ from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from bus.words.subjects import events_of
 from bus.words.values import Ref
 from tests.builders import config as run_config

@@ -83,7 +83,7 @@ async def use(system: System, server: LabelServer, folder: Path) -> Left:
         server.script.append("401")
         await finished(bus, BAD)
         # What nobody understands lies on the dead letters, with what is said of it.
-        await bus._link.js.publish(f"ev.{GOOD}.run.started", b"nonsense")
+        await bus.connection.js.publish(f"ev.{GOOD}.run.started", b"nonsense")
         await wait_for(bus.dead_letters)
         env = os.environ | connection.env("cli") | {"FEDBUS_LOG_JSON": "1"}
         for name, arguments in {

@@ -15,11 +15,12 @@ from agents.audit.verify import Verdict, verify_run
 from agents.cli.options import ClientMix, make_config
 from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
 from agents.cli.system import System, running_system
-from agents.words.events import ModelPublished, Payload, RoundStarted, RunFinished
+from agents.words.events import ModelPublished, RoundStarted, RunFinished
 from agents.words.run_config import RunConfig
 from bus.broker.settings import BusSettings
 from bus.client import Bus
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from bus.words.subjects import events_of
 from tests.conftest import wait_for
 

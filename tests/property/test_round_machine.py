@@ -9,9 +9,10 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agents.core.rounds.state import Refusal, RoundState
-from agents.words.events import Payload, RoundClosed, RoundExtended, RoundFailed, UpdateSubmitted
+from agents.words.events import RoundClosed, RoundExtended, RoundFailed, UpdateSubmitted
 from agents.words.run_config import QuorumSpec
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from bus.words.subjects import event_subject
 from tests.builders import ANY_REF, BASE_REF, RUN, START, Stream, assigned, planned, submitted
 

@@ -20,7 +20,6 @@ from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundPlanned,
     RunFinished,
@@ -30,6 +29,7 @@ from agents.words.events import (
     UpdateSubmitted,
 )
 from bus.recording.files import Recording
+from bus.words.payload import Payload
 from bus.words.values import Frozen
 from tests.conftest import SMALL_RUN
 

@@ -17,7 +17,6 @@ from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundFailed,
     RoundPlanned,
@@ -28,6 +27,7 @@ from agents.words.events import (
 )
 from agents.words.run_config import RunConfig
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from bus.words.values import Ref
 
 

@@ -10,7 +10,6 @@ import pytest
 from nats.js import JetStreamContext
 
 from bus.broker.direct_get import read_stored
-from bus.broker.pipelining import Pipeline
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
@@ -189,7 +188,7 @@ async def test_chunks_that_stop_arriving_end_in_a_timeout(
     bus: Bus, nats: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = await bus.objects.put(os.urandom(CHUNK))
-    impatient = ObjectStore(bus._link, Pipeline(bus._link), stall_s=0.2)
+    impatient = ObjectStore(bus.connection, bus.pipeline, stall_s=0.2)
 
     def nobody_answers(link: object, stream: str, *args: object, **options: object) -> object:
         return read_stored(link, "NOWHERE", *args, **options)  # type: ignore[arg-type]

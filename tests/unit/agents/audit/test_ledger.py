@@ -18,7 +18,6 @@ from agents.core.rounds.state import RoundState
 from agents.words.events import (
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundStarted,
     RunFinished,
@@ -30,6 +29,7 @@ from agents.words.events import (
 )
 from agents.words.run_config import TaskSpec
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from tests.builders import (
     ANY_REF,
     BASE,

@@ -14,7 +14,6 @@ from agents.core.rounds.state import RoundState
 from agents.words.events import (
     DroppedImage,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundPlanned,
     RoundStarted,
@@ -23,6 +22,7 @@ from agents.words.events import (
 )
 from agents.words.run_config import RunDataset, UserShard
 from bus.errors import ObjectMissingError
+from bus.words.payload import Payload
 from tests.builders import (
     ANY_REF,
     BASE,

@@ -8,13 +8,13 @@ from agents.core.rounds.plan import AssignTasks, PlanRound, RunState, Say, learn
 from agents.words.events import (
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundFailed,
     RoundStarted,
     RunFinished,
     Score,
 )
+from bus.words.payload import Payload
 from tests.builders import ANY_REF, BASE_REF, RUN, Stream, assigned, config, labelled, planned, ref_of, run_started
 
 USERS = ("u0", "u1", "u2")
