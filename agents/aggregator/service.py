@@ -182,7 +182,9 @@ class Aggregator:
         async with self._local(update.update) as data:
             # In a thread: a large update must not keep this agent from answering.
             await asyncio.to_thread(
-                total.add_parts, lambda: clipped_parts(data, update.encoding, parameters, clip), candidate.weight
+                lambda: total.add_update(
+                    clipped_parts(data, update.encoding, parameters, clip, check=False), candidate.weight
+                )
             )
         opened.added.add(candidate.sequence)
         crash_point("aggregator.added")

@@ -37,7 +37,7 @@ from bus.errors import FedbusError
 BLOCK = 1024
 # Values of a part. The norm is summed part by part, so its last bits hang on this.
 _PART = 256 * BLOCK
-_KEPT_PARTS = 64
+_DECODED_AT_ONCE = 16 << 20
 _FRACTION = re.compile(r"topk:((?:0|1)(?:\.[0-9]{1,9})?)")
 _HALF_MAX = 65504.0
 
@@ -163,24 +163,27 @@ def decode_update(data: Buffer, encoding: str, size: int, *, clip_norm: float | 
     return delta
 
 
-def clipped_parts(data: Buffer, encoding: str, size: int, clip_norm: float | None = None) -> Sequence[Part]:
+def clipped_parts(
+    data: Buffer, encoding: str, size: int, clip_norm: float | None = None, *, check: bool = True
+) -> Sequence[Part]:
     """The delta that ``data`` encodes, as places and finite values; each part is decoded when it is asked for.
 
-    With ``clip_norm``, all is read once for the norm, and scaled down to ``clip_norm`` where it is larger. The decoded
-    parts are kept for their reader, up to 64 MiB of them; those behind are decoded again. The factor is rounded to
-    float32 towards zero, so that it does not hang on how a machine adds up the last digits of the norm. Source: the
-    clipping of updates in McMahan et al., Learning Differentially Private Recurrent Language Models (2018), without
-    its noise.
+    With ``clip_norm``, all is read once for the norm and again by the reader, scaled down to ``clip_norm`` where it is
+    larger. So that it is decoded only once, float16 and int8 of up to 16 M parameters become float32 in memory; larger
+    ones are decoded again. The factor is rounded to float32 towards zero, so that it does not hang on how a machine
+    adds up the last digits of the norm. Source: the clipping of updates in McMahan et al., Learning Differentially
+    Private Recurrent Language Models (2018), without its noise.
 
-    Several threads may ask for parts. No place is in two of them, and they ascend.
+    Threads may ask for different parts at the same time. No place is in two of them, and they ascend.
 
     Args:
         data: must not change as long as parts are read.
+        check: False leaves it to the reader to look for NaN and infinities, as ``FixedPointSum`` does anyway.
 
     Raises:
         FedbusError: what ``decode_update`` raises. Asking for a part may raise ``NonFiniteUpdateError``.
     """
-    parts = _Parts(data, encoding, size)
+    parts = _Parts(data, encoding, size, check=check)
     if clip_norm is not None:
         parts.clip(clip_norm)
     return parts
@@ -192,13 +195,13 @@ def update_norm(data: Buffer, encoding: str, size: int) -> float:
     Raises:
         FedbusError: what ``decode_update`` raises.
     """
-    return _Parts(data, encoding, size).norm()
+    return _Parts(data, encoding, size, check=True).norm()
 
 
 class _Parts(Sequence[Part]):
     """An encoded update, decoded about a megabyte at a time."""
 
-    def __init__(self, data: Buffer, encoding: str, size: int) -> None:
+    def __init__(self, data: Buffer, encoding: str, size: int, *, check: bool) -> None:
         parsed = _parse(encoding)
         expected = encoded_size(encoding, size)
         self._raw = np.frombuffer(data, np.uint8)
@@ -209,8 +212,7 @@ class _Parts(Sequence[Part]):
         self._kind = parsed.kind
         self._values = parsed.kept(size) if parsed.kind == "topk" else size
         self._scales = 4 * -(-size // BLOCK)
-        self._kept: list[Part] = []
-        self._is_finite = False
+        self._check = check
         self._factor: np.float32 | None = None
         if self._kind == "topk":
             _check_indices(self._raw[: 4 * self._values].view("<u4"), size)
@@ -226,31 +228,33 @@ class _Parts(Sequence[Part]):
         found = range(len(self))[index]
         return self._part(found) if isinstance(found, int) else [self._part(one) for one in found]
 
-    def norm(self, keep: int = 0) -> float:
-        """The L2 norm of all; the first ``keep`` parts stay decoded."""
+    def norm(self) -> float:
+        """The L2 norm of all, which is found to be finite."""
         total = 0.0
-        for index in range(len(self)):
-            part = self._decoded(index)
+        for _, values in map(self._decoded, range(len(self))):
             # Squares of float32 do not leave float64: only what is not finite makes a sum that is not.
             with np.errstate(all="ignore"):
-                wide = part[1].astype(np.float64)
+                wide = values.astype(np.float64)
                 square = float(wide @ wide)
             if not math.isfinite(square):
                 raise _not_finite()
             total += square
-            if index < keep:
-                self._kept.append(part)
-        self._is_finite = True
+        self._check = False
         return math.sqrt(total)
 
     def clip(self, limit: float) -> None:
         """Scales all down to the norm ``limit`` if it is larger."""
-        if (norm := self.norm(_KEPT_PARTS)) > limit:
+        if self._kind in ("float16", "int8") and self._values <= _DECODED_AT_ONCE:
+            whole = np.empty(self._values, np.float32)
+            for where, values in map(self._decoded, range(len(self))):
+                whole[where] = values
+            self._kind, self._raw = "float32", whole.view(np.uint8)
+        if (norm := self.norm()) > limit:
             self._factor = np.nextafter(np.float32(limit / norm), np.float32(0))
 
     def _part(self, index: int) -> Part:
-        where, values = self._kept[index] if index < len(self._kept) else self._decoded(index)
-        if not self._is_finite and not np.isfinite(values).all():
+        where, values = self._decoded(index)
+        if self._check and not np.isfinite(values).all():
             raise _not_finite()
         return where, values if self._factor is None else values * self._factor
 
