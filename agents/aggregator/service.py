@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from agents.core.learning.encodings import Buffer, clipped_parts
+from agents.core.learning.encodings import clipped_parts
 from agents.core.learning.fixed_point import FixedPointSum, inputs_digest
 from agents.core.rounds.state import Candidate, Refusal, RoundState
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
@@ -35,7 +33,6 @@ from bus.words.values import Ref
 
 log = logging.getLogger(__name__)
 RoundKey = tuple[str, int]
-SMALL_BYTES = 4 << 20
 
 
 @dataclass
@@ -180,10 +177,12 @@ class Aggregator:
         if opened.total is None:
             opened.total = FixedPointSum(parameters)
         update, total, clip = candidate.update, opened.total, opened.clip_norm
-        async with self._local(update.update) as data:
+        async with self._bus.objects.local(update.update) as data:
             # In a thread: a large update must not keep this agent from answering.
             await asyncio.to_thread(
-                total.add_parts, lambda: clipped_parts(data, update.encoding, parameters, clip), candidate.weight
+                lambda: total.add_update(
+                    clipped_parts(data, update.encoding, parameters, clip, check=False), candidate.weight
+                )
             )
         opened.added.add(candidate.sequence)
         crash_point("aggregator.added")
@@ -205,7 +204,7 @@ class Aggregator:
     async def _put_model(self, total: FixedPointSum | None, base: Ref) -> Ref:
         if total is None:
             return base
-        async with self._local(base) as data:
+        async with self._bus.objects.local(base) as data:
             parent = np.frombuffer(data, "<f4")
             with tempfile.NamedTemporaryFile(prefix="fedbus-model-") as file:
                 file.truncate(parent.nbytes)
@@ -213,17 +212,6 @@ class Aggregator:
                 await asyncio.to_thread(total.applied_to, parent, model)
                 model.flush()
                 return await self._bus.objects.put_file(Path(file.name), base.media_type)
-
-    @contextlib.asynccontextmanager
-    async def _local(self, ref: Ref) -> AsyncIterator[Buffer]:
-        """An object's bytes: in memory when it is small, else in a mapped file, so that memory stays flat."""
-        if ref.size <= SMALL_BYTES:
-            yield await self._bus.objects.get(ref)
-            return
-        with tempfile.TemporaryDirectory(prefix="fedbus-object-") as folder:
-            path = Path(folder) / ref.name
-            await self._bus.objects.fetch_to(ref, path)
-            yield np.memmap(path, np.uint8, "r")
 
     async def _publish(self, data: Payload, cause: Event | None) -> None:
         try:

@@ -11,7 +11,7 @@ from agents.core.exchange.upload_rules import Expected, UpdateRefusedError, chec
 from agents.gateway.hub import Hub, where
 from agents.gateway.spool import SMALL, Upload
 from agents.words.events import UpdateMetrics, UpdateRejected, UpdateSubmitted
-from bus.errors import ConflictingEventError
+from bus.errors import ConflictingEventError, ObjectCorruptError
 from bus.process.crash_points import crash_point
 
 log = logging.getLogger(__name__)
@@ -77,17 +77,18 @@ class Committer:
         expected = await self.expected(record)
         if (over := self._hub.facts.is_over(upload.lease.key)) is not None:
             raise UpdateRefusedError("stale", over)
-        if upload.digest != upload.sha256:
-            raise UpdateRefusedError("digest", "the bytes do not have the digest that was announced")
         check_metrics(metrics, expected)
-        data = upload.bytes()
-        if len(data) <= SMALL:
-            check_update(data, expected)
-            crash_point("gateway.checked")
-            ref = await self._hub.bus.objects.put(data.tobytes(), media_type=MEDIA_TYPE)
-        else:
-            await asyncio.to_thread(check_update, data, expected)
-            ref = await self._hub.bus.objects.put_file(upload.path, MEDIA_TYPE)
+        data, objects = upload.bytes(), self._hub.bus.objects
+        try:
+            if len(data) <= SMALL:
+                check_update(data, expected)
+                crash_point("gateway.checked")
+                ref = await objects.put(data.tobytes(), media_type=MEDIA_TYPE, sha256=upload.sha256)
+            else:
+                await asyncio.to_thread(check_update, data, expected)
+                ref = await objects.put_file(upload.path, MEDIA_TYPE, sha256=upload.sha256)
+        except ObjectCorruptError:
+            raise UpdateRefusedError("digest", "the bytes do not have the digest that was announced") from None
         crash_point("gateway.object_put")
         submitted = UpdateSubmitted(
             run=task.run,
