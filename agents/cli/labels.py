@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from agents.core.labels.errors import LabelsFileError
 from agents.core.labels.matching import DEFAULT_THRESHOLD
-from agents.labeller.errors import LabelsFileError
 from agents.labeller.label_file import (
     LabelFile,
     match_answers,
