@@ -1,14 +1,14 @@
 /** Runs the client's own modules for browser tests: tasks with a record of their batches, or get/load/train cycles. */
-import { fetchFiles } from '../src/artifacts';
-import { parseJson } from '../src/checks';
-import { sha256Hex } from '../src/digest';
-import { OrtTrainingEngine } from '../src/engines/ort_training';
-import { parseManifest } from '../src/manifest';
-import { ObjectStore } from '../src/objects';
-import { pixelTable, toPixelValues } from '../src/pixels';
-import { type Ref, type Task, taskSpec } from '../src/protocol';
-import { readImages } from '../src/safetensors';
-import { runTask } from '../src/task';
+import { fetchFiles } from '../src/training/artifacts';
+import { parseJson } from '../src/words/checks';
+import { sha256Hex } from '../src/objects/digest';
+import { OrtTrainingEngine } from '../src/training/engines/ort_training';
+import { parseManifest } from '../src/training/manifest';
+import { ObjectStore } from '../src/objects/store';
+import { pixelTable, toPixelValues } from '../src/training/pixels';
+import { type Ref, type Task, taskSpec } from '../src/words/protocol';
+import { readImages } from '../src/training/safetensors';
+import { runTask } from '../src/training/task';
 
 export interface HarnessCommand {
   /** Done one after another by one engine, which loads the artifacts of the first. */

@@ -1,5 +1,5 @@
 /** What a watcher wants to know of a run: a fold over its events and its live progress, free of the DOM. */
-import { type Check, integer, list, literal, parseJson, real, record, text } from '../checks';
+import { type Check, integer, list, literal, parseJson, real, record, text } from '../words/checks';
 
 export type UserState = 'waiting' | 'working' | 'done';
 
