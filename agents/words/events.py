@@ -97,6 +97,9 @@ class TaskAssigned(UserPayload):
     seed: int = Field(ge=0, lt=2**32, description="key of the task's augmentation draws")
 
 
+Platform = Literal["browser", "native"]
+
+
 class UpdateMetrics(Frozen):
     """What a client says about the task it did."""
 
@@ -110,6 +113,9 @@ class UpdateMetrics(Frozen):
     loss_last: float | None = Field(default=None, description="mean cross-entropy of the last step, nats")
     predict_s: float = Field(default=0.0, ge=0)
     train_s: float = Field(default=0.0, ge=0)
+    platform: Platform | None = Field(
+        default=None, description="where the client runs", exclude_if=lambda platform: platform is None
+    )
 
 
 class UpdateSubmitted(UserPayload):
@@ -122,6 +128,11 @@ class UpdateSubmitted(UserPayload):
     metrics: UpdateMetrics
     client: Name
     engine: str = Field(max_length=64)
+
+    @property
+    def platform(self) -> Platform:
+        """Where the client ran; clients that did not say so yet had it in the name of their engine."""
+        return self.metrics.platform or ("native" if "native" in self.engine else "browser")
 
 
 RejectionCode = Literal["stale", "digest", "size", "shape", "nonfinite", "norm", "duplicate", "unknown_task", "metrics"]

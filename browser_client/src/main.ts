@@ -75,7 +75,8 @@ function titleOf(view: ClientView): string {
 
 function factsOf(view: ClientView): string {
   const why = settings.isolated ? '' : ' (this page is not cross-origin isolated, so one thread)';
-  return `${settings.client} · ${view.engine || 'engine loading'}${why} · gateway ${new URL(settings.gateway).host}`;
+  const engine = view.engine === '' ? 'engine loading' : `${view.engine} (${view.engineReason})`;
+  return `${settings.client} · ${engine}${why} · gateway ${new URL(settings.gateway).host}`;
 }
 
 start.onclick = () => client.start();
@@ -94,6 +95,7 @@ trainer.post({
     token: settings.token,
     wasmFolder: new URL('./', document.baseURI).href,
     threads: settings.threads,
+    engine: settings.engine,
   },
 });
 if (settings.autostart) client.start();

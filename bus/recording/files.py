@@ -174,7 +174,9 @@ async def _of_event(bus: Bus, data: Payload, include: Include) -> AsyncIterator[
             for ref in (*_refs(dataset), *_manifest_files(json.loads(await bus.objects.get(data.artifacts)))):
                 yield ref
     elif isinstance(data, RoundPlanned):
-        yield TaskSpec.model_validate_json(await bus.objects.get(data.spec)).optimizer
+        spec = TaskSpec.model_validate_json(await bus.objects.get(data.spec))
+        if spec.optimizer is not None:
+            yield spec.optimizer
 
 
 def _refs(value: object) -> Iterator[Ref]:

@@ -149,7 +149,7 @@ def _fold(facts: _Facts, data: RoundPayload, stored: Stored) -> None:
     elif isinstance(data, ModelEvaluated):
         one.evaluated, one.evaluated_at = data, stored.time
     elif isinstance(data, UpdateSubmitted):
-        facts.clients[data.client] = data.engine
+        facts.clients[data.client] = data.platform
     if one.state.published is data:
         one.published = stored.time
 
@@ -199,7 +199,7 @@ def _final(facts: _Facts, newest: ModelEvaluated | None) -> FinalModel:
 
 
 def _client_counts(clients: Mapping[str, str]) -> ClientCounts:
-    native = sum("native" in engine for engine in clients.values())
+    native = sum(platform == "native" for platform in clients.values())
     return ClientCounts(browser=len(clients) - native, native=native)
 
 

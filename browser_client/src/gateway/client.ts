@@ -32,6 +32,8 @@ export interface ClientView {
   connection: ConnectionState;
   running: boolean;
   engine: string;
+  /** Why it is this one. */
+  engineReason: string;
   /** The task that trains. */
   current: Held | null;
   /** The last task whose images came: that before `current` while the images of that are on their way. */
@@ -55,6 +57,7 @@ export class Client {
     connection: 'closed',
     running: false,
     engine: '',
+    engineReason: '',
     current: null,
     shown: null,
     uploads: [],
@@ -178,7 +181,10 @@ export class Client {
   #trained(event: TrainerEvent): void {
     if (event.type === 'ready') {
       this.view.engine = event.engine;
+      this.view.engineReason = event.reason;
       if (this.view.running) this.#connection.start();
+    } else if (event.type === 'unable') {
+      this.#stick(event.reason);
     } else if (event.type === 'download') {
       this.view.download = event.loaded < event.ref.size ? { loaded: event.loaded, size: event.ref.size } : null;
     } else {
@@ -188,7 +194,7 @@ export class Client {
     this.#goOn();
   }
 
-  #trainedTask(held: Held, event: Exclude<TrainerEvent, { type: 'ready' } | { type: 'download' }>): void {
+  #trainedTask(held: Held, event: Extract<TrainerEvent, { lease: string }>): void {
     switch (event.type) {
       case 'started':
         held.images = event.images;

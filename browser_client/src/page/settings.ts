@@ -1,4 +1,4 @@
-/** What the page is told by its address: token, client name, gateway, threads. */
+/** What the page is told by its address: token, client name, gateway, threads, engine. */
 import { NAME } from '../words/protocol';
 
 const DEFAULT_THREADS = 2;
@@ -10,6 +10,8 @@ export interface Settings {
   readonly client: string;
   readonly autostart: boolean;
   readonly threads: number;
+  /** The name of the engine to train with; empty: the best that can be used. */
+  readonly engine: string;
   readonly isolated: boolean;
 }
 
@@ -24,8 +26,8 @@ export interface Surroundings {
 }
 
 /**
- * Reads `#token=…` and `?client=…&gateway=…&threads=…&autostart=1`. Token and client name are kept for the tab's
- * session, so that a reload is the same client. Threads need cross-origin isolation.
+ * Reads `#token=…` and `?client=…&gateway=…&threads=…&engine=…&autostart=1`. Token and client name are kept for
+ * the tab's session, so that a reload is the same client. Threads need cross-origin isolation.
  */
 export function readSettings(from: Surroundings): Settings {
   const page = new URL(from.href);
@@ -40,6 +42,7 @@ export function readSettings(from: Surroundings): Settings {
     client: clientName(asked.get('client'), from),
     autostart: asked.get('autostart') === '1',
     threads: from.isolated && threads >= 1 ? Math.min(Math.floor(threads), processors) : 1,
+    engine: asked.get('engine') ?? '',
     isolated: from.isolated,
   };
 }

@@ -1,38 +1,54 @@
 /** What a training engine can do; task.ts knows no more of it than this. */
 import type { Manifest } from './manifest';
 
-/** The bytes of the artifacts that an engine opens: of the whole model, or of its suffix beside `prefixModel`. */
-export interface EngineFiles {
-  readonly trainingModel: Uint8Array;
-  readonly evalModel: Uint8Array;
-  readonly checkpoint: Uint8Array;
-  readonly prefixModel: Uint8Array | null;
-}
+/** The bytes of the files that an engine opens, by their role in the manifest. */
+export type EngineFiles = ReadonlyMap<string, Uint8Array<ArrayBuffer>>;
 
 /** One trainable copy of the model; calls come one at a time. */
 export interface Engine {
-  /** Name and version, for the gateway; at most 64 characters. */
-  readonly name: string;
-  /** Takes another model; what was loaded before is released. */
-  load(manifest: Manifest, files: EngineFiles): Promise<void>;
-  /** The optimizer model from the next `begin` on: it carries the round's learning rate. */
-  setOptimizer(model: Uint8Array): void;
-  /** Sets the trainable parameters and forgets whatever an earlier task left in the optimizer. */
-  begin(base: Float32Array): Promise<void>;
   /**
-   * What the trained part takes for pixel values [count, channels, height, width]: the activations of the frozen part
-   * that comes first, or, without one, the pixel values themselves.
+   * Sets the trainable parameters and forgets whatever an earlier task left in the optimizer. `learningRate` is that of
+   * all steps until the next `begin`.
    */
-  features(pixelValues: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array<ArrayBuffer>>;
-  /** Logits [count, classes] for the features of as many images. */
+  begin(base: Float32Array, learningRate: number): Promise<void>;
+  /**
+   * What the trained part takes for the model's inputs of `count` examples: the activations of the frozen part that
+   * comes first, or, without one, the inputs themselves.
+   */
+  features(inputs: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array<ArrayBuffer>>;
+  /** The model's outputs for the features of `count` examples. */
   predict(features: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array>;
-  /** Takes one optimizer step on a batch with one label; gives the loss before it. */
-  trainStep(features: Float32Array<ArrayBuffer>, count: number, label: number): Promise<number>;
+  /** Takes one optimizer step on a batch with a target for each example; gives the loss before it. */
+  trainStep(features: Float32Array<ArrayBuffer>, targets: readonly number[]): Promise<number>;
   /** A copy of the trainable parameters. */
   parameters(): Promise<Float32Array<ArrayBuffer>>;
+  /** Gives its memory back; nothing is called after that. */
+  release(): Promise<void>;
 }
 
-/** The engine was used before it was loaded, or the artifacts do not fit it. */
+/** What an engine may need of the page. */
+export interface EngineOptions {
+  /** Folder with the binaries beside the page, ending in a slash. */
+  readonly wasmFolder: string;
+  /** More than one needs a cross-origin isolated page. */
+  readonly threads: number;
+}
+
+/** What a module of `engines/` says of its engine, as `ENGINE`, and how it opens one; only that loads its code. */
+export interface EngineMaker {
+  /** Whose files it opens, as manifests offer them: often its own name, but engines may share theirs. */
+  readonly opens: string;
+  /** Of several that can be used the one with the largest is. */
+  readonly preference: number;
+  /** Why it cannot run in this browser; nothing when it can. */
+  whyNot(): Promise<string | null>;
+  /** Name and version, for the gateway; at most 64 characters. */
+  label(options: EngineOptions): Promise<string>;
+  /** An engine with the model of these files; throws EngineError where they are not what it takes. */
+  open(manifest: Manifest, files: EngineFiles, options: EngineOptions): Promise<Engine>;
+}
+
+/** The artifacts, or what came after them, do not fit the engine. */
 export class EngineError extends Error {
   override readonly name = 'EngineError';
 }

@@ -1,5 +1,5 @@
 /** What a model takes of a browser's memory, so that one that cannot hold it is told before it downloads anything. */
-import { filesToOpen } from './artifacts';
+import type { Ref } from '../words/protocol';
 import type { Manifest } from './manifest';
 
 /** WebAssembly addresses 4 GiB; some of it is code, stack and fragments. */
@@ -13,17 +13,25 @@ export function forwardBatch(manifest: Manifest): number {
 }
 
 /** Estimated bytes for training on batches of `batch` images: parameters with their gradients, the files, results. */
-export function memoryNeed(manifest: Manifest, batch: number): number {
+export function memoryNeed(manifest: Manifest, files: Iterable<Ref>, batch: number): number {
   const { memory } = manifest;
-  const files = filesToOpen(manifest).reduce((sum, file) => sum + file.size, 0);
+  const opened = [...files].reduce((sum, file) => sum + file.size, 0);
   const forward = forwardBatch(manifest) * memory.forward_per_image;
-  return memory.parameters + files + Math.max(forward, batch * memory.step_per_image);
+  return memory.parameters + opened + Math.max(forward, batch * memory.step_per_image);
 }
 
-/** Why this browser cannot train the model, in words; nothing when it can. `deviceGigabytes` is what it says of itself. */
-export function whyTooLarge(manifest: Manifest, batch: number, deviceGigabytes: number | undefined): string | null {
+/**
+ * Why this browser cannot train the model of these files, in words; nothing when it can. `deviceGigabytes` is what it
+ * says of itself.
+ */
+export function whyTooLarge(
+  manifest: Manifest,
+  files: Iterable<Ref>,
+  batch: number,
+  deviceGigabytes: number | undefined,
+): string | null {
   const limit = Math.min(WASM_BYTES, deviceGigabytes === undefined ? Infinity : deviceGigabytes * 2 ** 30);
-  const need = memoryNeed(manifest, batch);
+  const need = memoryNeed(manifest, files, batch);
   if (need <= limit) return null;
   const gigabytes = (bytes: number): string => (bytes / 2 ** 30).toFixed(1);
   return (

@@ -1,24 +1,33 @@
 /** Does tasks with an engine: fetches what they need, runs them in turn, and gives up those that were dropped. */
-import { fetchFiles } from './artifacts';
 import { sha256Hex } from '../objects/digest';
-import { encodeUpdate } from './encoding';
-import type { Engine } from './engine';
-import { type Manifest, parseManifest } from './manifest';
 import type { ObjectStore } from '../objects/store';
-import { pixelTable } from './pixels';
 import { CheckError, parseJson } from '../words/checks';
-import { whyTooLarge } from './memory';
 import { type Task, type TaskSpec, taskSpec } from '../words/protocol';
-import { readImages } from './safetensors';
+import { type Choice, choose, type Engines } from './choice';
+import { encodeUpdate } from './encoding';
+import type { Engine, EngineOptions } from './engine';
+import { kindOf, type TaskKind } from './kind';
+import { filesOf, type Manifest, offered, parseManifest } from './manifest';
+import { whyTooLarge } from './memory';
 import { runTask } from './task';
 import type { TrainerEvent } from './trainer';
+
+/** What a runner trains with. */
+export interface RunnerOptions extends EngineOptions {
+  readonly engines: Engines;
+  /** The name of the engine that was asked for, or empty. */
+  readonly wanted: string;
+  /** What the browser says of its memory, if anything. */
+  readonly deviceGigabytes: number | undefined;
+}
 
 /** What all tasks of one round share, fetched. */
 interface RoundInputs {
   readonly spec: TaskSpec;
   readonly manifest: Manifest;
+  readonly kind: TaskKind;
+  readonly choice: Choice;
   readonly base: Float32Array;
-  readonly optimizer: Uint8Array;
 }
 
 class Dropped extends Error {}
@@ -26,15 +35,19 @@ class Dropped extends Error {}
 export class TaskRunner {
   #current: { readonly lease: string; dropped: boolean } | null = null;
   #round: { readonly spec: string; readonly inputs: Promise<RoundInputs> } | null = null;
-  #loaded: string | null = null;
+  #opened: { readonly artifacts: string; readonly engine: Engine } | null = null;
   #turn: Promise<void> = Promise.resolve();
 
   constructor(
-    private readonly engine: Engine,
+    private readonly options: RunnerOptions,
     private readonly objects: ObjectStore,
     private readonly say: (event: TrainerEvent, transfer?: Transferable[]) => void,
-    private readonly deviceGigabytes: number | undefined,
   ) {}
+
+  /** Says which engine will train, as far as that is known before the artifacts are; throws EngineChoiceError. */
+  async announce(): Promise<void> {
+    await this.#tell(await choose(this.options.wanted, null, this.options.engines));
+  }
 
   /** Fetches ahead. A failure shows again, and is reported, when the task runs. */
   async prepare(task: Task): Promise<void> {
@@ -66,30 +79,36 @@ export class TaskRunner {
   }
 
   async #train(lease: string, task: Task): Promise<void> {
-    const { spec, manifest, base, optimizer } = await this.#roundInputs(task);
-    const images = readImages(await this.objects.get(task.shard));
-    this.say({ type: 'started', lease, images, classes: manifest.model.classes });
-    await this.#load(spec.artifacts.sha256, manifest);
-    this.engine.setOptimizer(optimizer);
-    const table = pixelTable(manifest.model.mean, manifest.model.std);
-    const { delta, metrics } = await runTask(
-      { task, spec, images, base, table },
-      this.engine,
-      async (progress, predictions) => {
-        this.say({ type: 'progress', lease, progress, predictions });
-        await otherEvents();
-        if (this.#current?.dropped) throw new Dropped();
-      },
-    );
+    const round = await this.#roundInputs(task);
+    const { spec, manifest, kind, base } = round;
+    const shard = kind.decode(await this.objects.get(task.shard));
+    this.say({ type: 'started', lease, images: shard.pictures, classes: manifest.model.classes });
+    const engine = await this.#open(round);
+    const { delta, metrics } = await runTask({ task, spec, shard, base }, kind, engine, async (progress, predictions) => {
+      this.say({ type: 'progress', lease, progress, predictions });
+      await otherEvents();
+      if (this.#current?.dropped) throw new Dropped();
+    });
     const bytes = encodeUpdate(delta, spec.encoding);
     this.say({ type: 'done', lease, bytes, sha256: await sha256Hex(bytes), metrics }, [bytes.buffer]);
   }
 
-  async #load(artifacts: string, manifest: Manifest): Promise<void> {
-    if (this.#loaded === artifacts) return;
-    this.#loaded = null;
-    await this.engine.load(manifest, await fetchFiles(manifest, this.objects));
-    this.#loaded = artifacts;
+  /** Keeps the engine from task to task while they are of one model. */
+  async #open({ spec, manifest, choice }: RoundInputs): Promise<Engine> {
+    if (this.#opened?.artifacts === spec.artifacts.sha256) return this.#opened.engine;
+    const before = this.#opened;
+    this.#opened = null;
+    await before?.engine.release();
+    const files = [...filesOf(manifest, choice.maker.opens)];
+    const bytes = await Promise.all(files.map(async ([role, ref]) => [role, await this.objects.get(ref)] as const));
+    const engine = await choice.maker.open(manifest, new Map(bytes), this.options);
+    this.#opened = { artifacts: spec.artifacts.sha256, engine };
+    await this.#tell(choice);
+    return engine;
+  }
+
+  async #tell({ name, maker, reason }: Choice): Promise<void> {
+    this.say({ type: 'ready', engine: await maker.label(this.options), reason: `${name}, ${reason}` });
   }
 
   /** Kept for the newest round only; a failure is forgotten, so that the next task tries again. */
@@ -105,18 +124,23 @@ export class TaskRunner {
     return this.#round!.inputs;
   }
 
+  /** Whatever this client cannot do shows before anything large is fetched. */
   async #fetchRound(task: Task): Promise<RoundInputs> {
     const decode = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
     const spec = parseJson(decode(await this.objects.get(task.spec)), taskSpec, 'spec');
+    const openKind = kindOf(spec);
     const manifest = parseManifest(decode(await this.objects.get(spec.artifacts)));
-    const tooLarge = whyTooLarge(manifest, 1 + spec.augmentations, this.deviceGigabytes);
+    const choice = await choose(this.options.wanted, Object.keys(offered(manifest)), this.options.engines);
+    const files = filesOf(manifest, choice.maker.opens).values();
+    const tooLarge = whyTooLarge(manifest, files, 1 + spec.augmentations, this.options.deviceGigabytes);
     if (tooLarge !== null) throw new CheckError(tooLarge);
-    const [base, optimizer] = await Promise.all([spec.base_model, spec.optimizer].map((ref) => this.objects.get(ref)));
+    const base = await this.objects.get(spec.base_model);
     return {
       spec,
       manifest,
-      base: new Float32Array(base!.buffer, base!.byteOffset, base!.byteLength / 4),
-      optimizer: optimizer!,
+      kind: openKind(manifest.model),
+      choice,
+      base: new Float32Array(base.buffer, base.byteOffset, base.byteLength / 4),
     };
   }
 }

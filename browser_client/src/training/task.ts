@@ -1,10 +1,8 @@
 /** What a client does with one task; follows agents/core/learning/task.py step by step. */
-import { augment } from './augment';
 import { CheckError } from '../words/checks';
-import type { Engine } from './engine';
-import { toPixelValues } from './pixels';
 import type { Task, TaskSpec, UpdateMetrics } from '../words/protocol';
-import type { Images } from './safetensors';
+import type { Engine } from './engine';
+import type { Batch, Shard, TaskKind } from './kind';
 
 /** How far a task is; `loss` is that of the latest step, `share` how much of the training is done. */
 export interface TaskProgress {
@@ -25,56 +23,58 @@ export interface TaskResult {
 export interface TaskInputs {
   readonly task: Task;
   readonly spec: TaskSpec;
-  readonly images: Images;
+  readonly shard: Shard;
   readonly base: Float32Array;
-  readonly table: readonly Float32Array[];
 }
 
 /** Called after the prediction, which it gets, and after each step; it may throw to give the task up. */
 export type OnProgress = (progress: TaskProgress, predictions: readonly number[]) => Promise<void> | void;
 
+interface Step {
+  readonly features: Float32Array<ArrayBuffer>;
+  readonly targets: readonly number[];
+}
+
 /**
- * Predicts all images in one batch (the first of equal logits wins). Then, `spec.epochs` times and in the order of the
- * shard, takes one step for each labelled image whose prediction differs from its label, on the original and its
- * `spec.augmentations` copies. Throws CheckError when shard and labels differ in number.
+ * Predicts all examples at once. Then takes, `spec.epochs` times, the steps that the kind makes of the examples that it
+ * chooses. Throws CheckError when shard and labels differ in number.
  */
-export async function runTask(inputs: TaskInputs, engine: Engine, onProgress: OnProgress): Promise<TaskResult> {
-  const { task, spec, images, base, table } = inputs;
-  if (images.count !== task.labels.length || images.channels !== table.length) {
-    throw new CheckError(
-      `task: ${task.labels.length} labels for ${images.count} images of ${images.channels} channels`,
-    );
+export async function runTask(
+  inputs: TaskInputs,
+  kind: TaskKind,
+  engine: Engine,
+  onProgress: OnProgress,
+): Promise<TaskResult> {
+  const { task, spec, shard, base } = inputs;
+  if (shard.count !== task.labels.length) {
+    throw new CheckError(`task: ${task.labels.length} labels for ${shard.count} examples`);
   }
   const started = performance.now();
-  await engine.begin(base);
-  const known = await featuresOf(engine, images, table);
-  const predictions = images.count === 0 ? [] : firstMaxima(await engine.predict(known, images.count), images.count);
-  const wrong = predictions.flatMap((prediction, index) => {
-    const label = task.labels[index] ?? null;
-    return label !== null && label !== prediction ? [{ index, label }] : [];
-  });
+  await engine.begin(base, spec.learning_rate);
+  const known = shard.count === 0 ? new Float32Array() : await engine.features(shard.inputs(), shard.count);
+  const predictions =
+    shard.count === 0 ? [] : kind.predictions(await engine.predict(known, shard.count), shard.count);
+  const chosen = kind.choose(predictions, task.labels);
   const predicted = performance.now();
-  const seen = { images_seen: images.count, mismatched_images: wrong.length };
+  const seen = { images_seen: shard.count, mismatched_images: chosen.length };
   await onProgress({ phase: 'predict', ...seen, trained_images: 0, loss: null, share: 0 }, predictions);
 
   const losses: number[] = [];
-  const batches: Float32Array<ArrayBuffer>[] = [];
-  const size = known.length / images.count;
-  const count = 1 + spec.augmentations;
-  for (let epoch = 0; epoch < spec.epochs; epoch++) {
-    for (const [at, { index, label }] of wrong.entries()) {
-      // Features are computed once: those of the original with the prediction, those of the copies in the first epoch.
-      batches[at] ??= joined(
-        known.subarray(index * size, (index + 1) * size),
-        await featuresOf(engine, copiesOf(augment(images, index, spec.augmentations, task.seed, spec.augmentation)), table),
-      );
-      const loss = await engine.trainStep(batches[at], count, label);
-      losses.push(loss);
-      const trained = losses.length * count;
-      const share = losses.length / (spec.epochs * wrong.length);
-      await onProgress({ phase: 'train', ...seen, trained_images: trained, loss, share }, predictions);
-    }
+  let trained = 0;
+  const take = async ({ features, targets }: Step): Promise<void> => {
+    const loss = await engine.trainStep(features, targets);
+    losses.push(loss);
+    trained += targets.length;
+    const share = losses.length / (spec.epochs * chosen.length);
+    await onProgress({ phase: 'train', ...seen, trained_images: trained, loss, share }, predictions);
+  };
+  // Features are computed once: those of the shard's own examples with the prediction, others in the first epoch.
+  const steps: Step[] = [];
+  for (const batch of shard.batches(chosen, task, spec)) {
+    steps.push({ features: await featuresOf(engine, known, shard.count, batch), targets: batch.targets });
+    await take(steps.at(-1)!);
   }
+  for (let epoch = 1; epoch < spec.epochs; epoch++) for (const step of steps) await take(step);
   const delta =
     losses.length > 0
       ? (await engine.parameters()).map((value, index) => value - base[index]!)
@@ -84,40 +84,28 @@ export async function runTask(inputs: TaskInputs, engine: Engine, onProgress: On
     metrics: {
       predictions,
       examples: task.labels.filter((label) => label !== null).length,
-      mismatched_images: wrong.length,
-      trained_images: losses.length * count,
+      mismatched_images: chosen.length,
+      trained_images: trained,
       loss_first: losses[0] ?? null,
       loss_last: losses.at(-1) ?? null,
       predict_s: (predicted - started) / 1000,
       train_s: (performance.now() - predicted) / 1000,
+      platform: 'browser',
     },
   };
 }
 
-async function featuresOf(engine: Engine, images: Images, table: readonly Float32Array[]): Promise<Float32Array<ArrayBuffer>> {
-  return images.count === 0 ? new Float32Array() : engine.features(toPixelValues(images, table), images.count);
-}
-
-/** The augmented copies of a batch, without the original that comes first. */
-function copiesOf(batch: Images): Images {
-  return { ...batch, count: batch.count - 1, data: batch.data.subarray(batch.data.length / batch.count) };
-}
-
-function joined(first: Float32Array, rest: Float32Array): Float32Array<ArrayBuffer> {
-  const all = new Float32Array(first.length + rest.length);
-  all.set(first);
-  all.set(rest, first.length);
+/** Features of a batch; `known` are those of all `count` examples of the shard. */
+async function featuresOf(
+  engine: Engine,
+  known: Float32Array<ArrayBuffer>,
+  count: number,
+  { own, inputs, made }: Batch,
+): Promise<Float32Array<ArrayBuffer>> {
+  const size = known.length / count;
+  const rest = made === 0 ? new Float32Array() : await engine.features(inputs, made);
+  const all = new Float32Array(own.length * size + rest.length);
+  for (const [at, place] of own.entries()) all.set(known.subarray(place * size, (place + 1) * size), at * size);
+  all.set(rest, own.length * size);
   return all;
-}
-
-/** For each row of logits [count, classes] the place of its largest value, the first of equals. */
-export function firstMaxima(logits: Float32Array, count: number): number[] {
-  const classes = logits.length / count;
-  return Array.from({ length: count }, (_, row) => {
-    let best = 0;
-    for (let at = 1; at < classes; at++) {
-      if (logits[row * classes + at]! > logits[row * classes + best]!) best = at;
-    }
-    return best;
-  });
 }

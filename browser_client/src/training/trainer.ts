@@ -8,6 +8,8 @@ export interface TrainerSettings {
   readonly token: string;
   readonly wasmFolder: string;
   readonly threads: number;
+  /** The name of the engine that was asked for, or empty. */
+  readonly engine: string;
 }
 
 export type TrainerCommand =
@@ -18,7 +20,10 @@ export type TrainerCommand =
   | { readonly type: 'drop'; readonly lease: string };
 
 export type TrainerEvent =
-  | { readonly type: 'ready'; readonly engine: string }
+  /** What trains, and why: said before the first task, and again when an engine was opened for a model. */
+  | { readonly type: 'ready'; readonly engine: string; readonly reason: string }
+  /** Nothing can train here. */
+  | { readonly type: 'unable'; readonly reason: string }
   | { readonly type: 'download'; readonly ref: Ref; readonly loaded: number }
   | { readonly type: 'started'; readonly lease: string; readonly images: Images; readonly classes: readonly string[] }
   | {

@@ -1,6 +1,6 @@
-/** The training worker: answers the page's commands with a runner on the onnxruntime-web engine. */
+/** The training worker: answers the page's commands with a runner on the engine that can be used. */
 import { authorizedFetch } from '../objects/authorized';
-import { OrtTrainingEngine } from './engines/ort_training';
+import { EngineChoiceError, engines } from './choice';
 import { ObjectStore, openObjectCache } from '../objects/store';
 import type { Ref } from '../words/protocol';
 import { TaskRunner } from './runner';
@@ -15,14 +15,19 @@ const say = (event: TrainerEvent, transfer: Transferable[] = []): void => scope.
 let runner: Promise<TaskRunner> | null = null;
 
 async function open(settings: TrainerSettings): Promise<TaskRunner> {
-  const engine = new OrtTrainingEngine(settings);
   const onDownload = (ref: Ref, loaded: number): void => say({ type: 'download', ref, loaded });
   const fetchFrom = authorizedFetch(settings.token);
   const objects = new ObjectStore(settings.objectsFolder, await openObjectCache(), onDownload, fetchFrom);
-  say({ type: 'ready', engine: engine.name });
   // Not every browser says how much memory its device has.
   const { deviceMemory } = navigator as { deviceMemory?: number };
-  return new TaskRunner(engine, objects, say, deviceMemory);
+  const { wasmFolder, threads, engine } = settings;
+  const options = { engines: engines(), wanted: engine, wasmFolder, threads, deviceGigabytes: deviceMemory };
+  const opened = new TaskRunner(options, objects, say);
+  await opened.announce().catch((error: unknown) => {
+    if (!(error instanceof EngineChoiceError)) throw error;
+    say({ type: 'unable', reason: `${error.code}: ${error.message}` });
+  });
+  return opened;
 }
 
 async function obey(command: TrainerCommand): Promise<void> {

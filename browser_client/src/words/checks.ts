@@ -65,6 +65,16 @@ export const record =
     return result as { readonly [K in keyof S]: Checked<S[K]> };
   };
 
+/** An object with any fields, all of one kind. */
+export const named =
+  <T>(check: Check<T>, maximum = 1_000): Check<Readonly<Record<string, T>>> =>
+  (value, where) => {
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) fail(where, 'an object');
+    const entries = Object.entries(value);
+    if (entries.length > maximum) fail(where, `an object of at most ${maximum} fields`);
+    return Object.fromEntries(entries.map(([key, item]) => [key, check(item, `${where}.${key}`)]));
+  };
+
 /** The value that `body` holds as JSON. */
 export function parseJson<T>(body: string, check: Check<T>, where: string): T {
   let value: unknown;

@@ -46,7 +46,7 @@ export const taskSpec = record({
   round: integer(0),
   artifacts: ref,
   base_model: ref,
-  optimizer: ref,
+  kind: optional(name),
   learning_rate: real,
   epochs: integer(1, 100),
   augmentations: integer(0, 63),
@@ -107,6 +107,7 @@ export interface UpdateMetrics {
   readonly loss_last: number | null;
   readonly predict_s: number;
   readonly train_s: number;
+  readonly platform: 'browser';
 }
 
 export type Phase = 'predict' | 'train' | 'upload';

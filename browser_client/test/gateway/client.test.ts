@@ -13,7 +13,7 @@ const METRICS: UpdateMetrics = {
   loss_first: 2,
   loss_last: 1,
   predict_s: 0,
-  train_s: 0,
+  train_s: 0, platform: 'browser' as const
 };
 const IMAGES = { count: 1, height: 1, width: 1, channels: 1, data: new Uint8Array(1) };
 
@@ -57,7 +57,7 @@ beforeEach(() => {
     () => undefined,
   );
   client.start();
-  trainer.onEvent({ type: 'ready', engine: 'engine' });
+  trainer.onEvent({ type: 'ready', engine: 'engine', reason: 'the only one' });
   network.welcome();
 });
 
@@ -72,8 +72,22 @@ describe('the client', () => {
     );
     other.start();
     expect(idle.sockets).toHaveLength(0);
-    fresh.onEvent({ type: 'ready', engine: 'engine' });
+    fresh.onEvent({ type: 'ready', engine: 'engine', reason: 'the only one' });
     expect(idle.sockets).toHaveLength(1);
+  });
+
+  test('says why nothing can train here, and does not connect', () => {
+    const idle = new FakeNetwork();
+    const fresh = new FakeTrainer();
+    const other = new Client(
+      fresh,
+      (handlers) => idle.connection(handlers),
+      () => undefined,
+    );
+    other.start();
+    fresh.onEvent({ type: 'unable', reason: 'engine_unknown: there is no engine "quick"' });
+    expect(other.view).toMatchObject({ stuck: true, problem: 'engine_unknown: there is no engine "quick"' });
+    expect(idle.sockets).toHaveLength(0);
   });
 
   test('asks for one task, and for the next while the first one trains', () => {

@@ -10,7 +10,7 @@ const METRICS: UpdateMetrics = {
   loss_first: null,
   loss_last: null,
   predict_s: 0,
-  train_s: 0,
+  train_s: 0, platform: 'browser' as const
 };
 const CHUNK = 10;
 

@@ -47,4 +47,9 @@ describe('settings', () => {
   ])('with %j, isolated %s, on %d processors it uses %d threads', (query, isolated, processors, threads) => {
     expect(read(`http://h/${query}`, { isolated, processors }).threads).toBe(threads);
   });
+
+  test('the engine is the one of the address, or left to the trainer', () => {
+    expect(read('http://h/?engine=ort-training').engine).toBe('ort-training');
+    expect(read('http://h/').engine).toBe('');
+  });
 });

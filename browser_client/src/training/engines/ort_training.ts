@@ -1,71 +1,76 @@
-/** The engine on onnxruntime-web's training sessions (WebAssembly on the CPU). */
-import * as ort from 'onnxruntime-web/training';
-import { type Engine, EngineError, type EngineFiles } from '../engine';
-import type { Manifest } from '../manifest';
+/** The engine `ort-training`: onnxruntime-web's training sessions (WebAssembly on the CPU). */
+import type * as Ort from 'onnxruntime-web/training';
+import { type Engine, EngineError, type EngineFiles, type EngineMaker, type EngineOptions } from '../engine';
+import { withLearningRate } from '../learning_rate';
+import { type Manifest, ORT_TRAINING } from '../manifest';
 import { forwardBatch } from '../memory';
 
-export interface OrtOptions {
-  /** Folder with `ort-training-wasm-simd-threaded.*`, ending in a slash. */
-  readonly wasmFolder: string;
-  /** More than one needs a cross-origin isolated page. */
-  readonly threads: number;
+export const ENGINE: EngineMaker = {
+  opens: ORT_TRAINING,
+  preference: 0,
+  whyNot: () => Promise.resolve('WebAssembly' in globalThis ? null : 'this browser has no WebAssembly'),
+  async label({ threads }) {
+    const ort = await runtime();
+    return `onnxruntime-web ${ort.env.versions.web ?? ''} wasm, ${threads === 1 ? '1 thread' : `${threads} threads`}`;
+  },
+  async open(manifest, files, options) {
+    const ort = await runtime();
+    configure(ort, options);
+    const prefix = files.get('prefix_model');
+    return new OrtTraining(ort, manifest, files, prefix === undefined ? null : await openPrefix(ort, prefix));
+  },
+};
+
+/** The JavaScript of onnxruntime-web; its binary, the large part, is fetched with the first session. */
+function runtime(): Promise<typeof Ort> {
+  return import('onnxruntime-web/training');
 }
 
-export class OrtTrainingEngine implements Engine {
-  readonly name: string;
-  #model: { readonly manifest: Manifest; readonly files: EngineFiles } | null = null;
-  #session: ort.TrainingSession | null = null;
-  #prefix: ort.InferenceSession | null = null;
-  #optimizer: Uint8Array | null = null;
+function configure(ort: typeof Ort, { wasmFolder, threads }: EngineOptions): void {
+  ort.env.wasm.wasmPaths = wasmFolder;
+  ort.env.wasm.numThreads = threads;
+}
+
+class OrtTraining implements Engine {
+  #session: Ort.TrainingSession | null = null;
+  #rate = NaN;
   #used = false;
 
-  constructor(options: OrtOptions) {
-    ort.env.wasm.wasmPaths = options.wasmFolder;
-    ort.env.wasm.numThreads = options.threads;
-    const threads = options.threads === 1 ? '1 thread' : `${options.threads} threads`;
-    this.name = `onnxruntime-web ${ort.env.versions.web ?? ''} wasm, ${threads}`;
-  }
+  constructor(
+    private readonly ort: typeof Ort,
+    private readonly manifest: Manifest,
+    private readonly files: EngineFiles,
+    private readonly prefix: Ort.InferenceSession | null,
+  ) {}
 
-  async load(manifest: Manifest, files: EngineFiles): Promise<void> {
-    await this.#close();
-    await this.#prefix?.release();
-    this.#model = { manifest, files };
-    this.#prefix = files.prefixModel === null ? null : await openPrefix(files.prefixModel);
-  }
-
-  setOptimizer(model: Uint8Array): void {
-    if (this.#optimizer !== null && sameBytes(this.#optimizer, model)) return;
-    this.#optimizer = model;
-    this.#used = true;
-  }
-
-  async begin(base: Float32Array): Promise<void> {
-    const { manifest } = this.#loaded();
+  async begin(base: Float32Array, learningRate: number): Promise<void> {
+    const { manifest } = this;
     if (base.length !== manifest.trainable_count) {
       throw new EngineError(
         `the base model has ${base.length} parameters, the artifacts train ${manifest.trainable_count}`,
       );
     }
     // A session can neither change its optimizer model nor clear Adam's moments: only a new one starts afresh.
-    if (this.#session !== null && this.#used) await this.#close();
-    this.#session ??= await this.#open();
+    if (this.#used || learningRate !== this.#rate) await this.#close();
+    this.#session ??= await this.#open(learningRate);
+    this.#rate = learningRate;
     this.#used = false;
     await this.#session.loadParametersBuffer(new Uint8Array(base.buffer, base.byteOffset, base.byteLength), true);
   }
 
-  async features(pixelValues: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array<ArrayBuffer>> {
-    const { manifest } = this.#loaded();
-    if (this.#prefix === null || manifest.prefix === null) return pixelValues;
+  async features(inputs: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array<ArrayBuffer>> {
+    const { manifest } = this;
+    if (this.prefix === null || manifest.prefix === null) return inputs;
     const { input, output, shape } = manifest.prefix;
     const { channels, image_size } = manifest.model;
-    const size = pixelValues.length / count;
+    const size = inputs.length / count;
     const all = new Float32Array(count * shape.reduce((product, extent) => product * extent, 1));
     const step = forwardBatch(manifest);
     for (let at = 0; at < count; at += step) {
       const images = Math.min(step, count - at);
-      const part = pixelValues.subarray(at * size, (at + images) * size);
-      const results = await this.#prefix.run({
-        [input]: new ort.Tensor('float32', part, [images, channels, image_size, image_size]),
+      const part = inputs.subarray(at * size, (at + images) * size);
+      const results = await this.prefix.run({
+        [input]: new this.ort.Tensor('float32', part, [images, channels, image_size, image_size]),
       });
       all.set(results[output]!.data as Float32Array, (at * all.length) / count);
     }
@@ -73,11 +78,10 @@ export class OrtTrainingEngine implements Engine {
   }
 
   async predict(features: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array> {
-    const { manifest } = this.#loaded();
     const session = this.#opened();
-    const logits = new Float32Array(count * manifest.model.classes.length);
+    const logits = new Float32Array(count * this.manifest.model.classes.length);
     const size = features.length / count;
-    const step = forwardBatch(manifest);
+    const step = forwardBatch(this.manifest);
     for (let at = 0; at < count; at += step) {
       const images = Math.min(step, count - at);
       const feeds = this.#feeds(features.subarray(at * size, (at + images) * size), new BigInt64Array(images));
@@ -88,35 +92,34 @@ export class OrtTrainingEngine implements Engine {
     return logits;
   }
 
-  async trainStep(features: Float32Array<ArrayBuffer>, count: number, label: number): Promise<number> {
+  async trainStep(features: Float32Array<ArrayBuffer>, targets: readonly number[]): Promise<number> {
     const session = this.#opened();
-    this.#used = !this.#loaded().manifest.optimizer.stateless;
-    const labels = new BigInt64Array(count).fill(BigInt(label));
-    const results = await session.runTrainStep(this.#feeds(features, labels));
+    this.#used = !this.manifest.optimizer.stateless;
+    const results = await session.runTrainStep(this.#feeds(features, BigInt64Array.from(targets, BigInt)));
     await session.runOptimizerStep();
     await session.lazyResetGrad();
     return (results[session.trainingOutputNames[0]!]!.data as Float32Array)[0]!;
   }
 
   async parameters(): Promise<Float32Array<ArrayBuffer>> {
-    const value = (await this.#opened().getContiguousParameters(true)) as ort.Tensor;
+    const value = (await this.#opened().getContiguousParameters(true)) as Ort.Tensor;
     return Float32Array.from(value.data as Float32Array);
   }
 
-  #loaded(): { readonly manifest: Manifest; readonly files: EngineFiles } {
-    if (this.#model === null) throw new EngineError('no model is loaded');
-    return this.#model;
+  async release(): Promise<void> {
+    await this.#close();
+    await this.prefix?.release();
   }
 
-  #opened(): ort.TrainingSession {
+  #opened(): Ort.TrainingSession {
     if (this.#session === null) throw new EngineError('no task has begun');
     return this.#session;
   }
 
-  #feeds(features: Float32Array, labels: BigInt64Array): Record<string, ort.Tensor> {
-    const { manifest } = this.#loaded();
+  #feeds(features: Float32Array, labels: BigInt64Array): Record<string, Ort.Tensor> {
+    const { manifest, ort } = this;
     const { channels, image_size } = manifest.model;
-    const split = this.#prefix === null ? null : manifest.prefix;
+    const split = this.prefix === null ? null : manifest.prefix;
     const shape = split === null ? [channels, image_size, image_size] : split.shape;
     return {
       [split?.output ?? manifest.inputs[0]!]: new ort.Tensor('float32', features, [labels.length, ...shape]),
@@ -124,14 +127,15 @@ export class OrtTrainingEngine implements Engine {
     };
   }
 
-  async #open(): Promise<ort.TrainingSession> {
-    const { manifest, files } = this.#loaded();
-    if (this.#optimizer === null) throw new EngineError('no optimizer model is set');
-    const session = await ort.TrainingSession.create({
-      checkpointState: files.checkpoint,
-      trainModel: files.trainingModel,
-      evalModel: files.evalModel,
-      optimizerModel: this.#optimizer,
+  async #open(learningRate: number): Promise<Ort.TrainingSession> {
+    const { manifest } = this;
+    const part = this.prefix === null ? '' : 'suffix_';
+    const initializer = manifest.optimizer.learning_rate_initializer;
+    const session = await this.ort.TrainingSession.create({
+      checkpointState: this.#file(`${part}checkpoint`),
+      trainModel: this.#file(`${part}training_model`),
+      evalModel: this.#file(`${part}eval_model`),
+      optimizerModel: withLearningRate(this.#file('optimizer_model'), initializer, learningRate),
     }).catch((error: unknown) => {
       // onnxruntime-web throws bare numbers for artifacts that it cannot open.
       throw new EngineError(`onnxruntime-web cannot open the artifacts: ${String(error)}`);
@@ -144,6 +148,12 @@ export class OrtTrainingEngine implements Engine {
     return session;
   }
 
+  #file(role: string): Uint8Array<ArrayBuffer> {
+    const file = this.files.get(role);
+    if (file === undefined) throw new EngineError(`there is no file for ${role}`);
+    return file;
+  }
+
   async #close(): Promise<void> {
     const session = this.#session;
     this.#session = null;
@@ -151,12 +161,8 @@ export class OrtTrainingEngine implements Engine {
   }
 }
 
-function openPrefix(model: Uint8Array): Promise<ort.InferenceSession> {
+function openPrefix(ort: typeof Ort, model: Uint8Array): Promise<Ort.InferenceSession> {
   return ort.InferenceSession.create(model, { executionProviders: ['wasm'] }).catch((error: unknown) => {
     throw new EngineError(`onnxruntime-web cannot open the frozen part: ${String(error)}`);
   });
-}
-
-function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
-  return a.length === b.length && a.every((value, index) => value === b[index]);
 }
