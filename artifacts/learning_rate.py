@@ -1,4 +1,4 @@
-"""Reads and sets the learning rate in the bytes of an optimizer model, without onnx: the browser does the same.
+"""Sets the learning rate in the bytes of an optimizer model, without onnx: the browser does the same.
 
 The rate is one raw float32 among the graph's initializers. Four bytes change, at a place that a walk over the protobuf
 fields finds (encoding: https://protobuf.dev/programming-guides/encoding/; field numbers: onnx.proto, IR version 10).
@@ -38,14 +38,6 @@ def with_learning_rate(optimizer_model: bytes, initializer: str, learning_rate: 
         raise OptimizerModelError(f"the learning rate {learning_rate} is not a positive finite number")
     at = _place(optimizer_model, initializer)
     return optimizer_model[:at] + rate + optimizer_model[at + 4 :]
-
-
-def learning_rate_of(optimizer_model: bytes, initializer: str) -> float:
-    """Return the learning rate that an optimizer model carries, a float32.
-
-    Raises OptimizerModelError when the model cannot be read or has no raw float32 [1] of that name.
-    """
-    return float(struct.unpack_from("<f", optimizer_model, _place(optimizer_model, initializer))[0])
 
 
 def _place(model: bytes, name: str) -> int:
