@@ -13,12 +13,13 @@ from safetensors.numpy import load_file
 from agents.audit.compare import Comparison, compare
 from agents.audit.report.model import Confusion
 from agents.audit.report.pictures import confusion_matrices
-from agents.engines.scoring import HeldOutScorer
-from artifacts.manifest import ArtifactManifest, artifact_paths, load_manifest
-from artifacts.ort_training import NativeTrainer
+from agents.core.learning.contracts import TaskKind
+from agents.core.learning.kinds import open_kind
+from agents.engines import open_engine
+from agents.evaluator.scoring import HeldOutScorer
+from artifacts.manifest import TRAINABLE, ArtifactManifest, artifact_paths, load_manifest
 from bus.errors import FedbusError
 from data.dataset import UNLABELLED, load_dataset
-from data.shards import decode_shard
 
 
 class ComparisonError(FedbusError):
@@ -42,17 +43,18 @@ def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparis
     folders = [path if path.is_dir() else artifacts for path in (a, b)]
     manifests = [load_manifest(folder) for folder in folders]
     classes = manifests[0].model.classes
-    images, labels = _labelled_images(data, classes)
-    if manifests[1].model.classes != classes:
+    kind = open_kind(manifests[0].kind, manifests[0].model)
+    images, labels = _labelled_images(data, classes, kind)
+    if manifests[1].model.classes != classes or manifests[1].kind != manifests[0].kind:
         raise ComparisonError("the two models have different classes", hint="build them with the same labels")
-    logits = [
-        _logits(path, folder, manifest, images, labels)
+    outputs = [
+        _outputs(path, folder, manifest, images, labels)
         for path, folder, manifest in zip((a, b), folders, manifests, strict=True)
     ]
-    return compare((str(a), str(b)), (logits[0], logits[1]), labels, classes)
+    return compare((str(a), str(b)), kind, (outputs[0], outputs[1]), labels, classes)
 
 
-def _logits(
+def _outputs(
     path: Path, folder: Path, manifest: ArtifactManifest, images: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     size = manifest.model.image_size
@@ -61,9 +63,11 @@ def _logits(
             f"the images are {images.shape[1:]} (height, width, channels), the model takes {size} x {size}",
             hint="prepare the pictures for this model: fedbus data prepare FOLDER --artifacts DIR",
         )
-    parameters = read_parameters(path if path.is_file() else folder / manifest.files.trainable.path, manifest)
-    scorer = HeldOutScorer(NativeTrainer(manifest, artifact_paths(manifest, folder)), images, labels)
-    return asyncio.run(scorer.logits(parameters))
+    parameters = read_parameters(path if path.is_file() else folder / manifest.files[TRAINABLE].path, manifest)
+    engine = open_engine(manifest, artifact_paths(manifest, folder))
+    kind = open_kind(manifest.kind, manifest.model)
+    scorer = HeldOutScorer(engine, kind, images, labels, classes=manifest.model.classes)
+    return asyncio.run(scorer.outputs(parameters))
 
 
 def read_parameters(path: Path, manifest: ArtifactManifest) -> NDArray[np.float32]:
@@ -96,7 +100,9 @@ def read_parameters(path: Path, manifest: ArtifactManifest) -> NDArray[np.float3
     return parameters
 
 
-def _labelled_images(data: Path, classes: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _labelled_images(
+    data: Path, classes: tuple[str, ...], kind: TaskKind
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if data.is_dir():
         dataset = load_dataset(data)
         if dataset.classes != classes:
@@ -104,7 +110,7 @@ def _labelled_images(data: Path, classes: tuple[str, ...]) -> tuple[NDArray[np.u
         images, labels = dataset.images, dataset.labels
     else:
         try:
-            images, found = decode_shard(data.read_bytes())
+            images, found = kind.decode(data.read_bytes())
         except OSError as error:
             raise ComparisonError(f"{data} cannot be read: {error.strerror}") from None
         labels = np.full(len(images), UNLABELLED, np.int64) if found is None else found

@@ -121,13 +121,14 @@ def make_config(
         raise typer.BadParameter("--quorum is a share up to 1, or a whole number of updates")
     if quorum > users:
         raise typer.BadParameter(f"--quorum {quorum:g} is more than the run's {users} users")
-    rate = learning_rate or load_manifest(artifacts, verify=False).optimizer.learning_rate
+    manifest = load_manifest(artifacts, verify=False)
     return RunConfig(
         seed=seed,
         rounds=rounds,
         users=users,
         images_per_user=images,
         fraction=fraction,
+        kind=manifest.kind,
         quorum=QuorumSpec(fraction=quorum if quorum <= 1 else quorum / users, deadline_s=deadline, grace_s=grace),
         labelling=LabellingSpec.model_validate(
             {"provider": labeller, "model": label_model, "error_rate": label_noise if labeller == "truth" else 0.0}
@@ -135,7 +136,7 @@ def make_config(
         training=TrainingSpec(
             epochs=epochs,
             augmentations=augmentations,
-            learning_rate=rate,
+            learning_rate=learning_rate or manifest.optimizer.learning_rate,
             learning_rate_decay=learning_rate_decay,
             augmentation=default_augmentation(),
             encoding=encoding,

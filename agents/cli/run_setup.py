@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from agents.core.learning.kinds import check_kind
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
-from artifacts.manifest import ArtifactManifest, load_manifest
+from artifacts.manifest import TRAINABLE, ArtifactManifest, load_manifest
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.values import Ref
@@ -54,7 +55,10 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
         FedbusError: the artifacts or the data are missing or damaged, do not fit each other, or have too few images;
             a run of this name exists already and says something else.
     """
+    check_kind(config.kind)
     manifest = load_manifest(sources.artifacts)
+    if manifest.kind != config.kind:
+        raise DataMismatchError(f"{sources.artifacts} is for the kind of task {manifest.kind}, not {config.kind}")
     users, held_out = load_dataset(sources.users), load_dataset(sources.held_out)
     check_fit(manifest, users, sources.users)
     check_fit(manifest, held_out, sources.held_out)
@@ -68,7 +72,7 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
         config_digest=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
         dataset=dataset_ref,
         artifacts=await bus.objects.put(manifest.model_dump_json().encode(), media_type="application/json"),
-        base_model=manifest.files.trainable.ref,
+        base_model=manifest.files[TRAINABLE].ref,
         users=config.users,
     )
     await bus.publish(started)

@@ -21,6 +21,7 @@ from agents.cli.options import ClientMix, parse_clients
 from agents.cli.processes import supervisor
 from agents.cli.reload import reload_on_change
 from agents.cli.system import AGENTS, client_commands, make_streams, metrics_host, running_system
+from agents.engines import choose
 from agents.words.events import ROLES
 from bus.broker.server import embedded_server
 from bus.process.logs import configure
@@ -142,24 +143,32 @@ def client(
     gateway: Annotated[str, typer.Option("--gateway", envvar="FEDBUS_GATEWAY_URL", help="URL of the gateway.")] = "",
     token: Annotated[str, typer.Option("--token", envvar="FEDBUS_GATEWAY_JOIN_TOKEN", help="Join token.")] = "",
     threads: Threads = 1,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Engine to train with; default: the best that can be used.")
+    ] = "",
 ) -> None:
     """Run clients that train for a gateway until Ctrl-C."""
     if not native and not browser:
         raise typer.BadParameter("say how many: --native N or --browser N")
+    if native and engine:
+        choose(engine)
     use_running_fedbus(agree=True)
     url = gateway or os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700")
     join = token or os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", "")
     configure("client")
     connection = Connection(nats_url="nats://unused", gateway_url=url.rstrip("/"), join_token=join)
-    asyncio.run(until_interrupted(_clients(ClientMix(browser, native), connection, threads)))
+    asyncio.run(until_interrupted(_clients(ClientMix(browser, native), connection, threads, engine)))
 
 
-async def _clients(mix: ClientMix, connection: Connection, threads: int) -> None:
+async def _clients(mix: ClientMix, connection: Connection, threads: int, engine: str) -> None:
     with tempfile.TemporaryDirectory(prefix="fedbus-client-", ignore_cleanup_errors=True) as folder:
         store = Path(folder)
         prefix = f"{os.uname().nodename.split('.')[0][:20]}-{os.getpid()}-"
+        commands = client_commands(
+            mix, connection, store=store, logs=store, threads=threads, prefix=prefix, engine=engine
+        )
         async with supervisor() as processes:
-            for command in client_commands(mix, connection, store=store, logs=store, threads=threads, prefix=prefix):
+            for command in commands:
                 processes.start(command)
             console.print(f"{mix} training for {connection.gateway_url}; logs in {store}. Stop with Ctrl-C.")
             await asyncio.Event().wait()

@@ -13,7 +13,7 @@ from pathlib import Path
 from agents.client.address import Address
 from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
-from agents.client.trainer import OrtTrainer, SyntheticTrainer
+from agents.client.trainer import EngineTrainer, SyntheticTrainer
 from agents.runtime.crash_points import check_crash_points
 from agents.runtime.tasks import until
 from bus.errors import FedbusError
@@ -22,21 +22,28 @@ from bus.process.logs import configure
 log = logging.getLogger(__name__)
 
 
-async def run_client(gateway: Address, name: str, *, cache: Path, threads: int = 1, synthetic: bool = False) -> None:
-    """Runs one client until a signal arrives."""
+async def run_client(
+    gateway: Address, name: str, *, cache: Path, threads: int = 1, engine: str | None = None, synthetic: bool = False
+) -> None:
+    """Runs one client until a signal arrives.
+
+    Raises:
+        FedbusError: the gateway refuses it, or the engine of this name cannot be used.
+    """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     objects = ObjectCache(gateway, cache)
     try:
-        trainer = SyntheticTrainer(objects) if synthetic else OrtTrainer(objects, threads=threads)
+        trainer = SyntheticTrainer(objects) if synthetic else EngineTrainer(objects, engine=engine, threads=threads)
+        log.info("trains with %s", trainer.engine)
         await until(stop, Client(gateway, name, trainer).run())
     finally:
         await objects.close()
 
 
 def main() -> None:
-    """Exits with 1 and one line when the gateway refuses this client."""
+    """Exits with 1 and one line when the gateway refuses this client or its engine cannot be used."""
     parser = argparse.ArgumentParser(description="A native client that trains for a fedbus gateway.")
     parser.add_argument("--gateway", default=os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700"))
     parser.add_argument("--token", default=os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", ""))
@@ -45,6 +52,7 @@ def main() -> None:
     # In containers process ids are alike: the host's name tells them apart.
     parser.add_argument("--name", default=f"{os.uname().nodename.split('.')[0][:20]}-native-{os.getpid()}")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", help="name of the engine to train with; default: the best that can be used")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder that keeps fetched objects")
     parser.add_argument("--synthetic", action="store_true", help="train nothing, answer at once")
     arguments = parser.parse_args()
@@ -57,6 +65,7 @@ def main() -> None:
                 arguments.name,
                 cache=arguments.cache,
                 threads=arguments.threads,
+                engine=arguments.engine,
                 synthetic=arguments.synthetic,
             )
         )

@@ -13,9 +13,6 @@ from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, ro
 from agents.runtime.tasks import until
 from agents.words.events import RoundFailed, RoundPlanned, RunFinished, RunStarted
 from agents.words.run_config import RunDataset, TaskSpec
-from artifacts.errors import OptimizerModelError
-from artifacts.manifest import ArtifactManifest
-from artifacts.optimizer import with_learning_rate
 from bus.client import Bus, CaughtUp
 from bus.errors import ConflictingEventError, ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
@@ -31,7 +28,6 @@ class Dispatcher:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._runs: dict[str, RunState] = {}
-        self._manifests: dict[str, ArtifactManifest] = {}
         self._causes: dict[str, Event] = {}
         self._changed: set[str] = set()
         self._live = False
@@ -109,24 +105,21 @@ class Dispatcher:
             case PlanRound():
                 try:
                     await self._plan(state, intent, cause)
-                except (ObjectMissingError, ObjectCorruptError, OptimizerModelError, ValidationError) as error:
+                except (ObjectMissingError, ObjectCorruptError, ValidationError) as error:
                     reason = f"the round cannot be planned: {error}"[:500]
                     await self._publish(RoundFailed(run=run, round=intent.started.round, reason=reason), cause)
 
     async def _plan(self, state: RunState, plan: PlanRound, cause: Event | None) -> None:
         config, number = state.started.config, plan.started.round
         crash_point("dispatcher.planning")
-        manifest = await self._manifest(state.started)
         if await self._bus.objects.info(plan.base_model.name) is None:
             raise ObjectMissingError(f"base model {plan.base_model.name} is not in the object store")
-        template = await self._bus.objects.get(manifest.files.optimizer_model.ref)
-        optimizer = with_learning_rate(template, manifest, plan.learning_rate)
         spec = TaskSpec(
             run=state.run,
             round=number,
             artifacts=state.started.artifacts,
             base_model=plan.base_model,
-            optimizer=await self._bus.objects.put(optimizer, media_type="application/onnx"),
+            kind=config.kind,
             learning_rate=plan.learning_rate,
             epochs=config.training.epochs,
             augmentations=config.training.augmentations,
@@ -150,12 +143,6 @@ class Dispatcher:
         log.info(
             "planned for %d users, quorum %d", planned.users, planned.quorum, extra={"run": state.run, "round": number}
         )
-
-    async def _manifest(self, started: RunStarted) -> ArtifactManifest:
-        key = started.artifacts.sha256
-        if key not in self._manifests:
-            self._manifests[key] = ArtifactManifest.model_validate_json(await self._bus.objects.get(started.artifacts))
-        return self._manifests[key]
 
     async def _publish(self, data: Payload, cause: Event | None) -> None:
         try:

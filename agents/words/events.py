@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
+from agents.words.engine_kinds import EngineKind, kind_of
 from agents.words.run_config import ManifestFiles, RunConfig, RunDataset, TaskSpec
 from bus.words.payload import EVERY_ROLE, GATEWAY, OPERATOR, Live, Payload, Token, roles
 from bus.words.references import BULK, Document
@@ -107,6 +108,9 @@ class TaskAssigned(UserPayload):
     seed: int = Field(ge=0, lt=2**32, description="key of the task's augmentation draws")
 
 
+Platform = Literal["browser", "native"]
+
+
 class UpdateMetrics(Frozen):
     """What a client says about the task it did."""
 
@@ -120,6 +124,9 @@ class UpdateMetrics(Frozen):
     loss_last: float | None = Field(default=None, description="mean cross-entropy of the last step, nats")
     predict_s: float = Field(default=0.0, ge=0)
     train_s: float = Field(default=0.0, ge=0)
+    platform: Platform | None = Field(
+        default=None, description="where the client runs", exclude_if=lambda platform: platform is None
+    )
 
 
 class UpdateSubmitted(UserPayload):
@@ -133,6 +140,11 @@ class UpdateSubmitted(UserPayload):
     metrics: UpdateMetrics
     client: Name
     engine: str = Field(max_length=64)
+
+    @property
+    def client_kind(self) -> EngineKind:
+        """What kind of client it was; those of older recordings had it in the name of their engine alone."""
+        return self.metrics.platform or kind_of(self.engine)
 
 
 RejectionCode = Literal["stale", "digest", "size", "shape", "nonfinite", "norm", "duplicate", "unknown_task", "metrics"]

@@ -9,6 +9,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 from bus.words.references import BULK, Document
 from bus.words.values import Frozen, Name, Ref, RoundNumber
 
+DEFAULT_KIND = "image-classification"
+"""The kind of task of a run that names none."""
+KindOfTask = Annotated[
+    Name, Field(description="one of agents/core/learning/kinds", exclude_if=lambda kind: kind == DEFAULT_KIND)
+]
+"""Not written where it is the default: configs and specs are then, byte by byte, those of before there were kinds."""
+
 
 class LabellingSpec(Frozen):
     """How images get their labels."""
@@ -68,6 +75,7 @@ class RunConfig(Frozen):
     quorum: QuorumSpec = QuorumSpec()
     labelling: LabellingSpec = LabellingSpec()
     training: TrainingSpec
+    kind: KindOfTask = DEFAULT_KIND
     strategy: str = Field(default="fedavg", max_length=64)
     max_update_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest L2 norm of an update; none: any finite update"
@@ -105,7 +113,12 @@ class TaskSpec(Frozen):
         description="JSON object: the manifest of the training artifacts"
     )
     base_model: Ref = Field(description="raw little-endian float32: trainable parameters to start from")
-    optimizer: Ref = Field(description="ONNX: the optimizer graph that carries this round's learning rate")
+    kind: KindOfTask = DEFAULT_KIND
+    optimizer: Ref | None = Field(
+        default=None,
+        description="of old runs only: ONNX with this round's learning rate",
+        exclude_if=lambda ref: ref is None,
+    )
     learning_rate: float = Field(gt=0)
     epochs: int = Field(ge=1, le=100)
     augmentations: int = Field(ge=0, le=63)

@@ -95,7 +95,7 @@ async def test_a_tab_trains_a_whole_run(system: System, context: BrowserContext,
 
 async def test_a_second_tab_fetches_nothing_that_the_first_one_has(system: System, context: BrowserContext) -> None:
     manifest = load_manifest(ARTIFACTS)
-    artifacts = {file.sha256 for role, file in manifest.files.items() if role not in ("trainable", "optimizer_model")}
+    artifacts = {file.sha256 for file in manifest.files_of("ort-training").values()}
     async with system.gateway() as url:
         fetched: list[str] = []
         context.on("request", lambda request: fetched.append(urlsplit(request.url).path.rpartition("/")[2]))

@@ -14,12 +14,11 @@ from typing import Literal
 
 from agents.core.rounds.state import RoundState
 from agents.core.views.round import RoundView
-from agents.words.engine_kinds import EngineKind, kind_of
+from agents.words.engine_kinds import EngineKind
 from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     Progress,
     RoundFailed,
     RoundPayload,
@@ -29,6 +28,7 @@ from agents.words.events import (
     UpdateSubmitted,
 )
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 
 LATEST = 6
 RunStatus = Literal["waiting", "labelling", "running", "completed", "failed", "cancelled"]
@@ -40,14 +40,10 @@ class ClientView:
 
     client: str
     engine: str = ""
+    kind: EngineKind = "other"
     updates: int = 0
     last_at: datetime | None = None
     progress: Progress | None = None
-
-    @property
-    def kind(self) -> EngineKind:
-        """What kind of client it is."""
-        return kind_of(self.engine)
 
 
 @dataclass(slots=True)
@@ -199,7 +195,7 @@ class RunView:
 
     def _gave(self, stored: Stored, data: UpdateSubmitted) -> None:
         client = self._client(data.client)
-        client.engine, client.last_at = data.engine, stored.time
+        client.engine, client.kind, client.last_at = data.engine, data.client_kind, stored.time
         client.updates += 1
         if self.rounds[data.round].tasks[data.user].sequence == stored.sequence:
             self.latest.appendleft((data.round, data.user))

@@ -1,5 +1,5 @@
 /** What the view of a run takes from each event's data, by the event's type, and from live progress. */
-import { type Check, type Checked, integer, list, literal, optional, real, record, text } from '../checks';
+import { type Check, type Checked, integer, list, literal, optional, real, record, text } from '../words/checks';
 
 const score = record({ accuracy: real, loss: real });
 const ref = record({ sha256: text() });
@@ -63,6 +63,7 @@ const checks = {
         trained_images: integer(0),
         predict_s: real,
         train_s: real,
+        platform: optional(literal('browser', 'native')),
       }),
     }),
   ),

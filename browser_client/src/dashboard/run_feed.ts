@@ -1,7 +1,7 @@
 /** Follows a run at the gateway: finds the newest one, and keeps its view up to date from Server-Sent Events. */
 import { EventSource } from 'eventsource';
-import { CheckError, list, optional, parseJson, record, text } from '../checks';
-import { NAME } from '../protocol';
+import { CheckError, list, optional, parseJson, record, text } from '../words/checks';
+import { NAME } from '../words/protocol';
 import { foldEvent, foldProgress, newRunView, type RunView } from './run_view';
 
 const LOOK_AGAIN_MS = 3_000;

@@ -1,5 +1,5 @@
 /** Shows a run: its accuracy, the round's way to its quorum, and who is done. */
-import { bar, figure, html, percent } from '../dom';
+import { bar, figure, html, percent } from '../page/dom';
 import { accuracyChart } from './chart';
 import type { RoundView, TaskView } from './round_view';
 import { accuracyByRound, currentRound, type RunView } from './run_view';

@@ -2,7 +2,7 @@
  * What a watcher wants to know of a run: a fold over its events and its live progress, free of the DOM. The twin of
  * agents/core/views/run.py; tests/vectors/run_views.json holds what both must make of the same events.
  */
-import { kindOf } from './engine_kind';
+import { type EngineKind, kindOf } from './engine_kind';
 import { type DataOf, type KnownEvent, type Progress, progressData, readEvent, type Score } from './event_data';
 import { foldRound, newRoundView, noteInRound, roundJson, type RoundView } from './round_view';
 
@@ -12,6 +12,7 @@ export interface ClientView {
   readonly client: string;
   /** What it trains with, known from its first update on. */
   engine: string;
+  kind: EngineKind;
   updates: number;
   last_at: string | null;
   progress: Progress | null;
@@ -140,7 +141,6 @@ export function foldProgress(view: RunView, body: unknown): void {
 export function runJson(view: RunView): Record<string, unknown> {
   const clients = [...view.clients.values()].map((one) => ({
     ...one,
-    kind: kindOf(one.engine),
     progress: one.progress === null ? null : withoutNames(one.progress),
   }));
   const rounds = [...view.rounds.values()].sort((a, b) => a.round - b.round).map(roundJson);
@@ -168,7 +168,7 @@ function roundOf(view: RunView, number: number): RoundView {
 }
 
 function clientOf(view: RunView, name: string): ClientView {
-  const found = view.clients.get(name) ?? { client: name, engine: '', updates: 0, last_at: null, progress: null };
+  const found = view.clients.get(name) ?? { client: name, engine: '', kind: 'other' as const, updates: 0, last_at: null, progress: null };
   view.clients.set(name, found);
   return found;
 }
@@ -203,9 +203,10 @@ function inRound(view: RunView, event: Parameters<typeof foldRound>[1], sequence
       view.status = 'running';
       break;
     case 'fedbus.update.submitted': {
-      const { client: name, engine, user } = event.data;
+      const { client: name, engine, metrics, user } = event.data;
       const client = clientOf(view, name);
-      Object.assign(client, { engine, last_at: time, updates: client.updates + 1 });
+      const kind = metrics.platform ?? kindOf(engine);
+      Object.assign(client, { engine, kind, last_at: time, updates: client.updates + 1 });
       if (round.sequences.get(user) !== sequence) break;
       view.latest.unshift({ round: round.round, user });
       view.latest.length = Math.min(view.latest.length, LATEST);

@@ -12,7 +12,7 @@ import pytest
 from agents.client.address import Address
 from agents.client.objects import GatewayUnreachableError, ObjectCache
 from agents.client.runner import Client, GatewayRefusedError
-from agents.client.trainer import Finished, OrtTrainer, Progress, SyntheticTrainer
+from agents.client.trainer import EngineTrainer, Finished, Progress, SyntheticTrainer
 from agents.runtime.tasks import background
 from agents.words.events import RunFinished, TaskAssigned, UpdateSubmitted
 from bus.client import Bus
@@ -108,7 +108,7 @@ async def test_a_wrong_token_ends_the_client_with_the_reason(bus: Bus, tmp_path:
 async def test_a_task_whose_spec_is_nonsense_goes_back_and_the_client_goes_on(gateway: Gateway, tmp_path: Path) -> None:
     await gateway.assign("u0")
     async with cache(gateway, tmp_path) as objects:
-        client = Client(Address(gateway.url), "native", OrtTrainer(objects))
+        client = Client(Address(gateway.url), "native", EngineTrainer(objects))
         async with background(client.run()):
             # The spec of these tasks is an image shard: the client gives each up, and asks for the next.
             await wait_for(lambda: objects.downloaded_bytes > 0, within_s=20)

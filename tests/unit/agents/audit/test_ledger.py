@@ -51,7 +51,6 @@ SPEC = TaskSpec(
     round=1,
     artifacts=ANY_REF,
     base_model=BASE_REF,
-    optimizer=ANY_REF,
     learning_rate=0.1,
     epochs=1,
     augmentations=6,
