@@ -1,8 +1,7 @@
-"""What the gateway must know of the runs to hand out tasks and judge updates: a fold over the event stream."""
+"""What must be known of the runs to hand out tasks and judge updates: a pure fold over the event stream."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 
 from agents.core.exchange.leases import TaskKey
@@ -45,28 +44,40 @@ class RunFacts:
     rounds: dict[int, RoundFacts] = field(default_factory=dict)
 
 
-class Facts:
-    """All runs; ``sequence`` is the last event taken in and ``denied`` the digests of what no client may read."""
+class Runs:
+    """All runs of the stream so far.
+
+    Attributes:
+        sequence: of the last event that was taken in.
+        denied: digests of what no client may read.
+    """
 
     def __init__(self) -> None:
-        self.runs: dict[str, RunFacts] = {}
-        self.denied: set[str] = set()
         self.sequence = 0
-        self.caught_up = asyncio.Event()
-        self._moved = asyncio.Condition()
+        self.denied: set[str] = set()
+        self._runs: dict[str, RunFacts] = {}
 
-    def open(self, started: RunStarted, dataset: RunDataset | None) -> None:
+    def fold(self, stored: Stored, dataset: RunDataset | None = None) -> Ended | None:
+        """Takes one event in; answers with the task, round or run that it ended.
+
+        Args:
+            stored: any event of any run, in stream order.
+            dataset: what a ``run.started`` names, if it can be read.
+        """
+        self.sequence = max(self.sequence, stored.sequence)
+        data = stored.event.data
+        if isinstance(data, RunStarted):
+            self._open(data, dataset)
+        run = self._runs.get(data.run)
+        return None if run is None else self._take(run, data)
+
+    def _open(self, started: RunStarted, dataset: RunDataset | None) -> None:
         """A run began. Without its dataset nobody can say what is secret in it, so the dataset itself is denied."""
-        self.runs.setdefault(started.run, RunFacts(started, dataset))
+        self._runs.setdefault(started.run, RunFacts(started, dataset))
         secrets = (dataset.held_out, dataset.truth) if dataset else (started.dataset,)
         self.denied.update(ref.sha256 for ref in secrets if ref is not None)
 
-    def fold(self, stored: Stored) -> Ended | None:
-        """Takes one event in; answers with the task, round or run that it ended."""
-        data = stored.event.data
-        run = self.runs.get(data.run)
-        if run is None:
-            return None
+    def _take(self, run: RunFacts, data: object) -> Ended | None:
         match data:
             case RunFinished():
                 run.status = data.status
@@ -94,27 +105,10 @@ class Facts:
     def _round(self, run: RunFacts, data: RoundPayload) -> RoundFacts:
         return run.rounds.setdefault(data.round, RoundFacts())
 
-    async def advance(self, sequence: int) -> None:
-        """Everything up to ``sequence`` is known now; wakes those that wait for it."""
-        self.sequence = max(self.sequence, sequence)
-        async with self._moved:
-            self._moved.notify_all()
-
-    async def reached(self, sequence: int, *, within_s: float = 10.0) -> None:
-        """Waits until everything up to ``sequence`` is known.
-
-        Raises:
-            TimeoutError: it is not after ``within_s``.
-        """
-        if self.sequence >= sequence:
-            return
-        async with asyncio.timeout(within_s), self._moved:
-            await self._moved.wait_for(lambda: self.sequence >= sequence)
-
     def is_over(self, key: TaskKey) -> str | None:
         """Why nobody needs this task's update any more, if so."""
         name, number, user = key
-        run = self.runs.get(name)
+        run = self._runs.get(name)
         if run is None:
             return None
         if run.status not in ("waiting", "labelling", "running"):
@@ -126,7 +120,7 @@ class Facts:
 
     def expected(self, task: TaskAssigned) -> Expected | None:
         """What the task's update has to look like; nothing when its run or round is not known."""
-        run = self.runs.get(task.run)
+        run = self._runs.get(task.run)
         plan = run.rounds[task.round].plan if run is not None and task.round in run.rounds else None
         if run is None or plan is None:
             return None
@@ -147,5 +141,5 @@ class Facts:
                 "rounds": run.started.config.rounds,
                 "users": run.started.users,
             }
-            for name, run in self.runs.items()
+            for name, run in self._runs.items()
         ]
