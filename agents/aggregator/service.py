@@ -16,13 +16,13 @@ import numpy as np
 from agents.core.learning.encodings import Buffer, clipped_parts
 from agents.core.learning.fixed_point import FixedPointSum, inputs_digest
 from agents.core.rounds.state import Candidate, Refusal, RoundState
+from agents.runtime.follower import Follower
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
-from agents.runtime.tasks import Ticker, until
-from agents.words.events import ModelPublished, Payload, RejectionCode, RoundPayload, RunFinished, RunStarted
-from bus.client import Bus, CaughtUp
+from agents.runtime.tasks import until
+from agents.words.events import ModelPublished, RejectionCode, RoundPayload, RunFinished, RunStarted
+from bus.client import Bus
 from bus.errors import (
     BrokerUnavailableError,
-    ConflictingEventError,
     FedbusError,
     ObjectCorruptError,
     ObjectMissingError,
@@ -66,27 +66,16 @@ class Aggregator:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._follower = Follower(bus, "aggregator")
         self._runs: dict[str, RunStarted] = {}
         self._rounds: dict[RoundKey, OpenRound] = {}
-        self._live = False
-        self._seen = 0
-        self._own = 0
-        self._held = False
+        self._changed: dict[RoundKey, Event] = {}
+        """The rounds that something happened in since they were decided on, each with the last of it."""
 
     async def serve(self) -> None:
         """Follows the stream for ever, and wakes up for deadlines."""
-        expose(Source(self.figures, lambda: self._live))
-        async with self._bus.follow("ev.>") as items, Ticker(items) as ticker:
-            while True:
-                item = await ticker.next_or_tick(self._next_tick())
-                if isinstance(item, Stored):
-                    await self._take(item)
-                    if not self._held or self._seen < self._own:
-                        continue
-                self._live = self._live or isinstance(item, CaughtUp)
-                self._held = False
-                for opened in list(self._rounds.values()):
-                    await self._act(opened, None)
+        expose(Source(self.figures, lambda: self._follower.is_live))
+        await self._follower.serve(self)
 
     def figures(self) -> list[Figure]:
         """The rounds of the runs that are not finished."""
@@ -102,14 +91,8 @@ class Aggregator:
             for one in self._rounds.values()
         )
 
-    def _next_tick(self) -> datetime | None:
-        if not self._live or self._seen < self._own:
-            return None
-        times = [at for one in self._rounds.values() if (at := one.state.next_decision_at()) is not None]
-        return min(times, default=None)
-
-    async def _take(self, stored: Stored) -> None:
-        self._seen = stored.sequence
+    async def take(self, stored: Stored) -> None:
+        """Folds one event into its round."""
         data = stored.event.data
         if isinstance(data, RunStarted):
             self._runs.setdefault(data.run, data)
@@ -118,26 +101,37 @@ class Aggregator:
         elif isinstance(data, RoundPayload) and data.run in self._runs:
             key = (data.run, data.round)
             if (opened := self._rounds.get(key)) is None:
-                state = RoundState(data.run, data.round, self._runs[data.run].config.quorum)
                 config = self._runs[data.run].config
+                state = RoundState(data.run, data.round, config.quorum)
                 opened = self._rounds[key] = OpenRound(state, stored.time, config.clip_norm)
             verdict = opened.state.fold(stored)
             if isinstance(verdict, Candidate):
                 crash_point("aggregator.received")
                 opened.pending.append(verdict)
-            if self._live:
-                await self._act(opened, stored.event)
+            self._changed[key] = stored.event
+
+    def due(self) -> datetime | None:
+        """The next time at which a round closes, gets more time or fails without an event."""
+        times = [at for one in self._rounds.values() if (at := one.state.next_decision_at()) is not None]
+        return min(times, default=None)
+
+    async def decide(self) -> None:
+        """Acts on every round that something happened in or whose time has come, until one has something to say."""
+        now = datetime.now(UTC)
+        for key, opened in list(self._rounds.items()):
+            if not self._follower.may_decide:
+                return
+            at = opened.state.next_decision_at()
+            if key in self._changed or (at is not None and at <= now):
+                await self._act(opened, self._changed.pop(key, None))
 
     def _forget(self, run: str) -> None:
         self._runs.pop(run, None)
         for key in [key for key in self._rounds if key[0] == run]:
             del self._rounds[key]
+            self._changed.pop(key, None)
 
     async def _act(self, opened: OpenRound, cause: Event | None) -> None:
-        if self._seen < self._own:
-            # What this aggregator said last has not come back through the stream: deciding now would say it again.
-            self._held = True
-            return
         state = opened.state
         for refusal in state.unsaid():
             await self._refuse(refusal, cause)
@@ -145,19 +139,19 @@ class Aggregator:
             opened.total, opened.pending = None, []
             return
         await self._add_pending(opened)
-        if self._seen < self._own:
-            self._held = True
+        if not self._follower.may_decide:
+            # What was refused comes back through the stream and counts then.
             return
         if (decision := state.decide(datetime.now(UTC))) is not None:
             log.info("%s", decision.TYPE, extra=opened.extra)
             crash_point("aggregator.closing")
-            await self._publish(decision, cause)
+            await self._follower.say(decision, cause=cause)
         elif state.closed is not None:
             await self._publish_model(opened, cause)
 
     async def _refuse(self, refusal: Refusal, cause: Event | None) -> None:
         log.info("update of %s refused: %s", refusal.update.user, refusal.code, extra={"run": refusal.update.run})
-        await self._publish(refusal.as_event(), cause)
+        await self._follower.say(refusal.as_event(), cause=cause)
 
     async def _add_pending(self, opened: OpenRound) -> None:
         """Adds the counted updates that are not in the sum yet; those whose bytes are bad are refused."""
@@ -198,7 +192,7 @@ class Aggregator:
                 await self._add(opened, candidate)
         ref = await self._put_model(opened.total, state.plan.base_model)
         crash_point("aggregator.model_put")
-        await self._publish(model_published(state, accepted, ref), cause)
+        await self._follower.say(model_published(state, accepted, ref), cause=cause)
         log.info("model %s from %d updates", ref.sha256[:12], len(accepted), extra=opened.extra)
 
     async def _put_model(self, total: FixedPointSum | None, base: Ref) -> Ref:
@@ -223,16 +217,6 @@ class Aggregator:
             path = Path(folder) / ref.name
             await self._bus.objects.fetch_to(ref, path)
             yield np.memmap(path, np.uint8, "r")
-
-    async def _publish(self, data: Payload, cause: Event | None) -> None:
-        try:
-            published = await self._bus.publish(data, cause=cause)
-            crash_point(f"aggregator.{data.TYPE}")
-        except ConflictingEventError:
-            # Another aggregator was faster; what it said arrives through the stream and counts.
-            log.info("%s was already said by another aggregator", data.TYPE, extra={"run": data.run})
-        else:
-            self._own = max(self._own, published.sequence)
 
 
 def model_published(state: RoundState, accepted: dict[str, Candidate], model: Ref) -> ModelPublished:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
+from pydantic import ValidationError
 
 from agents.words.events import (
     ImagesLabelled,
@@ -26,14 +27,21 @@ from agents.words.events import (
     RunStarted,
     TaskAssigned,
 )
-from agents.words.run_config import RunConfig
+from agents.words.run_config import RunConfig, RunDataset, TaskSpec
 from bus.words.envelope import Stored
 from bus.words.values import Ref
 
 
 @dataclass(frozen=True)
+class ReadDataset:
+    """Intent: give the run its dataset object, or say why there is none (``RunState.open``)."""
+
+    dataset: Ref
+
+
+@dataclass(frozen=True)
 class PlanRound:
-    """Intent: put the round's spec into the store and say ``round.planned``."""
+    """Intent: put the round's spec (``task_spec``) into the store and say that it is ``planned``."""
 
     started: RoundStarted
     base_model: Ref
@@ -41,6 +49,25 @@ class PlanRound:
     quorum: int
     learning_rate: float
     deadline_s: float
+
+    def planned(self, spec: Ref, now: datetime) -> RoundPlanned:
+        """The event that says so; the round's time begins ``now``."""
+        return RoundPlanned(
+            run=self.started.run,
+            round=self.started.round,
+            base_model=self.base_model,
+            spec=spec,
+            users=len(self.users),
+            quorum=self.quorum,
+            learning_rate=self.learning_rate,
+            deadline=now + timedelta(seconds=self.deadline_s),
+            deadline_s=self.deadline_s,
+        )
+
+    def failed(self, reason: str) -> RoundFailed:
+        """The event that says that the round cannot be planned."""
+        text = f"the round cannot be planned: {reason}"[:500]
+        return RoundFailed(run=self.started.run, round=self.started.round, reason=text)
 
 
 @dataclass(frozen=True)
@@ -57,7 +84,7 @@ class Say:
     data: Payload
 
 
-Intent = PlanRound | AssignTasks | Say
+Intent = ReadDataset | PlanRound | AssignTasks | Say
 
 
 @dataclass
@@ -78,19 +105,28 @@ class RoundFacts:
 class RunState:
     """All that the dispatcher knows of one run.
 
-    ``users`` are the names of the run's users in the order of its dataset object, which the shell reads.
+    ``users`` are the names of the run's users in the order of its dataset, none before that was read; ``problem`` says
+    why the run cannot go on.
     """
 
     started: RunStarted
-    users: tuple[str, ...]
+    users: tuple[str, ...] = ()
     labelled: dict[str, ImagesLabelled] = field(default_factory=dict)
     rounds: dict[int, RoundFacts] = field(default_factory=dict)
     finished: RunFinished | None = None
+    problem: str = ""
 
     @property
     def run(self) -> str:
         """The run's name."""
         return self.started.run
+
+    def open(self, dataset: bytes) -> None:
+        """Takes in the run's dataset object: it says who the users are."""
+        try:
+            self.users = tuple(user.user for user in RunDataset.model_validate_json(dataset).users)
+        except ValidationError as error:
+            self.problem = f"dataset: {error}"
 
     def fold(self, stored: Stored) -> None:
         """Takes one event of this run in; folding it again changes nothing."""
@@ -126,6 +162,10 @@ class RunState:
         """The next thing to do, or nothing until another event comes."""
         if self.finished is not None:
             return None
+        if self.problem:
+            return Say(RunFinished(run=self.run, status="failed", reason=self.problem[:500], rounds=0))
+        if not self.users:
+            return ReadDataset(self.started.dataset)
         number = 1
         while (facts := self.rounds.get(number)) is not None and facts.published is not None:
             number += 1
@@ -213,6 +253,23 @@ class RunState:
                 "final_model": self.newest_model(last + 1),
             }
         )
+
+
+def task_spec(started: RunStarted, plan: PlanRound, optimizer: Ref) -> TaskSpec:
+    """What all tasks of the planned round share; ``optimizer`` is the graph that carries its learning rate."""
+    training = started.config.training
+    return TaskSpec(
+        run=started.run,
+        round=plan.started.round,
+        artifacts=started.artifacts,
+        base_model=plan.base_model,
+        optimizer=optimizer,
+        learning_rate=plan.learning_rate,
+        epochs=training.epochs,
+        augmentations=training.augmentations,
+        augmentation=training.augmentation,
+        encoding=training.encoding,
+    )
 
 
 def quorum_of(fraction: float, users: int) -> int:
