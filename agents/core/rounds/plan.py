@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from pydantic import ValidationError
 
+from agents.core.strategies.registry import strategy_named
 from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
@@ -28,6 +29,7 @@ from agents.words.events import (
     TaskAssigned,
 )
 from agents.words.run_config import RunConfig, RunDataset, TaskSpec
+from bus.errors import FedbusError
 from bus.words.envelope import Stored
 from bus.words.values import Ref
 
@@ -49,6 +51,7 @@ class PlanRound:
     quorum: int
     learning_rate: float
     deadline_s: float
+    server_state: Ref | None
 
     def planned(self, spec: Ref, now: datetime) -> RoundPlanned:
         """The event that says so; the round's time begins ``now``."""
@@ -62,6 +65,7 @@ class PlanRound:
             learning_rate=self.learning_rate,
             deadline=now + timedelta(seconds=self.deadline_s),
             deadline_s=self.deadline_s,
+            server_state=self.server_state,
         )
 
     def failed(self, reason: str) -> RoundFailed:
@@ -122,11 +126,14 @@ class RunState:
         return self.started.run
 
     def open(self, dataset: bytes) -> None:
-        """Takes in the run's dataset object: it says who the users are."""
+        """Takes in the run's dataset object: it says who the users are. Sees, too, whether there is such a strategy."""
         try:
+            strategy_named(self.started.config.strategy, self.started.config.strategy_settings)
             self.users = tuple(user.user for user in RunDataset.model_validate_json(dataset).users)
         except ValidationError as error:
             self.problem = f"dataset: {error}"
+        except FedbusError as error:
+            self.problem = f"{error.message} ({error.hint})"
 
     def fold(self, stored: Stored) -> None:
         """Takes one event of this run in; folding it again changes nothing."""
@@ -199,7 +206,9 @@ class RunState:
         if not users:
             return Say(RoundFailed(run=self.run, round=number, reason="no picked user has a labelled image"))
         config = self.started.config
-        base = started.base_model or self.newest_model(number)
+        newest = self.newest_model(number)
+        base = started.base_model or newest
+        before = self.rounds.get(number - 1)
         return PlanRound(
             started=started,
             base_model=base,
@@ -207,6 +216,8 @@ class RunState:
             quorum=quorum_of(started.quorum or config.quorum.fraction, len(users)),
             learning_rate=learning_rate_of(config, number),
             deadline_s=started.deadline_s or config.quorum.deadline_s,
+            # Momenta belong to the model that they led to: a round from another one starts without.
+            server_state=before.published.server_state if before and before.published and base == newest else None,
         )
 
     def newest_model(self, number: int) -> Ref:
