@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from agents.core.strategies.registry import strategy_named
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import ArtifactManifest, load_manifest
@@ -52,8 +53,9 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
 
     Raises:
         FedbusError: the artifacts or the data are missing or damaged, do not fit each other, or have too few images;
-            a run of this name exists already and says something else.
+            the strategy or one of its settings is unknown; a run of this name exists already and says something else.
     """
+    strategy_named(config.strategy, config.strategy_settings)
     manifest = load_manifest(sources.artifacts)
     users, held_out = load_dataset(sources.users), load_dataset(sources.held_out)
     check_fit(manifest, users, sources.users)

@@ -60,10 +60,9 @@ def strategy_named(name: str, settings: Mapping[str, object]) -> AnyStrategy:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
+        said = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         known = ", ".join(found.model_fields) or "none"
-        raise StrategySettingsError(
-            f"strategy {name}: {where}: {first['msg']}", hint=f"settings of {name}: {known}"
-        ) from None
+        raise StrategySettingsError(f"strategy {name}: {where}: {said}", hint=f"its settings: {known}") from None
 
 
 def _own_class(name: str) -> type[AnyStrategy]:
