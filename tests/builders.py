@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from agents.core.learning.augment import default_augmentation
 from agents.core.learning.encodings import encode_update
+from agents.core.rounds.aggregation import RoundAggregation
 from agents.words.events import (
     ImagesLabelled,
+    ModelPublished,
     RoundPlanned,
     RunStarted,
     TaskAssigned,
@@ -116,6 +118,23 @@ def submitted(
         client="client",
         engine="test",
     )
+
+
+def publish(one: RoundAggregation, objects: dict[str, bytes]) -> ModelPublished:
+    """Makes the model of a closed round from ``objects``, puts it there too, and gives the event that announces it."""
+    plan = one.required_plan()
+    for candidate in one.wanted():
+        one.add(candidate, objects[candidate.update.update.sha256])
+    before = objects[plan.server_state.sha256] if plan.server_state is not None else None
+    made = one.made(objects[plan.base_model.sha256], before)
+    if made is None:
+        return one.published(plan.base_model, plan.server_state)
+    refs = []
+    for values in (made.model, made.server_state):
+        data = values.tobytes() if values is not None else b""
+        objects[ref_of(data).sha256] = data
+        refs.append(ref_of(data))
+    return one.published(refs[0], refs[1] if made.server_state is not None else None)
 
 
 @dataclass

@@ -73,6 +73,8 @@ def run_start(
     grace: o.Grace = 0.0,
     max_update_norm: o.MaxNorm = None,
     over_norm: o.OverNorm = "refuse",
+    strategy: o.StrategyName = "fedavg",
+    strategy_set: o.StrategySet = None,
 ) -> None:
     """Put a run's data and model on the bus and publish run.started; the labeller begins at once."""
     config = o.make_config(
@@ -95,11 +97,13 @@ def run_start(
         grace=grace,
         max_update_norm=max_update_norm,
         over_norm=over_norm,
+        strategy=strategy,
+        strategy_set=strategy_set,
     )
     run = checked(name or new_run_name())
     use_running_fedbus()
     asyncio.run(_run_start(run, config, RunSources(artifacts, data, held_out, partition), go))
-    console.print(f"{run}: {users} users with {images} images each, {rounds} rounds")
+    console.print(f"{run}: {users} users with {images} images each, {rounds} rounds, {strategy}")
     if go:
         console.print(f"round 1 started; watch it: fedbus watch {run}")
     else:

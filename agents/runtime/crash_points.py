@@ -19,6 +19,7 @@ AGGREGATOR = (
     "aggregator.closing",
     "aggregator.round.closed",
     "aggregator.model_put",
+    "aggregator.state_put",
     "aggregator.model.published",
 )
 EVALUATOR = ("evaluator.received", "evaluator.evaluated", "evaluator.details_put", "evaluator.published")

@@ -95,6 +95,7 @@ class RoundPlanned(RoundPayload):
     learning_rate: float = Field(gt=0)
     deadline: AwareDatetime
     deadline_s: float = Field(gt=0)
+    server_state: Ref | None = Field(default=None, description="what the strategy kept from the round before, if any")
 
 
 class TaskAssigned(UserPayload):
@@ -198,9 +199,13 @@ class ModelPublished(RoundPayload):
     model: Ref
     parent: Ref
     inputs_digest: Sha256 = Field(description="digest of the sorted list of (user, update digest, weight)")
-    strategy: str = Field(max_length=64)
+    strategy: str = Field(max_length=128)
     updates: int = Field(ge=0, le=MAX_USERS)
     examples: int = Field(ge=0)
+    server_state: Ref | None = Field(
+        default=None,
+        description="raw little-endian float32: the strategy's vectors, one after the other, if it has any",
+    )
 
 
 class Score(Frozen):

@@ -76,7 +76,15 @@ class RunConfig(Frozen):
     labelling: LabellingSpec = LabellingSpec()
     training: TrainingSpec
     kind: KindOfTask = DEFAULT_KIND
-    strategy: str = Field(default="fedavg", max_length=64)
+    strategy: str = Field(
+        default="fedavg", max_length=128, description="how updates become a model: a name, or module:Class"
+    )
+    strategy_settings: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        max_length=64,
+        exclude_if=lambda value: not value,
+        description="what this strategy is told, by setting; left out: its defaults",
+    )
     max_update_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest L2 norm of an update; none: any finite update"
     )

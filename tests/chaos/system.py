@@ -75,7 +75,13 @@ Disturbance = Callable[[Chaos], Awaitable[None]]
 
 
 def small(
-    *, users: int = 6, images: int = 4, rounds: int = 2, quorum: float = 1.0, deadline: float = 120.0
+    *,
+    users: int = 6,
+    images: int = 4,
+    rounds: int = 2,
+    quorum: float = 1.0,
+    deadline: float = 120.0,
+    strategy: str = "fedavg",
 ) -> RunConfig:
     """The default task, small enough to run often."""
     return make_config(
@@ -86,6 +92,7 @@ def small(
         seed=0,
         quorum=quorum,
         deadline=deadline,
+        strategy=strategy,
     )
 
 

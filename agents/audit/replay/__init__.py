@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from agents.audit.replay.aggregator import AggregatorReplay, aggregate
+from agents.audit.replay.aggregator import AggregatorReplay
 from agents.audit.replay.dispatcher import DispatcherReplay
 from agents.audit.replay.evaluator import EvaluatorReplay, HeldOut
 from agents.audit.replay.gateway import GatewayReplay
@@ -21,7 +21,7 @@ from agents.words.run_config import RunDataset
 from bus.errors import MalformedRecordingError, ObjectMissingError
 from bus.words.envelope import Stored
 
-__all__ = ["ROLES", "Difference", "HeldOut", "Replay", "Role", "aggregate", "find_object", "replay_run"]
+__all__ = ["ROLES", "Difference", "HeldOut", "Replay", "Role", "find_object", "replay_run"]
 
 
 class _RoleReplay(Protocol):
@@ -58,7 +58,7 @@ def replay_run(
         ) from None
     replays: dict[Role, _RoleReplay] = {
         "labeller": LabellerReplay(started, dataset, objects),
-        "dispatcher": DispatcherReplay(started, dataset),
+        "dispatcher": DispatcherReplay(started, objects),
         "gateway": GatewayReplay(started, dataset, objects),
         "aggregator": AggregatorReplay(started, objects),
         "evaluator": EvaluatorReplay(started, dataset, objects, held_out),

@@ -87,11 +87,6 @@ class FixedPointSum:
         """
         self.add_update(_blocks(self._checked(delta)), weight)
 
-    def add_parts(self, parts: Callable[[], Iterable[Part]], weight: int) -> None:
-        """As ``add_update``, which is simpler, for parts that a function gives; those of an iterator are all kept."""
-        given = parts()
-        self.add_update(given if isinstance(given, Sequence) else list(given), weight)
-
     def add_update(self, parts: Sequence[Part], weight: int) -> None:
         """Adds one update that is read part by part, each of them once, and by several threads when it is large.
 

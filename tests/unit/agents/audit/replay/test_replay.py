@@ -7,16 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from agents.aggregator.service import model_published
-from agents.audit.replay import aggregate, replay_run
+from agents.audit.replay import replay_run
+from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.plan import AssignTasks, RunState
-from agents.core.rounds.state import RoundState
 from agents.words.events import (
     DroppedImage,
     ModelPublished,
     RoundClosed,
     RoundPlanned,
     RoundStarted,
+    RunStarted,
     TaskAssigned,
     UpdateSubmitted,
 )
@@ -32,6 +32,7 @@ from tests.builders import (
     config,
     labelled,
     planned,
+    publish,
     ref_of,
     run_started,
     submitted,
@@ -53,26 +54,24 @@ def recorded_run() -> tuple[Stream, dict[str, bytes]]:
     stream.add(started)
     dropped = (DroppedImage(index=1, reason="ambiguous"),)
     labels = [labelled("u0"), labelled("u1", (1, None)).model_copy(update={"dropped": dropped}), labelled("u2")]
-    state, dispatcher = RoundState(RUN, 1, settings.quorum), RunState(started, USERS)
+    one, dispatcher = RoundAggregation(started, 1), RunState(started, USERS)
     plan = planned(3, 2).model_copy(update={"learning_rate": settings.training.learning_rate})
     for data in (*labels, RoundStarted(run=RUN, round=1), plan):
         stored = stream.add(data)
-        state.fold(stored)
+        one.fold(stored)
         dispatcher.fold(stored)
     intent = dispatcher.decide()
     assert isinstance(intent, AssignTasks)
     for task in intent.tasks:
-        state.fold(stream.add(task))
+        one.fold(stream.add(task))
     for index, user in enumerate(("u1", "u0")):
         delta = np.arange(4, dtype=np.float32) + index
-        state.fold(stream.add(submitted(user, delta, examples=index + 1, objects=objects), after_s=1))
-    closed = state.decide(stream.now)
-    assert closed is not None
-    state.fold(stream.add(submitted("u2", objects=objects)))
-    state.fold(stream.add(closed))
-    model = aggregate(state, objects).tobytes()
-    objects[ref_of(model).sha256] = model
-    stream.add(model_published(state, state.accepted(), ref_of(model)))
+        one.fold(stream.add(submitted(user, delta, examples=index + 1, objects=objects), after_s=1))
+    closed = one.decide(stream.now)
+    assert isinstance(closed, RoundClosed)
+    one.fold(stream.add(submitted("u2", objects=objects)))
+    one.fold(stream.add(closed))
+    stream.add(publish(one, objects))
     return stream, objects
 
 
@@ -118,11 +117,13 @@ def test_a_decision_that_the_events_do_not_lead_to_is_named() -> None:
 
 def test_a_refusal_of_the_aggregator_is_what_the_events_lead_to() -> None:
     stream, objects = recorded_run()
-    state = RoundState(RUN, 1, config(users=3, fraction=0.6, deadline_s=60).quorum)
+    started = stream.events[0].event.data
+    assert isinstance(started, RunStarted)
+    one = RoundAggregation(started, 1)
     for stored in stream.events:
-        state.fold(stored)
-    (refusal,) = state.unsaid()
-    stream.add(refusal.as_event())
+        one.fold(stored)
+    (refusal,) = one.refusals()
+    stream.add(refusal)
     assert replay_run(stream.events, objects).differences == []
     for changes in ({"code": "norm"}, {"attempt": "seq-1"}):
         outcome = replay_run(with_data(stream, -1, **changes), objects)

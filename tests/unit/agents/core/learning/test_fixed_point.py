@@ -234,13 +234,6 @@ def test_of_several_errors_that_of_the_first_part_is_raised_and_past_the_bound_c
         FixedPointSum(COUNT).add_update(Read(contents), 1)
 
 
-def test_parts_may_come_from_a_function() -> None:
-    one = FixedPointSum(4)
-    one.add_parts(lambda: ((slice(at, at + 2), np.full(2, at, np.float32)) for at in (0, 2)), 1)
-    one.add_parts(lambda: [], 1)
-    assert one.applied_to(np.zeros(4, np.float32)).tolist() == [0, 0, 1, 1]
-
-
 def test_the_largest_weight_is_accepted_and_one_more_is_not() -> None:
     tiny = np.full(1, 1e-3, np.float32)
     FixedPointSum(1).add(tiny, MAX_WEIGHT)
