@@ -106,8 +106,11 @@ class Dispatcher:
     async def _plan(self, started: RunStarted, plan: PlanRound, cause: Event) -> None:
         crash_point("dispatcher.planning")
         manifest = await self._manifest(started.artifacts)
-        if await self._bus.objects.info(plan.base_model.name) is None:
-            raise ObjectMissingError(f"base model {plan.base_model.name} is not in the object store")
+        base = plan.base_model
+        if (found := await self._bus.objects.info(base.name)) is None:
+            raise ObjectMissingError(f"base model {base.name} is not in the object store")
+        if found.size != base.size:
+            raise ObjectCorruptError(f"base model {base.name} has {found.size} bytes, its reference says {base.size}")
         template = await self._bus.objects.get(manifest.files.optimizer_model.ref)
         optimizer = with_learning_rate(template, manifest, plan.learning_rate)
         spec = task_spec(started, plan, await self._bus.objects.put(optimizer, media_type="application/onnx"))
