@@ -98,8 +98,11 @@ class Dispatcher:
 
     async def _plan(self, started: RunStarted, plan: PlanRound, cause: Event) -> None:
         crash_point("dispatcher.planning")
-        if await self._bus.objects.info(plan.base_model.name) is None:
-            raise ObjectMissingError(f"base model {plan.base_model.name} is not in the object store")
+        base = plan.base_model
+        if (found := await self._bus.objects.info(base.name)) is None:
+            raise ObjectMissingError(f"base model {base.name} is not in the object store")
+        if found.size != base.size:
+            raise ObjectCorruptError(f"base model {base.name} has {found.size} bytes, its reference says {base.size}")
         spec = task_spec(started, plan)
         ref = await self._bus.objects.put(spec.model_dump_json().encode(), media_type="application/json")
         crash_point("dispatcher.spec_put")

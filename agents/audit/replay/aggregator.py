@@ -14,7 +14,7 @@ from agents.words.events import (
     RunStarted,
     UpdateRejected,
 )
-from bus.errors import FedbusError
+from bus.errors import FedbusError, ObjectCorruptError
 from bus.words.envelope import Stored
 
 
@@ -67,7 +67,7 @@ class AggregatorReplay:
         expected = _of_attempt(data.attempt, one.refusals())
         if expected is None and any(attempt_of(at.sequence) == data.attempt for at in one.wanted()):
             # Its bytes must have been found wanting. How that is put in words may have changed since.
-            expected = _of_attempt(data.attempt, add_wanted(one, self._objects))
+            expected = _of_attempt(data.attempt, _refused(one, self._objects))
             expected = expected and expected.model_copy(update={"reason": data.reason})
         _said(outcome, stored, f"the refusal of an update of {data.user}", expected)
 
@@ -99,22 +99,31 @@ def remade(one: RoundAggregation, objects: Objects) -> tuple[str, str | None]:
     Raises:
         FedbusError: an object that counts is missing or malformed, or the strategy is not here.
     """
+    plan, parent = one.required_plan(), _parent(one, objects)
+    before = find_object(objects, plan.server_state) if plan.server_state is not None else None
     for candidate in one.wanted():
         one.add(candidate, find_object(objects, candidate.update.update))
-    plan = one.required_plan()
-    before = find_object(objects, plan.server_state) if plan.server_state is not None else None
-    return one.digests(find_object(objects, plan.base_model), before)
+    return one.digests(parent, before)
 
 
-def add_wanted(one: RoundAggregation, objects: Objects) -> list[UpdateRejected]:
+def _refused(one: RoundAggregation, objects: Objects) -> list[UpdateRejected]:
     """Adds what the round wants; answers with the refusals of updates whose bytes are wanting."""
     refused = []
     for candidate in one.wanted():
         try:
+            _parent(one, objects)
             one.add(candidate, find_object(objects, candidate.update.update))
         except FedbusError as error:
             refused.append(one.refusal_of(candidate, error))
     return refused
+
+
+def _parent(one: RoundAggregation, objects: Objects) -> bytes:
+    """The base model, looked at first: a plan may say of it that it is larger than any memory."""
+    ref = one.required_plan().base_model
+    if len(parent := find_object(objects, ref)) != ref.size:
+        raise ObjectCorruptError(f"model {ref.sha256} has {len(parent)} bytes, the plan says {ref.size}")
+    return parent
 
 
 def _of_attempt(attempt: str, refusals: list[UpdateRejected]) -> UpdateRejected | None:

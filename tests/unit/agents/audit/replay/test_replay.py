@@ -7,15 +7,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from agents.audit.replay import replay_run
+from agents.audit.replay import Replay, replay_run
+from agents.audit.replay.aggregator import AggregatorReplay
+from agents.core.learning.fixed_point import NonFiniteUpdateError
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.plan import AssignTasks, RunState
 from agents.words.events import (
     DroppedImage,
     ModelPublished,
     RoundClosed,
+    RoundFailed,
     RoundPlanned,
     RoundStarted,
+    RunFinished,
     RunStarted,
     TaskAssigned,
     UpdateSubmitted,
@@ -29,6 +33,7 @@ from tests.builders import (
     BASE_REF,
     RUN,
     Stream,
+    assigned,
     config,
     labelled,
     planned,
@@ -157,3 +162,71 @@ def test_a_recording_without_its_start_is_refused() -> None:
     stream, objects = recorded_run()
     with pytest.raises(ObjectMissingError, match=r"run\.started"):
         replay_run(stream.events[1:], objects)
+
+
+def failed_before_its_plan(labels: tuple[int | None, ...], reason: str) -> tuple[Stream, dict[str, bytes]]:
+    """A run whose only round failed without a plan."""
+    dataset = RunDataset(classes=("a", "b"), users=(UserShard(user="u0", shard=ANY_REF),), held_out=ANY_REF)
+    body = dataset.model_dump_json().encode()
+    stream = Stream()
+    stream.add(run_started(config(users=1)).model_copy(update={"dataset": ref_of(body)}))
+    stream.add(labelled("u0", labels))
+    stream.add(RoundStarted(run=RUN, round=1))
+    stream.add(RoundFailed(run=RUN, round=1, reason=reason))
+    text = f"round 1: {reason}"
+    stream.add(RunFinished(run=RUN, status="failed", reason=text, rounds=0, final_model=BASE_REF))
+    return stream, {ref_of(body).sha256: body}
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ((1, 0), "the round cannot be planned: base model x is not in the object store"),
+        ((None, None), "no picked user has a labelled image"),
+    ],
+)
+def test_a_round_that_could_not_be_planned_is_the_dispatchers_word(labels: tuple[int | None, ...], reason: str) -> None:
+    stream, objects = failed_before_its_plan(labels, reason)
+    outcome = replay_run(stream.events, objects, roles=["dispatcher", "aggregator"])
+    assert outcome.differences == []
+    assert outcome.checked == {"dispatcher": 2}
+
+
+def test_a_round_that_failed_for_no_reason_that_the_rules_know_is_named() -> None:
+    stream, objects = failed_before_its_plan((None, None), "a bad day")
+    outcome = replay_run(stream.events, objects, roles=["dispatcher"])
+    assert [one.what for one in outcome.differences] == ["what it says (round.failed)"]
+
+
+@pytest.mark.parametrize(("code", "differs"), [("nonfinite", False), ("size", True)])
+def test_a_refusal_for_its_bytes_is_what_the_bytes_lead_to(code: str, differs: bool) -> None:
+    objects = {BASE_REF.sha256: BASE.tobytes()}
+    bad = np.full(BASE.size, np.nan, "<f4").tobytes()
+    objects[ref_of(bad).sha256] = bad
+    stream, started = Stream(), run_started(config(users=1))
+    outcome, replay = Replay(RUN), AggregatorReplay(started, objects)
+    one = RoundAggregation(started, 1)
+    for data in (planned(1, 1), assigned("u0"), submitted("u0").model_copy(update={"update": ref_of(bad)})):
+        one.fold(stored := stream.add(data))
+        replay.take(stored, outcome)
+    (candidate,) = one.wanted()
+    refusal = one.refusal_of(candidate, NonFiniteUpdateError("in other words")).model_copy(update={"code": code})
+    replay.take(stream.add(refusal), outcome)
+    assert (outcome.differences != []) == differs
+
+
+def test_a_plan_that_states_a_huge_model_is_a_difference_and_takes_no_memory() -> None:
+    stream, objects = recorded_run()
+    index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, RoundPlanned))
+    huge = BASE_REF.model_copy(update={"size": 2**62})
+    outcome = replay_run(with_data(stream, index, base_model=huge), objects, roles=["aggregator"])
+    assert any("the plan says" in one.replayed for one in outcome.differences)
+
+
+def test_a_strategy_that_is_not_here_is_named_at_the_model_that_it_made() -> None:
+    stream, objects = recorded_run()
+    started = stream.events[0].event.data
+    assert isinstance(started, RunStarted)
+    events = with_data(stream, 0, config=started.config.model_copy(update={"strategy": "fedprox"}))
+    outcome = replay_run(events, objects, roles=["aggregator"])
+    assert "there is no strategy 'fedprox'" in outcome.differences[-1].replayed
