@@ -17,11 +17,11 @@ from nats.js.errors import APIError
 
 from bus.broker.connection import Connection
 from bus.broker.direct_get import DirectMessage, read_stored
+from bus.broker.pipelining import WRONG_LAST_SEQUENCE
 from bus.broker.topology import DLQ_STREAM
 from bus.process.logs import escaped
 from bus.words.subjects import LetterSubject, parse_letter_subject
 
-WRONG_LAST_SEQUENCE = 10071
 REASON, SUBJECT = "Fedbus-Reason", "Fedbus-Subject"
 _ALL = ">"
 _BATCH = 256

@@ -17,6 +17,8 @@ from bus.errors import MalformedEventError, MalformedSubjectError
 from bus.words.payload import Live, Payload, Word, payload_of
 
 EVENTS = "ev.>"
+EVENT_STREAM = "EVENTS"
+"""Name of the stream that keeps them."""
 DEAD_LETTERS = "dlq.>"
 ALL_TOKENS = "token.*"
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
