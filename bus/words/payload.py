@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -21,6 +21,9 @@ OPERATOR = "cli"
 GATEWAY = "gateway"
 """The role that strangers talk to: it reads the join tokens."""
 EVERY_ROLE = ("*",)
+Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
+"""For each format of recordings that wrote an event in a way that is read no more: a pure function from the JSON of its
+data there to that of the next format, which raises ``ValueError`` with the reason where there is no way."""
 _NOUN_VERB = re.compile(r"[a-z_]+\.[a-z_]+")
 _NOUN = re.compile(r"[a-z_]+")
 
@@ -66,10 +69,11 @@ class Word(Frozen):
 class Payload(Word):
     """Base of the durable events: each is written once, on a subject of its own in the stream.
 
-    ``TYPE`` is the event's noun.verb, ``run`` the run that it belongs to.
+    ``TYPE`` is the event's noun.verb, ``run`` the run that it belongs to, ``UPGRADES`` how old recordings of it are read.
     """
 
     FORM = _NOUN_VERB
+    UPGRADES: ClassVar[Upgrades] = {}
     run: Annotated[Name, Token("name of the run")]
 
 
