@@ -1,1 +1,1 @@
-"""What every agent shares: events, subjects, streams, objects, recordings and the embedded broker."""
+"""An event-sourced bus over NATS: streams, objects, workers, recordings, a broker; what is said on it others declare."""
