@@ -1,1 +1,4 @@
-"""From a Hugging Face ViT to ONNX training artifacts, and the native engine that runs them."""
+"""From a torch model to the files that an engine trains: graphs, parameters, and the manifest that describes them.
+
+The shipped base model lies in ``default/``. Nothing here knows the bus beyond its errors and values.
+"""

@@ -1,1 +1,5 @@
-"""An event-sourced bus over NATS: streams, objects, workers, recordings, a broker; what is said on it others declare."""
+"""An event-sourced bus over NATS, which would serve another domain as well.
+
+It knows nothing of learning: what can be said on it is declared by whoever uses it, in classes that derive from
+``Payload``. ``Bus`` in ``bus.client`` is its front door.
+"""

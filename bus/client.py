@@ -14,7 +14,7 @@ from bus.broker.connection import Connection, connection
 from bus.broker.pipelining import Pipeline
 from bus.broker.settings import BusSettings
 from bus.broker.tokens import TokenStore
-from bus.broker.topology import EVENT_STREAM, ensure_topology
+from bus.broker.topology import ensure_topology
 from bus.errors import PermissionDeniedError
 from bus.objects.collection import collect
 from bus.objects.store import ObjectStore
@@ -24,7 +24,7 @@ from bus.stream.live_reader import LiveReader
 from bus.stream.publisher import Published, Publisher, find_event
 from bus.words.envelope import Event, Stored, new_event
 from bus.words.payload import Live, Payload
-from bus.words.subjects import filter_of, live_subject
+from bus.words.subjects import EVENT_STREAM, filter_of, live_subject
 from bus.words.values import Ref
 from bus.work.backlogs import Measured, measure
 from bus.work.consumer import PullConsumer, pull_consumer

@@ -1,1 +1,1 @@
-"""Datasets of fedbus: the folder format, partitions, shards and the shipped sample."""
+"""Pictures and their labels: the shipped sample, preparing one's own, duplicates, and the partition into users."""

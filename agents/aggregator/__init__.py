@@ -1,1 +1,1 @@
-"""The aggregator: counts a round's updates, closes it, and publishes the new model."""
+"""The aggregator: counts a round's updates, closes it at its quorum or deadline, and publishes the new model."""

@@ -1,1 +1,1 @@
-"""What is done with a run afterwards: ledger, verification, replay, comparison, report."""
+"""What is done with a run afterwards: its ledger checked, its recording replayed, models compared, a report made."""

@@ -1,1 +1,1 @@
-"""The native headless client: the same protocol and the same training as the page, without a browser."""
+"""The native client: a process that trains without a browser, by the same protocol and the same rules."""

@@ -1,1 +1,5 @@
-"""Pure cores: rules without clocks, sockets or a bus, tested without any of them."""
+"""The rules, as plain functions and state machines: no asyncio, no NATS, no files, no clock.
+
+Time comes in as an argument and chance from the run's seed, so whatever a core decided is decided again when a
+recording is replayed through it.
+"""

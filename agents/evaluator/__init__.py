@@ -1,1 +1,1 @@
-"""The evaluator: base and updated model compared on held-out images."""
+"""The evaluator: compares each new model with the run's base model on images that nobody trained on."""

@@ -1,1 +1,1 @@
-"""What every agent process shares: starting and stopping, work beside work, figures, a web server, health."""
+"""What every agent process shares: a beginning and an end, work beside work, figures, a web server, health."""

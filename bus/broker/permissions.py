@@ -12,9 +12,9 @@ import json
 import secrets
 from collections.abc import Mapping
 
-from bus.broker.topology import BUCKET, DLQ_STREAM, EVENT_STREAM, OBJECT_STREAM, TOKEN_STREAM
+from bus.broker.topology import BUCKET, DLQ_STREAM, OBJECT_STREAM, TOKEN_STREAM
 from bus.words.payload import GATEWAY, OPERATOR, live_words, roles, words_of
-from bus.words.subjects import ALL_TOKENS, EVENTS, filter_of, letters_of
+from bus.words.subjects import ALL_TOKENS, EVENT_STREAM, EVENTS, filter_of, letters_of
 
 _API = "$JS.API"
 _SHARED = (

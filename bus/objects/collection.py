@@ -19,12 +19,12 @@ from collections.abc import AsyncGenerator, Iterable
 
 from bus.broker.connection import Connection
 from bus.broker.direct_get import read_stored
-from bus.broker.topology import EVENT_STREAM
 from bus.errors import MalformedEventError, ObjectMissingError
 from bus.objects.bucket import Entry
 from bus.objects.store import ObjectStore, ref_of
 from bus.words.envelope import parse_event
 from bus.words.references import references
+from bus.words.subjects import EVENT_STREAM
 from bus.words.values import Ref
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")

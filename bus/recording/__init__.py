@@ -1,1 +1,4 @@
-"""Runs as files: recorded from a bus, read back verified, brought up from older formats."""
+"""Runs as files: events and the objects that they need, recorded whole, read back verified.
+
+Recordings of older formats are brought up to today's when they are read.
+"""

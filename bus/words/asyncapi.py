@@ -8,10 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from bus.broker.topology import EVENT_STREAM
 from bus.words.envelope import CONTENT_TYPE, TYPE_PREFIX
 from bus.words.payload import Payload, Word, live_words, payloads
-from bus.words.subjects import address
+from bus.words.subjects import EVENT_STREAM, address
 
 _SCHEMAS = "#/components/schemas/{model}"
 

@@ -14,14 +14,13 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 from bus.broker.connection import Connection, cancellable
-from bus.broker.topology import EVENT_STREAM
 from bus.errors import MalformedEventError
 from bus.process.crash_points import crash_point
 from bus.stream.dead_letters import bury
 from bus.stream.event_reader import read_event
 from bus.stream.pull_reader import ConsumerGone, PullReader, place_of
 from bus.words.envelope import Stored
-from bus.words.subjects import checked
+from bus.words.subjects import EVENT_STREAM, checked
 
 BACKOFF_S = (0.5, 2.0, 10.0, 30.0)
 

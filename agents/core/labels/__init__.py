@@ -1,1 +1,1 @@
-"""The rules of labels: what an answer stands for, and what a simulated labeller says."""
+"""The rules of labels: which class an answer stands for, and what a simulated labeller says."""
