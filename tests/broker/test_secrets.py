@@ -26,10 +26,10 @@ from agents.words.events import RoundStarted, RunFinished
 from agents.words.run_config import LabellingSpec, RunConfig
 from artifacts.manifest import load_manifest
 from bus.broker.settings import BusSettings
-from bus.broker.tokens import new_token
 from bus.broker.topology import DLQ_STREAM, TOKEN_STREAM
 from bus.client import Bus
 from bus.words.subjects import EVENT_STREAM, events_of_type
+from bus.words.tokens import new_token
 from tests.chaos.system import environment
 from tests.conftest import wait_for
 from tests.unit.agents.labeller.label_server import LabelServer, label_server

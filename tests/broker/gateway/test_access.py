@@ -24,9 +24,10 @@ from agents.gateway.service import TlsFilesError, running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.runtime.tasks import background
 from bus.broker.server import EmbeddedServer
-from bus.broker.tokens import Role, TokenLimits, TokenUnknownError, new_token
+from bus.broker.tokens import TokenUnknownError
 from bus.client import Bus
 from bus.words.subjects import token_subject
+from bus.words.tokens import Role, TokenLimits, new_token
 from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking, update
 from tests.broker.gateway.test_client import ScriptedTrainer, submitted
 from tests.conftest import wait_for
