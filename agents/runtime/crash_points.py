@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bus.process.crash_points import refuse_unknown
+from bus.errors import FedbusError
+from bus.process.crash_points import unknown_points
 
 LABELLER = ("labeller.received", "labeller.decided", "labeller.published")
 DISPATCHER = (
@@ -43,4 +44,5 @@ def check_crash_points() -> None:
     Raises:
         FedbusError: ``FEDBUS_CRASH_AT`` names none of these, nor one of the bus's own.
     """
-    refuse_unknown(POINTS)
+    if unknown := unknown_points(POINTS):
+        raise FedbusError(f"FEDBUS_CRASH_AT names {', '.join(unknown)}", hint=f"there are {', '.join(POINTS)}")

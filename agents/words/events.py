@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
 from agents.words.engine_kinds import EngineKind, kind_of
 from agents.words.run_config import ManifestFiles, RunConfig, RunDataset, TaskSpec
-from bus.words.payload import EVERY_ROLE, GATEWAY, OPERATOR, Live, Payload, Token, roles
+from bus.words.payload import EVERY_ROLE, GATEWAY, OPERATOR, Live, Payload, Token, Upgrades, roles
 from bus.words.references import BULK, Document
 from bus.words.values import MAX_IMAGES_PER_USER, MAX_USERS, Frozen, Name, Ref, RoundNumber, Sha256, ShortText
 
 LABELLER, DISPATCHER, AGGREGATOR, EVALUATOR = "labeller", "dispatcher", "aggregator", "evaluator"
+LARGEST_LOSS = 1e4
+"""What the evaluator says of a model that diverged, nats."""
 RoundToken = Annotated[RoundNumber, Token("number of the round; 0 is the base model alone")]
 UserToken = Annotated[Name, Token("name of the user")]
 
@@ -215,11 +217,22 @@ class Score(Frozen):
     loss: float = Field(ge=0, description="mean cross-entropy, nats")
 
 
+def _finite_losses(data: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 to 2: a loss that is infinite or not a number was written as null, and is the largest loss since."""
+    scores = {
+        name: score | {"loss": LARGEST_LOSS}
+        for name in ("base", "updated")
+        if isinstance(score := data.get(name), dict) and score.get("loss", 0.0) is None
+    }
+    return data | scores
+
+
 class ModelEvaluated(RoundPayload):
     """Base and updated model compared on the held-out images; round 0 is the base model alone."""
 
     TYPE = "model.evaluated"
     SAID_BY = (EVALUATOR,)
+    UPGRADES: ClassVar[Upgrades] = {1: _finite_losses}
     model: Sha256
     images: int = Field(ge=1)
     base: Score

@@ -19,8 +19,6 @@ from bus.errors import PermissionDeniedError
 
 _NO_RESPONDERS = "503"
 _LAST_ANSWER_S = 10.0
-WRONG_LAST_SEQUENCE = 10071
-"""The broker's error code for a message whose expectation of what is there does not hold."""
 
 
 @dataclass(frozen=True)

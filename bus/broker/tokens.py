@@ -1,4 +1,4 @@
-"""Join tokens on the broker: the newest record of each, with a hash in place of the secret."""
+"""Join tokens on the broker: the newest record of each."""
 
 from __future__ import annotations
 

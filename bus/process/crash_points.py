@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from bus.errors import FedbusError
-
 PUBLISHER = ("publisher.between_windows",)
 WORKER = ("worker.buried", "worker.handled_again", "worker.noted")
 POINTS = (*PUBLISHER, *WORKER)
@@ -30,17 +28,9 @@ _ARMED = _armed(os.environ.get("FEDBUS_CRASH_AT", ""))
 _passes: Counter[str] = Counter()
 
 
-def refuse_unknown(known: Iterable[str]) -> None:
-    """Sees to it that every armed point is one of the bus's own or of ``known``.
-
-    Raises:
-        FedbusError: ``FEDBUS_CRASH_AT`` names another.
-    """
-    points = (*known, *POINTS)
-    if unknown := _ARMED.keys() - set(points):
-        raise FedbusError(
-            f"FEDBUS_CRASH_AT names {', '.join(sorted(unknown))}", hint=f"the crash points are {', '.join(points)}"
-        )
+def unknown_points(known: Iterable[str]) -> list[str]:
+    """What ``FEDBUS_CRASH_AT`` names that is neither one of the bus's own points nor of ``known``."""
+    return sorted(_ARMED.keys() - {*known, *POINTS})
 
 
 def crash_point(name: str) -> None:

@@ -79,8 +79,8 @@ class _ObjectLine(BaseModel):
 async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay") -> RecordingCounts:
     """Writes ``run`` up to now to ``path`` (``.jsonl`` or ``.jsonl.gz``), complete or not at all.
 
-    "replay" holds what aggregating again needs: dataset and artifact manifests, models, specs, optimizers, updates and
-    evaluation details. "all" adds shards, held-out images and the artifact files. The same run gives the same bytes.
+    "replay" holds all that events and their documents refer to but what is marked as bulk (``bus.words.references``),
+    "all" that too. The same run gives the same bytes.
 
     Raises:
         ObjectMissingError, ObjectCorruptError: an object that the recording needs cannot be read.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import nats.errors
 from nats.js.errors import APIError
 
-from bus.broker.connection import Connection
+from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
 from bus.broker.direct_get import read_stored
-from bus.broker.pipelining import WRONG_LAST_SEQUENCE, Ack, Pipeline
+from bus.broker.pipelining import Ack, Pipeline
 from bus.broker.topology import MAX_EVENT_BYTES
 from bus.errors import ConflictingEventError, MalformedEventError
 from bus.process.crash_points import crash_point

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from bus.errors import MalformedEventError, NoWordsError
 from bus.words.values import Frozen, Name
@@ -21,13 +21,18 @@ OPERATOR = "cli"
 GATEWAY = "gateway"
 """The role that strangers talk to: it reads the join tokens."""
 EVERY_ROLE = ("*",)
+Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
+"""For each format of recordings that wrote an event in a way that is read no more: a pure function from the JSON of its
+data there to that of the next format, which raises ``ValueError`` with the reason where there is no way."""
 _NOUN_VERB = re.compile(r"[a-z_]+\.[a-z_]+")
-_NOUN = re.compile(r"[a-z_]+")
+_NOUN = re.compile(r"(?!(?:ev|dlq|token)$)[a-z_]+")
+"""Any but the first tokens of the streams."""
+_NAME = get_args(Name)[1]
 
 
 @dataclass(frozen=True)
 class Token:
-    """Marks a field as a token of the subject; the tokens stand there in the order of the fields.
+    """Marks a field, a ``Name`` or a whole number, as a token of the subject, where they stand in the fields' order.
 
     ``is_speaker``: it is the role of whoever says this, and the broker lets nobody say it in another's name.
     """
@@ -54,6 +59,9 @@ class Word(Frozen):
         cls.TOKENS = {
             name: mark for name, field in cls.model_fields.items() for mark in field.metadata if isinstance(mark, Token)
         }
+        for name in cls.TOKENS:
+            if cls.model_fields[name].annotation is not int and _NAME not in cls.model_fields[name].metadata:
+                raise TypeError(f"{cls.__qualname__}.{name} cannot be a token: it is neither a Name nor a whole number")
         if "TYPE" not in vars(cls):
             return
         if cls.TYPE in _words:
@@ -66,10 +74,11 @@ class Word(Frozen):
 class Payload(Word):
     """Base of the durable events: each is written once, on a subject of its own in the stream.
 
-    ``TYPE`` is the event's noun.verb, ``run`` the run that it belongs to.
+    ``TYPE`` is the event's noun.verb, ``run`` the run that it belongs to, ``UPGRADES`` how old recordings are read.
     """
 
     FORM = _NOUN_VERB
+    UPGRADES: ClassVar[Upgrades] = {}
     run: Annotated[Name, Token("name of the run")]
 
 

@@ -1,4 +1,4 @@
-"""What is known of a join token: a record without its secret, and how tokens are made and named."""
+"""What a join token is, and what is known of it: a record with a hash in place of the secret."""
 
 from __future__ import annotations
 

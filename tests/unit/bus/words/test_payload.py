@@ -54,6 +54,21 @@ def test_an_event_needs_a_noun_and_a_verb_and_somebody_who_says_it(type_: str, s
         type("Bad", (Payload,), {"TYPE": type_, "SAID_BY": said_by, "__module__": __name__})
 
 
+def test_what_could_lead_to_another_subject_is_no_token() -> None:
+    with pytest.raises(TypeError, match=r"note cannot be a token"):
+
+        class DoorOpened(Payload):
+            TYPE = "door.opened"
+            SAID_BY = ("porter",)
+            note: Annotated[str, Token("anything")]
+
+    with pytest.raises(TypeError, match="needs a TYPE"):
+
+        class Letter(Live):
+            TYPE = "dlq"
+            SAID_BY = ("porter",)
+
+
 def test_what_is_live_begins_with_its_type_and_may_be_heard_in_part() -> None:
     class Bell(Live):
         TYPE = "bell"
