@@ -126,5 +126,5 @@ def _obstacle(maker: EngineMaker, offered: Collection[str] | None) -> str | None
 def _reason(name: str, obstacles: Mapping[str, str | None], makers: Mapping[str, EngineMaker]) -> str:
     if len(makers) == 1:
         return "the only one there is"
-    others = [f"{other}: {why or 'comes after it'}" for other, why in obstacles.items() if other != name]
+    others = [f"{other}: {why}" for other, why in obstacles.items() if why is not None]
     return f"the first of {', '.join(makers)} that can be used" + (f" ({'; '.join(others)})" if others else "")
