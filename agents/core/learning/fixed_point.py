@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +71,7 @@ class FixedPointSum:
         self.updates = 0
         self._total = np.zeros(size, np.int64)
         self._magnitude = 0.0
+        self._scratch = _aligned(_THREADS, max(1, min(size, _BLOCK)))
 
     def add(self, delta: NDArray[np.float32], weight: int) -> None:
         """Adds one update.
@@ -107,10 +107,9 @@ class FixedPointSum:
             magnitude = self._magnitude_of(max(one.largest for one in shares), weight)
             self._check_bound(self._magnitude + magnitude)
         except Exception:
-            scratch = self._scratch()
             for one in shares:
                 for index in range(one.share.start, one.end, one.share.step):
-                    self._put(parts[index], weight, -1, scratch)
+                    self._put(parts[index], weight, -1, self._scratch[0])
             raise
         self._magnitude += magnitude
         self.weight += weight
@@ -119,7 +118,7 @@ class FixedPointSum:
     def remove(self, delta: NDArray[np.float32], weight: int) -> None:
         """Takes out an update that was added before; integers make this exact."""
         magnitude = self._magnitude_of(_largest(self._checked(delta)), weight)
-        self._accumulate(slice(0, self.size), delta, -weight, _largest(delta), self._scratch())
+        self._accumulate(slice(0, self.size), delta, -weight, _largest(delta), self._scratch[0])
         self._magnitude -= magnitude
         self.weight -= weight
         self.updates -= 1
@@ -175,7 +174,7 @@ class FixedPointSum:
 
     def _take_in(self, parts: Sequence[Part], share: range, weight: int) -> _Taken:
         """Adds some of the parts, one after the other, up to the first that is wrong."""
-        largest, index, scratch = 0.0, share.start, self._scratch()
+        largest, index, scratch = 0.0, share.start, self._scratch[share.start]
         try:
             for index in share:
                 largest = max(largest, self._put(parts[index], weight, 1, scratch))
@@ -220,10 +219,6 @@ class FixedPointSum:
             else:
                 self._total[where[start : start + _BLOCK]] += rounded
 
-    def _scratch(self) -> NDArray[np.float64]:
-        # Memory that begins with a page, and so with a cache line: the processor writes it faster than that of numpy.
-        return np.frombuffer(mmap.mmap(-1, 8 * max(1, min(self.size, _BLOCK))), np.float64)
-
 
 class _Taken(NamedTuple):
     """What a thread did with its share of the parts: all before ``end`` are in the sum, none from there on."""
@@ -241,6 +236,13 @@ def _in_threads(work: Callable[[range], _Taken], parts: int) -> list[_Taken]:
         return [work(range(parts))]
     with ThreadPoolExecutor(threads, "sum") as pool:
         return list(pool.map(work, [range(first, parts, threads) for first in range(threads)]))
+
+
+def _aligned(rows: int, columns: int) -> NDArray[np.float64]:
+    """Memory that begins with a cache line: the processor writes it faster than what numpy gives."""
+    memory = np.empty(8 * rows * columns + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + 8 * rows * columns].view(np.float64).reshape(rows, columns)
 
 
 def _blocks(delta: NDArray[np.float32]) -> list[Part]:
