@@ -75,7 +75,7 @@ async def _check_objects(bus: Bus, verdict: Verdict, started: RunStarted, events
                 verdict.models += 1
                 verdict.problems += check_model(one, *await _digests(bus, one, plan))
         except (FedbusError, ValidationError) as error:
-            verdict.problems.append(Problem("object", f"round {number}: spec, base model or server's state: {error}"))
+            verdict.problems.append(Problem("object", f"round {number}: its model cannot be made again: {error}"))
         one.release()
         if (published := one.state.published) is not None:
             for what, ref in (("model", published.model), ("server's state", published.server_state)):

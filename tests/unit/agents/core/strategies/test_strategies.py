@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -100,7 +102,7 @@ def test_the_width_of_a_block_changes_no_bit(strategy: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_round_whose_updates_have_no_weight_leaves_model_and_state_as_they_are(strategy: str) -> None:
-    kept = np.full(2 * SIZE, 0.5, "<f4").tobytes() if built_in()[strategy].VECTORS else b""
+    kept = np.full(len(built_in()[strategy].VECTORS) * SIZE, 0.5, "<f4").tobytes()
     updates = [(np.ones(SIZE, np.float32), 0)] * 2
     one, parent, before = round_of(settings_for(strategy), updates, kept=kept)
     assert one.made(parent, before) is None
@@ -202,3 +204,30 @@ def test_the_run_of_a_strategy_without_vectors_keeps_nothing() -> None:
         result = made(settings_for(strategy), [(np.ones(SIZE, np.float32), 1)])
         assert result is not None
         assert (result.server_state is not None) == bool(built_in()[strategy].VECTORS)
+
+
+def test_the_memory_of_a_median_does_not_grow_with_the_number_of_updates() -> None:
+    script = """
+import resource, sys
+import numpy as np
+from agents.core.strategies.gathering import EachUpdate
+from agents.core.strategies.median import Median
+from agents.core.strategies.strategy import Step
+
+size = 1_000_000
+kept, values = EachUpdate(size), np.ones(size, np.float32)
+step = Step(1, values, None, np.empty(size, np.float32), {})
+for count in range(int(sys.argv[1])):
+    kept.add(f"u{count}", lambda: [(slice(0, size), values)], 1)
+Median().step(kept, step)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+    def peak_mb(updates: int) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(updates)], capture_output=True, text=True, timeout=60, check=True
+        )
+        return int(done.stdout)
+
+    # Thirty more updates are 120 MB.
+    assert peak_mb(40) - peak_mb(10) < 30
