@@ -18,7 +18,6 @@ from bus.words.payload import Live, Payload, Word, payload_of
 
 EVENT_STREAM = "EVENTS"
 EVENTS = "ev.>"
-EVENT_STREAM = "EVENTS"
 """Name of the stream that keeps them."""
 DEAD_LETTERS = "dlq.>"
 ALL_TOKENS = "token.*"
