@@ -16,8 +16,8 @@ from typing import Literal
 from bus.errors import MalformedEventError, MalformedSubjectError
 from bus.words.payload import Live, Payload, Word, payload_of
 
-EVENT_STREAM = "EVENTS"
 EVENTS = "ev.>"
+EVENT_STREAM = "EVENTS"
 """Name of the stream that keeps them."""
 DEAD_LETTERS = "dlq.>"
 ALL_TOKENS = "token.*"
