@@ -238,7 +238,7 @@ def test_a_spec_says_what_the_config_and_the_plan_say() -> None:
     run = Run().fold(RoundStarted(run=RUN, round=1), *map(labelled, USERS))
     plan = run.state.decide()
     assert isinstance(plan, PlanRound)
-    spec = task_spec(run.state.started, plan, NEW_MODEL)
+    spec = task_spec(run.state.started, plan)
     training = run.state.started.config.training
-    assert (spec.run, spec.round, spec.base_model, spec.optimizer) == (RUN, 1, BASE_REF, NEW_MODEL)
+    assert (spec.run, spec.round, spec.base_model, spec.optimizer) == (RUN, 1, BASE_REF, None)
     assert (spec.learning_rate, spec.epochs, spec.encoding) == (plan.learning_rate, training.epochs, training.encoding)
