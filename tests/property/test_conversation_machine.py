@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from agents.core.exchange import effects
 from agents.core.exchange.access import Grant
@@ -460,8 +467,10 @@ class ConversationMachine(RuleBasedStateMachine):
             self.core.presence.left(connection, self.now)
         self.settle()
         self.finish()
+        alone_since = self.now
         while self.table:
             self.now = self.core.next_tick_at
+            assert self.now <= alone_since + LEASE_S, "a lease is held for ever"
             self.ring()
             self.finish()
         self.now += ACK_WAIT_S
@@ -480,8 +489,10 @@ class ConversationMachine(RuleBasedStateMachine):
         """Everything that was begun is done; the stream is read to its end."""
         while self.read < len(self.ledger.events) or not self.core.is_caught_up:
             self.read_on()
-        fetches = int(fetch)
+        fetches, steps = int(fetch), 0
         while any(not isinstance(one, effects.Fetch) for one in self.pending) or (fetches and self.pending):
+            steps += 1
+            assert steps < 1_000, "it never comes to rest"
             effect = self.pending.pop(0)
             if isinstance(effect, effects.Fetch):
                 fetches -= 1
@@ -499,5 +510,7 @@ class ConversationMachine(RuleBasedStateMachine):
         return data
 
 
-ConversationMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=80, deadline=None)
-TestConversationMachine = ConversationMachine.TestCase
+def test_no_task_is_lost_stuck_or_in_two_hands_whatever_is_said_and_whenever_the_gateway_dies() -> None:
+    run_state_machine_as_test(
+        ConversationMachine, settings=settings(max_examples=300, stateful_step_count=80, deadline=None)
+    )
