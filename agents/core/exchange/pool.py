@@ -99,7 +99,6 @@ class Pool:
         """The client's connection is gone: its leases wait for its return."""
         self._forget(client)
         self.leases.detach(client, now)
-        self.next_tick_at = min(self.next_tick_at, now + self._lease_s)
 
     def take_back(self, client: str) -> None:
         """The client does not come back: others may have its tasks."""
@@ -207,4 +206,5 @@ class Pool:
             self._tell_broker_at = now + self._lease_s / 3
             if self._deliveries:
                 self._effects.add(InProgress(tuple(self._deliveries.values())))
+        # A lease that begins to wait from now on ends after the next tick.
         self.next_tick_at = min((self._tell_broker_at, *self.leases.expiries()))
