@@ -18,7 +18,7 @@ from bus.errors import ConflictingEventError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
 from bus.words.payload import Payload
-from bus.words.subjects import event_subject
+from bus.words.subjects import EVENTS, event_subject
 
 CAPACITY = 256
 """Events that are read ahead of the one that is being taken."""
@@ -62,7 +62,7 @@ class Follower:
 
     async def serve(self, decider: Decider) -> None:
         """Follows the stream for ever."""
-        async with self._bus.follow("ev.>") as items:
+        async with self._bus.follow(EVENTS) as items:
             waiting: asyncio.Queue[Stored | CaughtUp] = asyncio.Queue(CAPACITY)
             async with background(_pump(items, waiting)):
                 while True:
