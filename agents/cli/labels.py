@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,12 @@ from agents.labeller.label_file import (
     LabelFile,
     match_answers,
     read_answers,
-    read_classes,
     read_label_file,
     write_label_file,
 )
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec
+from data.class_names import read_class_names
 from data.dataset import Dataset, load_dataset
 
 app = typer.Typer(help="Labels for images: ask a model, match its answers, settle the rest.", no_args_is_help=True)
@@ -40,7 +41,7 @@ def match(
     threshold: Threshold = DEFAULT_THRESHOLD,
 ) -> None:
     """Match answers to classes; ambiguous and unknown ones are set aside with their candidates."""
-    file = match_answers(read_answers(answers), read_classes(classes), threshold=threshold)
+    file = match_answers(read_answers(answers), read_class_names(classes), threshold=threshold)
     write_label_file(file, out)
     _say(file, out)
 
@@ -110,7 +111,7 @@ def run(
     if detail not in ("low", "high"):
         raise typer.BadParameter(f"--detail is low or high, not {detail!r}")
     opened = load_dataset(dataset)
-    names = read_classes(classes) if classes else list(opened.classes)
+    names = read_class_names(classes) if classes else opened.classes
     if len(names) < 2:
         raise LabelsFileError(f"{dataset} has no classes", hint="give --classes FILE")
     spec = LabellingSpec.model_validate(
@@ -132,7 +133,7 @@ def run(
 
 
 async def _run(
-    dataset: Dataset, classes: list[str], spec: LabellingSpec, settings: LabellerSettings, *, dry_run: bool
+    dataset: Dataset, classes: Sequence[str], spec: LabellingSpec, settings: LabellerSettings, *, dry_run: bool
 ) -> LabelFile | None:
     from agents.labeller.labelling import estimate_images, label_images
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from agents.core.labels.matching import Ambiguous, LabelMatcher, Matched
 from agents.labeller.errors import LabelsFileError
 from bus.process.files import write_atomically
+from data.class_names import ClassNames
 
 
 class SetAside(BaseModel):
@@ -35,7 +35,7 @@ class LabelFile(BaseModel):
     matched: dict[str, str]
     ambiguous: dict[str, SetAside]
     rejected: dict[str, SetAside]
-    classes: list[str]
+    classes: ClassNames
     images: dict[str, str] = {}
 
     @property
@@ -62,7 +62,7 @@ class LabelFile(BaseModel):
 def match_answers(answers: Mapping[str, str | None], classes: Sequence[str], *, threshold: float) -> LabelFile:
     """The answers, by image id, matched to the classes."""
     matcher = LabelMatcher(classes, threshold=threshold)
-    file = LabelFile(matched={}, ambiguous={}, rejected={}, classes=list(classes))
+    file = LabelFile(matched={}, ambiguous={}, rejected={}, classes=tuple(classes))
     for id_, answer in answers.items():
         verdict = matcher.match(answer)
         if isinstance(verdict, Matched):
@@ -96,22 +96,6 @@ def read_answers(path: Path) -> dict[str, str | None]:
         return TypeAdapter(dict[str, str | None]).validate_json(_read(path))
     except ValidationError as error:
         raise LabelsFileError(f"{path} does not map image ids to texts: {error.errors()[0]['msg']}") from None
-
-
-def read_classes(path: Path) -> list[str]:
-    """Class names of a file: a JSON list, or one name a line.
-
-    Raises:
-        LabelsFileError: it is missing, or has fewer than two names.
-    """
-    text = _read(path).decode(errors="replace")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = [line.strip() for line in text.splitlines() if line.strip()]
-    if not isinstance(content, list) or len(content) < 2 or not all(isinstance(name, str) for name in content):
-        raise LabelsFileError(f"{path} is not a list of at least two class names", hint="one name a line, or JSON")
-    return content
 
 
 def _read(path: Path) -> bytes:

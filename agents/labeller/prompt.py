@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.class_names import as_given
+
 MAX_ENUM = 200
 """More classes than this stand in the prompt alone: the API takes no larger enumeration safely."""
 UNKNOWN = "I don't know"
@@ -40,7 +42,12 @@ class Prompt:
     @cached_property
     def system(self) -> str:
         """The instructions, with all classes."""
-        return f"{_INSTRUCTIONS}\nClasses, one a line:\n" + "\n".join(self.classes)
+        return f"{_INSTRUCTIONS}\nClasses, one a line:\n" + "\n".join(self.names)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The classes as they are asked for: a name that several share stands once, as nobody could see an id."""
+        return tuple(dict.fromkeys(as_given(self.classes)))
 
     @cached_property
     def version(self) -> str:
@@ -51,13 +58,13 @@ class Prompt:
     @property
     def answer_tokens(self) -> int:
         """An upper estimate of the tokens that the answer about one image has."""
-        return 12 + math.ceil(max(len(name) for name in (*self.classes, UNKNOWN)) / 3)
+        return 12 + math.ceil(max(len(name) for name in (*self.names, UNKNOWN)) / 3)
 
     def schema(self, images: int) -> dict[str, Any]:
         """JSON schema of the answer: one class for each of ``image_1`` to ``image_<images>``."""
         answer: dict[str, Any] = {"type": "string"}
-        if len(self.classes) <= MAX_ENUM:
-            answer["enum"] = list(dict.fromkeys((*self.classes, UNKNOWN)))
+        if len(self.names) <= MAX_ENUM:
+            answer["enum"] = list(dict.fromkeys((*self.names, UNKNOWN)))
         names = [_key(index) for index in range(images)]
         return {
             "type": "object",

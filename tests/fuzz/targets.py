@@ -30,7 +30,7 @@ from agents.core.exchange.upload_rules import Expected, Progression, check_metri
 from agents.core.labels.matching import LabelMatcher
 from agents.core.learning.encodings import decode_update, encode_update, encoded_size, update_norm
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
-from agents.labeller.label_file import match_answers, read_answers, read_classes, read_label_file
+from agents.labeller.label_file import match_answers, read_answers, read_label_file
 from agents.labeller.prompt import MalformedReply, Prompt
 from agents.labeller.providers import RecordedProvider, TruthProvider
 from agents.words.run_config import UserShard
@@ -40,6 +40,7 @@ from bus.process.logs import escaped
 from bus.recording.files import load_recording
 from bus.words.envelope import new_event, parse_event
 from bus.words.subjects import event_subject, parse_event_subject
+from data.class_names import read_class_names
 from data.dataset import ImageFormat, load_dataset
 from data.exchange import import_sources
 from data.idx import read_idx
@@ -218,7 +219,7 @@ def _answers(data: bytes) -> None:
 
 
 def _classes(data: bytes) -> None:
-    names = read_classes(_file("classes.txt", data))
+    names = read_class_names(_file("classes.txt", data))
     assert len(names) >= 2
     LabelMatcher(names).match("sneaker")
 
