@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from agents.core.labels.matching import DEFAULT_THRESHOLD
-from agents.labeller.errors import LabelsFileError
+from agents.labeller.errors import LabelsFileError, NothingLabelledError
 from agents.labeller.label_file import (
     LabelFile,
     match_answers,
@@ -21,6 +22,7 @@ from agents.labeller.label_file import (
 )
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec
+from bus.process.logs import escaped
 from data.class_names import read_class_names
 from data.dataset import Dataset, load_dataset
 
@@ -68,14 +70,14 @@ def review(
     else:
         for id_, aside in labels.set_aside.items():
             near = ", ".join(aside.candidates) or "no class"
-            typer.echo(f"{id_}\t{aside.reason}\t{aside.answer!r}\tnear: {near}")
+            typer.echo(f"{escaped(id_)}\t{aside.reason}\t{aside.answer!r}\tnear: {escaped(near)}")
     _say(labels, file)
 
 
 def _settle(labels: LabelFile, id_: str, path: Path) -> None:
     """Asks about one answer until a class is chosen or it is left open; every choice is written at once."""
     aside = labels.set_aside[id_]
-    typer.echo(f"\n{id_}: {aside.answer!r} ({aside.reason.replace('_', ' ')})")
+    typer.echo(f"\n{escaped(id_)}: {aside.answer!r} ({aside.reason.replace('_', ' ')})")
     for number, name in enumerate(aside.candidates, start=1):
         typer.echo(f"  {number}  {name}")
     while choice := typer.prompt("number or class", default="", show_default=False).strip():
@@ -114,6 +116,8 @@ def run(
     names = read_class_names(classes) if classes else opened.classes
     if len(names) < 2:
         raise LabelsFileError(f"{dataset} has no classes", hint="give --classes FILE")
+    if not len(opened):
+        raise NothingLabelledError(f"{dataset} has no images")
     spec = LabellingSpec.model_validate(
         {
             "provider": "openai",
@@ -130,6 +134,10 @@ def run(
     if file is not None:
         write_label_file(file, out)
         _say(file, out)
+        if not file.matched:
+            reasons = Counter(aside.reason.replace("_", " ") for aside in file.set_aside.values())
+            counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            raise NothingLabelledError(f"no image got a label: {counted}", hint=f"see fedbus data labels review {out}")
 
 
 async def _run(

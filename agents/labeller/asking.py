@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.labels.labels import Answer
-from agents.labeller.api import LabelApi, label_api
+from agents.labeller.api import LabelApi, Reply, label_api
 from agents.labeller.cache import AnswerCache, open_cache
 from agents.labeller.costs import Estimate, cost_of, estimate
-from agents.labeller.errors import CostLimitError
+from agents.labeller.errors import CostLimitError, UnreadableRepliesError
 from agents.labeller.prompt import Prompt
 from agents.labeller.providers import image_digest, together
 from agents.labeller.settings import LabellerSettings
@@ -24,6 +24,8 @@ from agents.words.run_config import LabellingSpec
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Tokens = tuple[int, int]
+_FIRST_REPLIES = 4
+"""So many that cannot be read, with none that can, are no accident."""
 log = logging.getLogger(__name__)
 
 
@@ -31,6 +33,7 @@ class ImageAsker:
     """Asks ``images_per_request`` images at a time.
 
     A reply that is refused or cannot be read is asked again in halves, so that one image does not spoil the others.
+    When none can be read from the beginning, and no one image was in all of them, it is not the images: asking ends.
     """
 
     def __init__(
@@ -40,6 +43,9 @@ class ImageAsker:
         self._api, self._cache, self._spec, self._settings = api, cache, spec, settings
         self._answers: dict[str, asyncio.Future[Answer]] = {}
         self._spent = 0.0
+        self._readable = False
+        self._suspects: set[str] | None = None
+        self._unreadable = 0
 
     def estimate(self, images: Images, seen: set[str]) -> Estimate:
         """What asking about these images takes; see ``estimate_new``."""
@@ -49,7 +55,7 @@ class ImageAsker:
         """The model's answer about each image, uint8 [height, width, channels]; equal images are asked about once.
 
         Raises:
-            LabellingError: the API refuses, or the money is spent.
+            LabellingError: the API refuses, nothing that it says can be read, or the money is spent.
             ApiUnavailableError: the API does not answer.
         """
         digests = [image_digest(image) for image in images]
@@ -73,9 +79,12 @@ class ImageAsker:
     async def _ask(self, batch: dict[str, NDArray[np.uint8]], *, attempt: int = 1, spent: Tokens = (0, 0)) -> None:
         """Gets, keeps and announces the answers about some images; ``spent`` went into earlier tries."""
         images = list(batch.values())
-        self._check_spending(images)
-        reply = await self._api.ask(images)
-        self._spent += cost_of(self._spec.model, reply.prompt_tokens, reply.completion_tokens) or 0.0
+        expected = _estimate(len(images), images[0], self.prompt, self._spec).cost or 0.0
+        reply = await self._api.ask(images, admit=lambda: self._spend(expected))
+        if reply.prompt_tokens or reply.failure == "refused":
+            # A reply that does not say its tokens costs what was expected.
+            self._spent += (cost_of(self._spec.model, reply.prompt_tokens, reply.completion_tokens) or 0.0) - expected
+        self._check_readable(reply, batch.keys())
         spent = (spent[0] + reply.prompt_tokens, spent[1] + reply.completion_tokens)
         if reply.answers is None and len(batch) > 1:
             items = iter(batch.items())
@@ -100,14 +109,28 @@ class ImageAsker:
         for digest, answer in found.items():
             self._answers[digest].set_result(answer)
 
-    def _check_spending(self, images: Images) -> None:
-        cost = _estimate(len(images), images[0], self.prompt, self._spec).cost or 0.0
+    def _check_readable(self, reply: Reply, images: Collection[str]) -> None:
+        """Ends the asking as soon as what cannot be read is no matter of one image, nor of too many at a time."""
+        self._readable = self._readable or not reply.problem
+        if self._readable or (len(images) > 1 and reply.fewer_may_help):
+            return
+        self._unreadable += 1
+        self._suspects = set(images) if self._suspects is None else self._suspects & set(images)
+        if self._unreadable >= _FIRST_REPLIES and not self._suspects:
+            raise UnreadableRepliesError(
+                f"the first {self._unreadable} replies of {self._spec.model} cannot be read: {reply.problem}",
+                hint="use a model that answers in JSON, or ask about fewer images at a time",
+            )
+
+    def _spend(self, expected: float) -> None:
+        """Sets the money for a request aside, as long as there is some."""
         limit = self._settings.max_cost
-        if limit is not None and self._spent + cost > limit:
+        if limit is not None and self._spent + expected > limit:
             raise CostLimitError(
                 f"${self._spent:.2f} are spent, the limit is ${limit:.2f}",
                 hint="raise the limit (FEDBUS_LABELLER_MAX_COST, --max-cost); the answers so far are kept",
             )
+        self._spent += expected
 
 
 def estimate_new(images: Images, seen: set[str], cache: AnswerCache, prompt: Prompt, spec: LabellingSpec) -> Estimate:
