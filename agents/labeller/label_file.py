@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from agents.core.labels.labels import Answer
 from agents.core.labels.matching import Ambiguous, LabelMatcher, Matched
 from agents.labeller.errors import LabelsFileError
 from bus.process.files import write_atomically
@@ -19,15 +21,14 @@ class SetAside(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     answer: str | None
-    reason: str
+    reason: Literal["unknown", "not_a_class", "ambiguous", "refused", "failed"]
     candidates: list[str]
 
 
 class LabelFile(BaseModel):
     """Image ids by what became of their answer.
 
-    ``images`` gives the digest of an id's pixels when they are known, which lets the provider ``recorded`` use the
-    file.
+    ``images`` gives the digest of an id's pixels when they are known, by which the provider ``recorded`` finds them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -43,8 +44,26 @@ class LabelFile(BaseModel):
         """What a person can still settle, ambiguous answers first."""
         return {**self.ambiguous, **self.rejected}
 
+    def by_image(self) -> dict[str, Answer]:
+        """What is said of each image, by the digest of its pixels, or by its id where the file does not know that.
+
+        Raises:
+            LabelsFileError: equal images have different labels.
+        """
+        found: dict[str, Answer] = {}
+        for id_, name in self.matched.items():
+            digest = self.images.get(id_, id_)
+            if found.setdefault(digest, Answer(name)).text != name:
+                raise LabelsFileError(
+                    f"image {id_!r} is {name!r}, and an equal one is {found[digest].text!r}",
+                    hint="settle it with: fedbus data labels review FILE --set ID=CLASS",
+                )
+        for id_, aside in self.set_aside.items():
+            found.setdefault(self.images.get(id_, id_), Answer(aside.answer, aside.reason))
+        return found
+
     def settle(self, id_: str, class_name: str) -> None:
-        """Gives an image its class by hand, also one that was matched before.
+        """Gives an image, and all that are equal to it, its class by hand, also one that was matched before.
 
         Raises:
             LabelsFileError: no such image, or the name means no single class.
@@ -54,9 +73,11 @@ class LabelFile(BaseModel):
         verdict = LabelMatcher(self.classes).match(class_name)
         if not isinstance(verdict, Matched) or verdict.how == "fuzzy":
             raise LabelsFileError(f"{class_name!r} is not one of the {len(self.classes)} classes")
-        self.ambiguous.pop(id_, None)
-        self.rejected.pop(id_, None)
-        self.matched[id_] = self.classes[verdict.index]
+        digest = self.images.get(id_)
+        for equal in {id_, *(other for other, one in self.images.items() if one == digest)}:
+            self.ambiguous.pop(equal, None)
+            self.rejected.pop(equal, None)
+            self.matched[equal] = self.classes[verdict.index]
 
 
 def match_answers(answers: Mapping[str, str | None], classes: Sequence[str], *, threshold: float) -> LabelFile:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from agents.core.labels.labels import Answer, UserLabels, settle, simulated_labels
 from agents.core.labels.matching import LabelMatcher
 from agents.labeller.errors import LabelsFileError, TruthMissingError
+from agents.labeller.label_file import read_label_file
 from agents.words.run_config import UserShard
 from bus.words.values import Ref
 
@@ -103,32 +104,44 @@ class TruthProvider(FreeProvider):
 
 
 class RecordedProvider(FreeProvider):
-    """Labels from a JSON file: user to list of answers, or image digest (see ``image_digest``) to answer.
+    """Labels from a JSON file, which says something of every image of every user.
 
-    The output of ``fedbus data labels match`` is understood too, when its ids are digests; an image that it set aside
-    or does not name has no label.
+    It is a file that ``fedbus data labels run`` wrote, or a map from user to list of answers, or from image digest (see
+    ``image_digest``) to answer. What a file of the first kind set aside, and an answer that is null, is no label.
     """
 
     name = "recorded"
     users_at_once = 64
 
     def __init__(self, path: Path | None, classes: Sequence[str], load: LoadImages, *, threshold: float) -> None:
+        self._path = path
         self._by_user, self._by_image = _read_labels(path)
         self._matcher = LabelMatcher(classes, threshold=threshold)
         self._load = load
 
     async def label(self, user: UserShard) -> UserLabels:
-        """The user's recorded answers, matched to the classes."""
+        """The user's recorded answers, matched to the classes.
+
+        Raises:
+            LabelsFileError: the file lacks the user, or one of the images.
+        """
         images = await self._load(user.shard)
         answers = self._by_user.get(user.user)
         if answers is None:
-            answers = [self._by_image.get(image_digest(image)) for image in images]
+            found = [self._by_image.get(image_digest(image)) for image in images]
+            answers = [answer for answer in found if answer is not None]
+            if len(answers) != len(images):
+                raise LabelsFileError(
+                    f"{self._path} does not have {len(images) - len(answers)} of the {len(images)} images of "
+                    f"{user.user}, such as image {found.index(None)}",
+                    hint="label the same prepared images: fedbus data labels run DATASET -o FILE",
+                )
         if len(answers) != len(images):
             raise LabelsFileError(f"user {user.user} has {len(images)} images and {len(answers)} recorded labels")
-        return settle([Answer(text) for text in answers], self._matcher)
+        return settle(answers, self._matcher)
 
 
-def _read_labels(path: Path | None) -> tuple[dict[str, list[str | None]], dict[str, str | None]]:
+def _read_labels(path: Path | None) -> tuple[dict[str, list[Answer]], dict[str, Answer]]:
     """The answers by user and by image digest that the file holds."""
     if path is None:
         raise LabelsFileError("no file of recorded labels is given", hint="set FEDBUS_LABELS_FILE to its path")
@@ -139,12 +152,12 @@ def _read_labels(path: Path | None) -> tuple[dict[str, list[str | None]], dict[s
     except (ValueError, RecursionError):
         raise LabelsFileError(f"{path} is not JSON") from None
     if isinstance(content, dict) and isinstance(content.get("matched"), dict):
-        content = content["matched"]
+        return {}, read_label_file(path).by_image()
     try:
         entries = TypeAdapter(dict[str, list[str | None] | str | None]).validate_python(content)
     except ValidationError:
         raise LabelsFileError(
             f"{path} is not a map", hint="it maps users to lists of class names, or image digests to class names"
         ) from None
-    by_user = {key: value for key, value in entries.items() if isinstance(value, list)}
-    return by_user, {key: value for key, value in entries.items() if not isinstance(value, list)}
+    by_user = {key: [Answer(one) for one in value] for key, value in entries.items() if isinstance(value, list)}
+    return by_user, {key: Answer(value) for key, value in entries.items() if not isinstance(value, list)}

@@ -142,6 +142,10 @@ def test_run_asks_about_every_image_once_and_matches_the_answers(dataset: Path, 
     }
     assert content["rejected"]["pic-3"]["reason"] == "refused"
     assert content["images"]["pic-2"] == content["images"]["pic-4"] != content["images"]["pic-0"]
+    run("review", out, "--set", "pic-4=tabby")
+    assert {id_ for id_, name in json.loads(out.read_text())["matched"].items() if name[0] == "t"} == {
+        *("pic-1", "pic-2", "pic-4")  # 2 and 4 are equal
+    }
     count = len(server.requests)
     assert "0 of 5 images to ask about" in run("run", dataset, "-o", out).output
     assert len(server.requests) == count
