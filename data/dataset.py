@@ -114,6 +114,12 @@ class Dataset:
         values = [UNLABELLED if image.label is None else indices[image.label] for image in self.manifest.images]
         return np.array(values, dtype=np.int64)
 
+    def without_label(self, indices: Iterable[int] | None = None) -> list[str]:
+        """Return where those of the images that have no label came from, of all images or of some."""
+        entries = self.manifest.images
+        chosen = entries if indices is None else (entries[index] for index in indices)
+        return [entry.source for entry in chosen if entry.label is None]
+
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """All images uint8 [n, size, size, channels], read from the parts when first asked for.

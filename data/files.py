@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,12 @@ def files_below(folder: Path, *, leave_out: Path | None = None) -> Iterator[Foun
 def printable(name: str) -> str:
     """Return a file name without the stand-ins for bytes that are not UTF-8, which no terminal takes."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def some_of(names: Sequence[str], shown: int = 5) -> str:
+    """Return the first names, in words, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(map(printable, names[:shown])) + (f" and {more} more" if more > 0 else "")
 
 
 def _below(folder: Path, leave_out: Path | None, inside: tuple[Path, ...]) -> Iterator[Found]:

@@ -19,7 +19,7 @@ from bus.process.logs import escaped
 from data import exchange
 from data.class_counts import counts_table, draw_counts
 from data.dataset import DatasetManifest, load_dataset
-from data.files import printable
+from data.files import printable, some_of
 from data.partition import SCHEMES, class_counts, partition
 from data.prepare import Source, Target, folder_sources, labelled_as
 from data.prepare import prepare as prepare_dataset
@@ -158,7 +158,7 @@ def _prepare(sources: Sequence[Source], out: Path, target: Target) -> None:
 
 def _listed(what: str, names: Sequence[str]) -> None:
     if names:
-        _say(f"{what} {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}")
+        _say(f"{what} {some_of(names, _SHOWN)}")
 
 
 def _summary(manifest: DatasetManifest, out: Path) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.cli.run_setup import DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, RunSources, start_run
+from agents.cli.run_setup import (
+    DEFAULT_HELD_OUT_DATA,
+    DEFAULT_USERS_DATA,
+    DataMismatchError,
+    RunSources,
+    start_run,
+)
 from agents.core.labels.labels import simulated_labels
 from agents.labeller import service
 from agents.labeller.label_file import LabelFile, match_answers, write_label_file
@@ -21,7 +27,7 @@ from agents.words.run_config import LabellingSpec, RunDataset
 from bus.client import Bus
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of, events_of_type
-from data.dataset import load_dataset
+from data.dataset import DatasetManifest, ImageEntry, load_dataset, write_dataset
 from data.shards import decode_shard
 from tests.builders import config
 from tests.conftest import wait_for
@@ -72,6 +78,25 @@ async def test_a_hundred_users_get_the_truth_with_seeded_errors(bus: Bus, unique
     assert found[one.user].shard == one.shard
     assert found[one.user].labels == simulated_labels(truth[one.user], 10, error_rate=0.05, seed=11, user=one.user)
     assert found[one.user].provider == "truth"
+
+
+@pytest.mark.parametrize("which", ["users", "held_out"])
+async def test_a_picture_without_a_label_is_named_before_anything_is_said(
+    bus: Bus, unique_run: str, tmp_path: Path, which: str
+):
+    sample = load_dataset(DEFAULT_USERS_DATA)
+    facts = DatasetManifest.model_validate({**sample.manifest.model_dump(), "images": (), "parts": ()})
+    entries = [ImageEntry(id=f"{at}", source=f"bags/{at}.png", label="bag" if at % 4 else None) for at in range(40)]
+    write_dataset(tmp_path / "some", facts, entries, sample.images[:40])
+    sources = RunSources(**{which: tmp_path / "some"})
+    with pytest.raises(DataMismatchError, match=r"without one: bags/0\.png, bags/4\.png") as raised:
+        await start_run(bus, unique_run, labelling(2, 5), sources)
+    assert ("bags/12.png" in raised.value.message) == (which == "held_out")
+    assert raised.value.message.endswith("more") == (which == "held_out")
+    assert await bus.find(events_of_type("run.started", unique_run)) is None
+    if which == "users":
+        # Whose labels are asked for need none, and pictures that nobody owns do not matter.
+        await start_run(bus, unique_run, labelling(2, 5, provider="openai"), sources)
 
 
 async def test_users_that_have_labels_keep_them_when_the_event_comes_again(bus: Bus, unique_run: str):
