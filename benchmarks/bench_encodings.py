@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
 from agents.client.trainer import NativeEngine
-from agents.core.labels.labels import simulated_labels
+from agents.core.labels.sources import simulated_labels
 from agents.core.learning.augment import default_augmentation
 from agents.core.learning.encodings import decode_update, encode_update
 from agents.core.learning.fixed_point import FixedPointSum

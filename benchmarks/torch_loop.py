@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.core.labels.labels import simulated_labels
+from agents.core.labels.sources import simulated_labels
 from agents.core.learning.augment import augment, default_augmentation
 from artifacts.base_model import load_base
 from artifacts.default_task import DEFAULT_DIRECTORY, HELD_OUT

@@ -11,15 +11,11 @@ from typing import Annotated
 
 import typer
 
+from agents.core.labels.errors import LabelsFileError
+from agents.core.labels.label_file import LabelFile, match_answers
 from agents.core.labels.matching import DEFAULT_THRESHOLD
-from agents.labeller.errors import LabelsFileError, NothingLabelledError
-from agents.labeller.label_file import (
-    LabelFile,
-    match_answers,
-    read_answers,
-    read_label_file,
-    write_label_file,
-)
+from agents.labeller.errors import NothingLabelledError
+from agents.labeller.label_file import read_answers, read_label_file, write_label_file
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec
 from bus.process.logs import escaped
@@ -143,7 +139,7 @@ def run(
 async def _run(
     dataset: Dataset, classes: Sequence[str], spec: LabellingSpec, settings: LabellerSettings, *, dry_run: bool
 ) -> LabelFile | None:
-    from agents.labeller.labelling import estimate_images, label_images
+    from agents.labeller.label_images import estimate_images, label_images
 
     estimated = estimate_images(dataset.images, classes, spec, settings)
     cost = "price unknown" if estimated.cost is None else f"about ${estimated.cost:.2f}"

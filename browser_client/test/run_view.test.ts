@@ -1,76 +1,78 @@
 import { describe, expect, test } from 'vitest';
-import { foldEvent, foldProgress, newRunView, type RunView } from '../src/dashboard/run_view';
+import { kindOf } from '../src/dashboard/engine_kind';
+import {
+  accuracyByRound,
+  currentRound,
+  foldEvent,
+  foldProgress,
+  newRunView,
+  runJson,
+  type RunView,
+  type StoredEvent,
+} from '../src/dashboard/run_view';
+import { vectors } from './vectors';
 
-const event = (type: string, data: Record<string, unknown>): string =>
-  JSON.stringify({ specversion: '1.0', id: 'x', source: 's', type: `fedbus.${type}`, data: { run: 'r', ...data } });
-const submitted = (user: string, round = 1): string =>
-  event('update.submitted', {
-    round,
-    user,
-    client: 'tab-1',
-    metrics: { predictions: [0, 1], mismatched_images: 1, trained_images: 7 },
-  });
+interface Case {
+  readonly name: string;
+  readonly run: string;
+  readonly entries: readonly (StoredEvent | { readonly progress: unknown })[];
+  readonly views: readonly { readonly after: number; readonly view: unknown }[];
+}
 
-function running(): RunView {
-  const view = newRunView('r');
-  foldEvent(view, event('run.started', { users: 2, config: { rounds: 3, seed: 0 } }));
-  foldEvent(view, event('images.labelled', { user: 'a' }));
-  foldEvent(view, event('round.planned', { round: 1, users: 2, quorum: 1, deadline: 'soon' }));
-  foldEvent(view, event('task.assigned', { round: 1, user: 'a' }));
-  foldEvent(view, event('task.assigned', { round: 1, user: 'b' }));
+const cases = vectors<Case[]>('run_views');
+
+function take(view: RunView, entry: Case['entries'][number]): void {
+  if ('progress' in entry) foldProgress(view, entry.progress);
+  else foldEvent(view, entry);
+}
+
+function folded(name: string): RunView {
+  const found = cases.find((one) => one.name === name)!;
+  const view = newRunView(found.run);
+  for (const entry of found.entries) take(view, entry);
   return view;
 }
 
 describe('the view of a run', () => {
-  test('follows a round from its plan to its model', () => {
-    const view = running();
-    expect(view).toMatchObject({ status: 'running', users: 2, rounds: 3, labelled: 1 });
-    expect([...view.round!.states]).toEqual([
-      ['a', 'waiting'],
-      ['b', 'waiting'],
-    ]);
-    foldProgress(view, JSON.stringify({ round: 1, user: 'b', client: 'tab-1', phase: 'train' }));
-    foldEvent(view, submitted('a'));
-    expect([...view.round!.states]).toEqual([
-      ['a', 'done'],
-      ['b', 'working'],
-    ]);
-    foldEvent(view, event('round.closed', { round: 1, reason: 'quorum' }));
-    foldEvent(
-      view,
-      event('model.evaluated', { round: 1, base: { accuracy: 0.6, loss: 1 }, updated: { accuracy: 0.7, loss: 1 } }),
-    );
-    foldEvent(view, event('run.finished', { status: 'completed', reason: '' }));
-    expect(view.round).toMatchObject({ submitted: 1, mismatched: 1, trained: 7, ended: 'quorum' });
-    expect([...view.accuracy]).toEqual([
-      [0, 0.6],
-      [1, 0.7],
-    ]);
-    expect(view.status).toBe('completed');
-    expect(view.latest).toEqual([{ user: 'a', client: 'tab-1', round: 1, mismatched: 1, images: 2 }]);
+  test.each(cases)('is the one that Python computes: $name', ({ run, entries, views }) => {
+    const view = newRunView(run);
+    const expected = new Map(views.map((one) => [one.after, one.view]));
+    let compared = 0;
+    for (let taken = 0; taken <= entries.length; taken += 1) {
+      if (taken > 0) take(view, entries[taken - 1]!);
+      if (!expected.has(taken)) continue;
+      expect(JSON.parse(JSON.stringify(runJson(view))), `after ${taken} entries`).toEqual(expected.get(taken));
+      compared += 1;
+    }
+    expect(compared).toBe(expected.size);
   });
 
-  test('counts a user once, and not in another round', () => {
-    const view = running();
-    foldEvent(view, submitted('a'));
-    foldEvent(view, submitted('a'));
-    foldEvent(view, submitted('b', 7));
-    expect(view.round!.submitted).toBe(1);
+  test('knows the round that was planned last, and the accuracy of every model', () => {
+    const view = folded('a whole run');
+    expect(currentRound(view)!.round).toBe(2);
+    expect([...accuracyByRound(view)]).toEqual([
+      [0, 0.5],
+      [1, 0.625],
+      [2, 0.75],
+    ]);
   });
 
-  test('progress that comes late does not bring a finished user back', () => {
-    const view = running();
-    foldEvent(view, submitted('a'));
-    foldProgress(view, JSON.stringify({ round: 1, user: 'a', client: 'tab-1' }));
-    expect(view.round!.states.get('a')).toBe('done');
-  });
-
-  test('an event that nobody knows says nothing, and a damaged one is refused', () => {
-    const view = running();
-    foldEvent(view, event('coffee.made', {}));
-    expect(() => foldEvent(view, event('round.planned', { round: 2 }))).toThrow(
-      expect.objectContaining({ name: 'CheckError' }),
-    );
-    expect(view.round!.number).toBe(1);
+  test('an event that nobody knows says nothing, and a damaged one is refused and changes nothing', () => {
+    const view = folded('every event twice');
+    const before = JSON.stringify(runJson(view));
+    const event = (type: string, data: unknown): StoredEvent => ({ sequence: 999, time: '', event: { type, data } });
+    expect(foldEvent(view, event('fedbus.coffee.made', { run: view.run }))).toBe(false);
+    expect(foldEvent(view, event('constructor', { run: view.run }))).toBe(false);
+    const damaged = expect.objectContaining({ name: 'CheckError' }) as unknown;
+    expect(() => foldEvent(view, event('fedbus.round.planned', { run: view.run, round: 2 }))).toThrow(damaged);
+    expect(() => foldProgress(view, { run: view.run, round: 'one' })).toThrow(damaged);
+    expect(JSON.stringify(runJson(view))).toBe(before);
   });
 });
+
+test.each(vectors<{ engine: string; kind: string }[]>('engine_kinds'))(
+  'the engine "$engine" is of the kind $kind',
+  ({ engine, kind }) => {
+    expect(kindOf(engine)).toBe(kind);
+  },
+);

@@ -35,6 +35,7 @@ from agents.words.events import TaskAssigned, UpdateMetrics
 from agents.words.run_config import AugmentationSpec, TaskSpec
 from artifacts.pixels import pixel_table
 from bus.words.values import Frozen, Ref
+from tests.vectors.run_views import engine_cases, view_cases
 
 FOLDER = Path(__file__).parent
 REF = Ref(name="sha256-" + "a" * 64, size=12, sha256="a" * 64)
@@ -44,8 +45,13 @@ LEASE = "run-1.3.user-007.1"
 def main() -> None:
     """Writes all files."""
     for name, cases in all_vectors().items():
-        text = json.dumps(cases, indent=1) + "\n"
-        (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
+        (FOLDER / f"{name}.json").write_text(_text(name, cases), encoding="utf-8")
+
+
+def _text(name: str, cases: object) -> str:
+    # The runs are large and nobody reads them.
+    short = json.dumps(cases, separators=(",", ":"))
+    return (short if name == "run_views" else json.dumps(cases, indent=1)) + "\n"
 
 
 def all_vectors() -> dict[str, object]:
@@ -55,6 +61,8 @@ def all_vectors() -> dict[str, object]:
         "pixels": pixel_cases(),
         "encodings": encoding_cases(),
         "protocol": protocol_samples(),
+        "run_views": view_cases(),
+        "engine_kinds": engine_cases(),
     }
 
 

@@ -16,10 +16,10 @@ from agents.cli.run_setup import (
     RunSources,
     start_run,
 )
-from agents.core.labels.labels import simulated_labels
+from agents.core.labels.label_file import LabelFile, match_answers
+from agents.core.labels.sources import image_digest, simulated_labels
 from agents.labeller import service
-from agents.labeller.label_file import LabelFile, match_answers, write_label_file
-from agents.labeller.providers import image_digest
+from agents.labeller.label_file import write_label_file
 from agents.labeller.service import serve
 from agents.runtime.tasks import background
 from agents.words.events import ImagesLabelled, RunFinished, RunStarted

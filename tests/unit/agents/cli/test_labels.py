@@ -17,10 +17,10 @@ from typer.testing import CliRunner, Result
 
 from agents.cli.labels import app
 from agents.cli.run_setup import DEFAULT_HELD_OUT_DATA
+from agents.core.labels.errors import LabelsFileError
 from agents.labeller.errors import (
     ApiKeyMissingError,
     CostLimitError,
-    LabelsFileError,
     NothingLabelledError,
     UnreadableRepliesError,
 )

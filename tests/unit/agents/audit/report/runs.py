@@ -72,9 +72,9 @@ def model_of(round: int):
 
 
 def a_run(*, rounds: int = 2, finished: bool = True) -> tuple[Stream, dict[str, Any]]:
-    """A run of three users; in each round the update of the last one is refused."""
+    """A run of three users; in each round the update of the last one is refused. One that goes on has a round to do."""
     stream, details = Stream(), {}
-    stream.add(run_started(config(rounds=rounds, users=3, fraction=0.5)))
+    stream.add(run_started(config(rounds=rounds if finished else rounds + 1, users=3, fraction=0.5)))
     for index, user in enumerate(("a", "b", "c")):
         said = ImagesLabelled(
             run=RUN,
