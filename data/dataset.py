@@ -16,12 +16,13 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from bus.process.files import sha256_of, write_atomically
 from bus.words.values import Frozen, Sha256
 from data.errors import DatasetError, DatasetIntegrityError
+from data.shards import BROKEN_TENSORS
 
 MANIFEST_NAME = "manifest.json"
 PART_BYTES = 64 * 1024 * 1024
@@ -142,7 +143,7 @@ class Dataset:
         try:
             with safe_open(path, framework="np") as stream:
                 images: NDArray[np.uint8] = stream.get_tensor(_TENSOR)
-        except (OSError, SafetensorError) as error:
+        except (OSError, *BROKEN_TENSORS) as error:
             raise DatasetError(f"cannot read {path}: {error}", hint="build the dataset again") from error
         if images.dtype != np.uint8 or images.shape != (part.count, image.size, image.size, image.channels):
             raise DatasetError(f"{path} holds {images.dtype} {images.shape}, the manifest says otherwise")
