@@ -19,7 +19,7 @@ import openai
 from numpy.typing import NDArray
 from openai import AsyncOpenAI
 from pydantic import BaseModel, BeforeValidator, ValidationError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from agents.labeller.errors import ApiKeyMissingError, ApiRefusedError, ApiUnavailableError
 from agents.labeller.prompt import MalformedReply, Prompt
@@ -89,7 +89,12 @@ class _NoReply(Exception):
 
 
 class LabelApi:
-    """One model behind one client; at most ``concurrency`` requests are under way."""
+    """One model behind one client; at most ``concurrency`` requests are under way.
+
+    Attributes:
+        requests: how many were sent.
+        under_way: how many of them wait for their answer.
+    """
 
     def __init__(
         self, client: AsyncOpenAI, settings: LabellerSettings, *, model: str, prompt: Prompt, concurrency: int
@@ -100,7 +105,13 @@ class LabelApi:
         self._prompt = prompt
         self._free = asyncio.Semaphore(concurrency)
         self._closed_until = 0.0
+        self._stopped = False
         self.requests = 0
+        self.under_way = 0
+
+    def stop(self) -> None:
+        """Tries nothing again from now on; what is under way may still be answered."""
+        self._stopped = True
 
     async def ask(self, images: Sequence[NDArray[np.uint8]], *, admit: Callable[[], None] = lambda: None) -> Reply:
         """The reply about these images, uint8 [height, width, channels] each; ``admit`` may refuse when its turn comes.
@@ -113,7 +124,7 @@ class LabelApi:
             ApiRefusedError: it does not serve this key, model or request.
         """
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(self._settings.attempts),
+            stop=lambda state: self._stopped or state.attempt_number >= self._settings.attempts,
             wait=self._wait_s,
             retry=retry_if_exception(_may_pass),
             reraise=True,
@@ -132,12 +143,15 @@ class LabelApi:
             await asyncio.sleep(wait_s)
         self.requests += 1
         create = self._client.chat.completions.with_raw_response.create
+        self.under_way += 1
         try:
             # Of the whole request: the client's own limit begins anew with each byte that trickles in.
             async with asyncio.timeout(self._settings.request_timeout_s):
                 raw = await create(model=self._model, **body)  # type: ignore[call-overload]
         except TimeoutError:
             raise _NoReply(f"no whole answer within {self._settings.request_timeout_s:g} s") from None
+        finally:
+            self.under_way -= 1
         try:
             completion = _Completion.model_validate_json(raw.content)
         except ValidationError as error:

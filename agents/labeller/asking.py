@@ -22,9 +22,11 @@ from agents.labeller.prompt import Prompt
 from agents.labeller.providers import together
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec
+from bus.errors import FedbusError
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Tokens = tuple[int, int]
+_LOOK_AGAIN_S = 0.1
 _FIRST_REPLIES = 4
 """So many that cannot be read, with none that can, are no accident."""
 log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class ImageAsker:
         self.prompt = prompt
         self._api, self._cache, self._spec, self._settings = api, cache, spec, settings
         self._answers: dict[str, asyncio.Future[Answer]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._ended: FedbusError | None = None
         self._spent = 0.0
         self._readable = False
         self._suspects: set[str] | None = None
@@ -69,13 +73,34 @@ class ImageAsker:
         missing = iter((digest, image) for digest, image in new.items() if digest not in known)
         batches = iter(lambda: dict(islice(missing, self._spec.images_per_request)), {})
         try:
-            await together(self._ask(batch) for batch in batches)
+            await together(self._asked(batch) for batch in batches)
         except BaseException:
             # Whoever waits for these answers belongs to the same labelling, which ends now.
             for digest in new:
                 self._answers[digest].cancel()
             raise
         return [await asyncio.shield(self._answers[digest]) for digest in digests]
+
+    async def close(self, *, finish: bool) -> None:
+        """Ends what still runs; ``finish`` waits for the replies to requests that are out, as they have to be paid."""
+        while finish and self._running and self._api.under_way:
+            await asyncio.wait(self._running, timeout=_LOOK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _asked(self, batch: dict[str, NDArray[np.uint8]]) -> None:
+        """Asks about some images in a task of its own, which outlives another's failure: see ``close``."""
+        task = asyncio.create_task(self._ask(batch))
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), FedbusError):
+            self._ended = self._ended or error
+            self._api.stop()
 
     async def _ask(self, batch: dict[str, NDArray[np.uint8]], *, attempt: int = 1, spent: Tokens = (0, 0)) -> None:
         """Gets, keeps and announces the answers about some images; ``spent`` went into earlier tries."""
@@ -108,7 +133,9 @@ class ImageAsker:
         }
         self._cache.keep({digest: one for digest, one in found.items() if one.failure != "failed"})
         for digest, answer in found.items():
-            self._answers[digest].set_result(answer)
+            # Nobody waits any more when the labelling has failed elsewhere.
+            if not self._answers[digest].done():
+                self._answers[digest].set_result(answer)
 
     def _check_readable(self, reply: Reply, images: Collection[str]) -> None:
         """Ends the asking as soon as what cannot be read is no matter of one image, nor of too many at a time."""
@@ -124,7 +151,9 @@ class ImageAsker:
             )
 
     def _spend(self, expected: float) -> None:
-        """Sets the money for a request aside, as long as there is some."""
+        """Sets the money for a request aside, as long as there is some and nothing has failed."""
+        if self._ended is not None:
+            raise self._ended
         limit = self._settings.max_cost
         if limit is not None and self._spent + expected > limit:
             raise CostLimitError(
@@ -176,5 +205,13 @@ async def image_asker(
     prompt = Prompt(tuple(classes), spec.detail)
     async with label_api(settings, model=spec.model, prompt=prompt, concurrency=spec.concurrency) as api:
         with open_cache(settings.cache, model=spec.model, prompt=prompt.version) as cache:
-            yield ImageAsker(api, cache, prompt, spec, settings)
+            asker = ImageAsker(api, cache, prompt, spec, settings)
+            finish = True
+            try:
+                yield asker
+            except BaseException as error:
+                finish = isinstance(error, FedbusError)
+                raise
+            finally:
+                await asker.close(finish=finish)
             log.info("%d requests to %s", api.requests, spec.model)

@@ -137,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {**_completion(text), "choices": []})
         elif action == "missing":
             self._send(200, _completion("{}"))
+        elif action == "late":
+            state.released.wait(0.5)
+            self._send(200, _completion(text))
         elif action == "drip":
             self._drip(_completion(text))
         elif action in WRAPPERS:

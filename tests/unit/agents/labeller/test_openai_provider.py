@@ -23,9 +23,11 @@ from agents.labeller.errors import (
     UnreadableRepliesError,
 )
 from agents.labeller.openai_provider import OpenAIProvider, openai_provider
+from agents.labeller.providers import together
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec, UserShard
-from tests.builders import ANY_REF
+from bus.words.values import Ref
+from tests.builders import ANY_REF, ref_of
 from tests.conftest import wait_for
 from tests.unit.agents.labeller.label_server import (
     COMPLETION_TOKENS,
@@ -167,6 +169,27 @@ async def test_an_api_that_stays_away_is_reported_and_what_was_answered_is_kept(
     server.asked.clear()
     assert (await labelling.label(0, 1, 2, 3)).labels == (0, 1, 2, 3)
     assert sorted(server.asked) == [2, 3]
+
+
+@pytest.mark.parametrize("shards", [[(0, 1, 2, 3)], [(0, 1), (2, 3)]])
+async def test_an_answer_that_is_under_way_when_another_request_is_refused_is_kept(
+    labelling: Labelling, server: LabelServer, shards: list[tuple[int, ...]]
+):
+    users = {ref_of(bytes(pixels)): images(*pixels) for pixels in shards}
+
+    async def load(shard: Ref) -> NDArray[np.uint8]:
+        return users[shard]
+
+    server.script.extend(["late", "401"])
+    spec = LabellingSpec(provider="openai", images_per_request=2, concurrency=2)
+    with pytest.raises(ApiRefusedError):
+        async with openai_provider(labelling.classes, spec, labelling.settings, load) as provider:
+            await together(provider.label(UserShard(user="u", shard=shard)) for shard in users)
+    late = server.asked[:2]
+    assert len(server.requests) == 2
+    server.asked.clear()
+    assert (await labelling.label(0, 1, 2, 3)).labels == (0, 1, 2, 3)
+    assert sorted([*server.asked, *late]) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("trouble", ["401", "quota"])
