@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agents.core.labels.matching import Ambiguous, LabelMatcher, Matched, Rejected
@@ -90,11 +90,15 @@ def test_the_name_that_two_classes_share_means_both_and_with_its_id_one(answer: 
     assert isinstance(MATCHER.match("517"), Rejected)
 
 
+@example(836, True)
 @given(st.integers(0, 999), st.booleans())
 def test_a_class_in_singular_or_plural_is_never_another_class(index: int, in_plural: bool):
     for synonym in CLASSES[index].split(", "):
         *before, last = synonym.split()
         for form in plurals(last) if in_plural else {last}:
-            verdict = MATCHER.match(" ".join([*before, form]))
+            answer = " ".join([*before, form])
+            verdict = MATCHER.match(answer)
             named = (verdict.index,) if isinstance(verdict, Matched) else verdict.candidates
-            assert index in named or isinstance(verdict, Rejected), (synonym, form, verdict)
+            # "Sunglasses" are a class of their own beside "sunglass".
+            own_name = any(answer in CLASSES[other].split(", ") for other in named)
+            assert index in named or own_name or isinstance(verdict, Rejected), (answer, verdict)
