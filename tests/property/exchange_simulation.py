@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ from agents.core.exchange.messages import (
 from agents.core.exchange.upload_rules import UpdateRefusedError, judge
 from agents.core.learning.encodings import encode_update
 from agents.words.events import Payload, TaskAssigned, UpdateMetrics
-from bus.words.values import Frozen
+from bus.words.values import Frozen, Ref
 from tests.builders import PARAMETERS, assigned, config, planned, ref_of, run_started
 from tests.property.exchange_world import ACK_WAIT_S, Broker, Delivered, Disk, Ledger
 
@@ -199,7 +198,7 @@ class Simulation:
                 case effects.CheckUpdate(commit) if not fails:
                     core.commits.checked(commit, self.judged(commit))
                 case effects.StoreUpdate(commit) if not fails:
-                    core.commits.stored(commit, ref_of(self.disk.content(commit.upload)))
+                    core.commits.stored(commit, self.kept(commit))
                 case effects.PublishUpdate(commit, event, _):
                     there = self.say(event)
                     self.published[commit.upload.lease.id] += there
@@ -222,10 +221,17 @@ class Simulation:
     def judged(self, commit: effects.Commit) -> UpdateRefusedError | None:
         data = self.disk.content(commit.upload)
         try:
-            judge(data, hashlib.sha256(data).hexdigest(), commit.upload.sha256, commit.metrics, commit.expected)
+            judge(data, commit.metrics, commit.expected)
         except UpdateRefusedError as error:
             return error
         return None
+
+    def kept(self, commit: effects.Commit) -> Ref | UpdateRefusedError:
+        """What the store says, which hashes what it is given."""
+        ref = ref_of(self.disk.content(commit.upload))
+        if ref.sha256 != commit.upload.sha256:
+            return UpdateRefusedError("digest", "the bytes do not have the digest that was announced")
+        return ref
 
     @property
     def table(self) -> LeaseTable:
