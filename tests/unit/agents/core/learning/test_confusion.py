@@ -14,6 +14,7 @@ from agents.audit.report.build import build_report
 from agents.audit.report.write import write_report
 from agents.core.learning.confusion import MOST_IN_FULL
 from agents.core.learning.scores import ClassScores, EvaluationDetails
+from agents.core.views.run import RunView
 from agents.words.events import ModelEvaluated
 from bus.recording.files import load_recording
 from tests.conftest import SMALL_RUN
@@ -86,11 +87,11 @@ def test_other_cells_are_refused(cells: Any):
 
 
 def test_the_report_of_a_thousand_classes_is_small(tmp_path: Path):
-    stream, known = a_run()
-    names = imagenet_like_names()
-    many = EvaluationDetails(classes=names, base=scores(1_000, 20_000), updated=scores(1_000, 20_000, 1))
-    report = build_report(stream.events, lambda _: json.loads(many.model_dump_json()))
-    assert known
+    many = EvaluationDetails(
+        classes=imagenet_like_names(), base=scores(1_000, 20_000), updated=scores(1_000, 20_000, 1)
+    )
+    stored = EvaluationDetails.model_validate_json(many.model_dump_json())
+    report = build_report(RunView.of(a_run()[0].events), stored)
     path, _ = write_report(report, tmp_path)
     assert report.confusion is not None
     assert report.confusion.final == many.updated.confusion
