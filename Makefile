@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PAGE := browser_client
 PAGE_SOURCES := $(shell find $(PAGE)/src $(PAGE)/plugins $(PAGE)/public $(PAGE)/index.html $(PAGE)/vite.config.ts $(PAGE)/tsconfig.json -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test test-large lint format types page-tests pytest bench chaos fuzz load containers clean
+.PHONY: help setup setup-dev demo wheel test test-large lint format types page-tests pytest bench chaos fuzz load containers clean
 
 help:           ## Say what can be made.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -16,6 +16,11 @@ setup-dev: setup $(VENV)/installed-dev  ## Install what tests and building artif
 
 demo: setup     ## Run one federated run of 100 users in two headless browsers, and write its report.
 	@$(VENV)/bin/fedbus demo $(ARGS)
+
+wheel: setup-dev  ## Build a wheel with page, sample and base model inside: build/wheel/fedbus-*.whl.
+	@rm -rf build/wheel
+	@$(PY) -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	@ls build/wheel/*.whl
 
 test: setup-dev lint page-tests pytest  ## Pass all tests: ruff, mypy, tsc, Vitest, pytest with real broker and browser.
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import httpx
 
 from agents.cli.options import make_config
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import System, running_system
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.runtime.tasks import background
 from agents.words.events import RoundClosed, RoundStarted, TaskAssigned
 from benchmarks.common import Value, report

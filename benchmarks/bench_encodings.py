@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
+from agents.cli.run_setup import user_name
 from agents.client.trainer import NativeEngine
 from agents.core.labels.labels import simulated_labels
 from agents.core.learning.augment import default_augmentation
@@ -20,6 +20,7 @@ from agents.core.learning.encodings import decode_update, encode_update
 from agents.core.learning.fixed_point import FixedPointSum
 from agents.core.learning.scores import score
 from agents.core.learning.task import run_task
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest

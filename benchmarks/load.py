@@ -19,11 +19,12 @@ import numpy as np
 
 from agents.audit.verify import verify_runs
 from agents.cli.options import make_config
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
+from agents.cli.run_setup import user_name
 from agents.cli.system import System, running_system
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import RoundStarted, RunFinished, RunStarted, TaskAssigned, UpdateSubmitted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import load_manifest

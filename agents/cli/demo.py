@@ -13,11 +13,11 @@ from agents.cli import options as o
 from agents.cli.chromium import find_chromium
 from agents.cli.display import console, run_display
 from agents.cli.inspect_run import follow_to_the_end, make_report
-from agents.cli.reload import PAGE_FOLDER
 from agents.cli.run_setup import RunSources, start_run
 from agents.cli.runs import CONNECT_S, new_run_name
 from agents.cli.serve import until_interrupted
 from agents.cli.system import running_system
+from agents.runtime.shipped import PAGE
 from agents.words.events import RoundStarted
 from agents.words.run_config import RunConfig
 from bus.client import Bus
@@ -87,7 +87,7 @@ def check_page() -> str:
     Raises:
         PageMissingError: it is not.
     """
-    page = PAGE_FOLDER / "dist" / "index.html"
+    page = PAGE / "index.html"
     if not page.is_file():
         raise PageMissingError(
             "the browser client is not built",

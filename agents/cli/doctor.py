@@ -16,7 +16,7 @@ from rich.table import Table
 from agents.cli.chromium import find_chromium
 from agents.cli.demo import check_page
 from agents.cli.display import console
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from artifacts.manifest import load_manifest
 from bus.broker.server import find_nats_server
 from bus.errors import FedbusError

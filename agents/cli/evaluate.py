@@ -12,9 +12,9 @@ from rich.text import Text
 
 from agents.audit.compare import Comparison
 from agents.audit.report.table import percent
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 
 MAX_CLASS_ROWS = 40
-_DEFAULT_ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts" / "default"
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Dataset folder, or a shard with labels.")],
     artifacts: Annotated[
         Path, typer.Option("--artifacts", help="Artifact folder that files of parameters belong to.")
-    ] = _DEFAULT_ARTIFACTS,
+    ] = DEFAULT_ARTIFACTS,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for comparison.json and comparison.svg.")
     ] = None,

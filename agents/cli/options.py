@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.core.learning.augment import default_augmentation
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.run_config import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
 from artifacts.manifest import load_manifest
 

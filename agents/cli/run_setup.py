@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import ArtifactManifest, load_manifest
@@ -24,10 +25,6 @@ from data.shards import MEDIA_TYPE, encode_shard
 
 T = TypeVar("T")
 R = TypeVar("R")
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_ARTIFACTS = PACKAGE_ROOT / "artifacts" / "default"
-DEFAULT_USERS_DATA = PACKAGE_ROOT / "data" / "fashion_mnist" / "users"
-DEFAULT_HELD_OUT_DATA = PACKAGE_ROOT / "data" / "fashion_mnist" / "held_out"
 PARALLEL_PUTS = 16
 
 
