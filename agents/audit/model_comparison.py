@@ -13,8 +13,10 @@ from safetensors.numpy import load_file
 from agents.audit.compare import Comparison, compare
 from agents.audit.report.model import Confusion
 from agents.audit.report.pictures import confusion_matrices
+from agents.engines.exported import open_exported
 from agents.engines.scoring import HeldOutScorer
-from artifacts.manifest import ArtifactManifest, artifact_paths, load_manifest
+from artifacts.inference import InferenceModel
+from artifacts.manifest import ArtifactManifest, ModelFacts, artifact_paths, load_manifest
 from artifacts.ort_training import NativeTrainer
 from bus.errors import FedbusError
 from data.dataset import UNLABELLED, load_dataset
@@ -31,7 +33,7 @@ def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparis
     """The comparison of two models on the labelled images of ``data``.
 
     Args:
-        a: an artifact folder, or a file of trainable parameters for ``artifacts``.
+        a: an artifact folder, a file of trainable parameters for ``artifacts``, or a model that was taken out.
         b: likewise.
         data: a dataset folder, or a shard with labels; images without a label are left out.
         artifacts: the folder that files of parameters belong to.
@@ -39,28 +41,37 @@ def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparis
     Raises:
         FedbusError: one of them is missing or malformed, or they do not fit each other.
     """
-    folders = [path if path.is_dir() else artifacts for path in (a, b)]
-    manifests = [load_manifest(folder) for folder in folders]
-    classes = manifests[0].model.classes
+    models = [_open(path, artifacts) for path in (a, b)]
+    facts = [model.facts if isinstance(model, InferenceModel) else load_manifest(model).model for model in models]
+    classes = facts[0].classes
     images, labels = _labelled_images(data, classes)
-    if manifests[1].model.classes != classes:
+    if facts[1].classes != classes:
         raise ComparisonError("the two models have different classes", hint="build them with the same labels")
+    for one in facts:
+        _check_size(one, images)
     logits = [
-        _logits(path, folder, manifest, images, labels)
-        for path, folder, manifest in zip((a, b), folders, manifests, strict=True)
+        model.logits(images) if isinstance(model, InferenceModel) else _logits(path, model, images, labels)
+        for path, model in zip((a, b), models, strict=True)
     ]
     return compare((str(a), str(b)), (logits[0], logits[1]), labels, classes)
 
 
-def _logits(
-    path: Path, folder: Path, manifest: ArtifactManifest, images: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    size = manifest.model.image_size
-    if images.shape[1:] != (size, size, manifest.model.channels):
+def _open(path: Path, artifacts: Path) -> InferenceModel | Path:
+    """A model that was taken out, or else the folder of artifacts that ``path`` is or belongs to."""
+    return open_exported(path, artifacts) or (path if path.is_dir() else artifacts)
+
+
+def _check_size(model: ModelFacts, images: NDArray[np.uint8]) -> None:
+    size = model.image_size
+    if images.shape[1:] != (size, size, model.channels):
         raise ComparisonError(
             f"the images are {images.shape[1:]} (height, width, channels), the model takes {size} x {size}",
             hint="prepare the pictures for this model: fedbus data prepare FOLDER --artifacts DIR",
         )
+
+
+def _logits(path: Path, folder: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    manifest = load_manifest(folder, verify=False)
     parameters = read_parameters(path if path.is_file() else folder / manifest.files.trainable.path, manifest)
     scorer = HeldOutScorer(NativeTrainer(manifest, artifact_paths(manifest, folder)), images, labels)
     return asyncio.run(scorer.logits(parameters))

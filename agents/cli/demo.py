@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from agents.audit.model_export import Form, fetched_model, write_model
 from agents.cli import options as o
 from agents.cli.chromium import find_chromium
 from agents.cli.display import console, run_display
@@ -108,11 +109,14 @@ async def _demo(
             console.print(f"clients {mix}; a page of your own may join: {url}", soft_wrap=True)
             system.start_clients(mix, threads=threads)
             async with Bus.connect(system.connection.settings(), name="demo", wait_s=CONNECT_S) as bus:
-                await start_run(bus, run, config, sources)
+                started = await start_run(bus, run, config, sources)
                 await bus.publish(RoundStarted(run=run, round=1))
                 with run_display(run) as display:
                     finished = await follow_to_the_end(bus, run, display)
                 await record(bus, run, out / RECORDING, include="replay")
                 await make_report(bus, run, out, clients=mix)
                 console.print(str(out / RECORDING), soft_wrap=True)
+                async with fetched_model(bus, started, None) as model:
+                    for path in await asyncio.to_thread(write_model, model, out, (Form.ONNX,)):
+                        console.print(str(path), soft_wrap=True)
     return finished.status

@@ -22,13 +22,13 @@ def evaluate(
         list[Path],
         typer.Option(
             "--model",
-            help="Given twice: an artifact folder, or a file of trainable parameters (.f32 or .safetensors) for the "
-            "artifacts of --artifacts.",
+            help="Given twice: an ONNX file of model export, an artifact folder, or what belongs to --artifacts: "
+            "a folder in Hugging Face's layout, or a file of trainable parameters (.f32 or .safetensors).",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Dataset folder, or a shard with labels.")],
     artifacts: Annotated[
-        Path, typer.Option("--artifacts", help="Artifact folder that files of parameters belong to.")
+        Path, typer.Option("--artifacts", help="Artifact folder that folders without a graph and files belong to.")
     ] = DEFAULT_ARTIFACTS,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for comparison.json and comparison.svg.")

@@ -12,6 +12,7 @@ from agents.cli.data import app as data_app
 from agents.cli.display import errors
 from agents.cli.evaluate import evaluate
 from agents.cli.labels import app as labels_app
+from agents.cli.model import app as model_app
 from bus.errors import FedbusError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command("record")(inspect_run.record_command)
 app.command()(inspect_run.replay)
 app.command()(inspect_run.report)
 app.command()(evaluate)
+app.add_typer(model_app, name="model")
 app.command()(operate.verify)
 app.add_typer(operate.dlq_app, name="dlq")
 app.command()(operate.gc)

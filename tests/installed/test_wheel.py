@@ -85,6 +85,9 @@ def test_an_installed_demo_trains_reports_and_replays(environment: Path, folder:
     fedbus(environment, folder, "demo", "--clients", "native:2", *SMALL, "--out", "out")
     report = json.loads((folder / "out" / "report.json").read_text())
     assert report["status"] == "completed"
+    models = ("--model", "out/inference.onnx", "--model", "out/inference.onnx")
+    sample = environment.parent.glob("lib/python3*/site-packages/data/fashion_mnist/held_out")
+    assert "2000 images" in fedbus(environment, folder, "evaluate", *models, "--data", str(next(sample)))
     assert "the same bits" in fedbus(environment, folder, "replay", "out/recording.jsonl.gz")
 
 
