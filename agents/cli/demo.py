@@ -51,7 +51,7 @@ def demo(
     learning_rate: o.LearningRate = None,
     epochs: o.Epochs = 1,
     encoding: o.Encoding = "float32",
-    threads: Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")] = 1,
+    threads: o.Threads = 1,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of the page; 0: a free one.")] = 0,
 ) -> None:
     """Run everything once: broker, agents, clients, all rounds; then the report, and exit 0 if the run completed."""

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from agents.cli import demo, doctor, inspect_run, nats_config, operate, runs, serve, token
+from agents.cli import clients, demo, doctor, inspect_run, nats_config, operate, runs, serve, token
 from agents.cli.artifacts import app as artifacts_app
 from agents.cli.data import app as data_app
 from agents.cli.display import errors
@@ -27,7 +27,7 @@ app.command()(demo.demo)
 app.command()(serve.up)
 app.command()(serve.broker)
 app.command()(serve.agent)
-app.command()(serve.client)
+app.command()(clients.client)
 app.command()(serve.env)
 app.command()(nats_config.nats_config)
 app.add_typer(runs.run_app, name="run")

@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 
 from agents.audit.verify import Verdict, verify_run
-from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console, errors
 from agents.cli.runs import CONNECT_S, find_run
+from agents.runtime.connection import use_running_fedbus
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.objects.store import FRESH_S

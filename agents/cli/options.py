@@ -48,6 +48,7 @@ def parse_clients(text: str) -> ClientMix:
     return ClientMix(**counts)
 
 
+Threads = Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")]
 Users = Annotated[int, typer.Option("--users", min=1, max=100_000, help="Simulated users.")]
 Images = Annotated[int, typer.Option("--images", min=1, max=1_000, help="Images of each user.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Federated rounds.")]

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from agents.cli import options as o
-from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console
 from agents.cli.run_setup import RunSources, start_run
+from agents.runtime.connection import use_running_fedbus
 from agents.words.events import RoundStarted, RunStarted
 from agents.words.run_config import RunConfig
 from bus.client import Bus

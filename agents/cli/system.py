@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.cli.chromium import browser_client
-from agents.cli.connection import Connection
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
+from agents.runtime.connection import Connection
 from agents.runtime.tasks import background
 from bus.broker.permissions import new_passwords
 from bus.broker.server import EmbeddedServer, check_port_free, embedded_server

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console, errors
 from agents.cli.runs import CONNECT_S
 from agents.core.exchange.access import ROLES
+from agents.runtime.connection import use_running_fedbus
 from bus.broker.tokens import Role, TokenLimits, TokenRecord, new_token
 from bus.client import Bus
 from bus.process.logs import escaped

@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 
+from agents.runtime.connection import Surroundings
+from agents.runtime.joining import joined
 from agents.runtime.round_figures import collect_sources
 from agents.runtime.tasks import background
 from agents.words.events import Heartbeat
@@ -27,19 +29,23 @@ log = logging.getLogger(__name__)
 
 
 def main(role: str, body: Body) -> None:
-    """Runs an agent until SIGTERM or SIGINT; exits 1 with one line when it cannot go on."""
+    """Runs an agent until SIGTERM or SIGINT; exits 1 with one line when it cannot go on.
+
+    It finds its broker in the environment or in the folder, and looks again as long as there is none.
+    """
     configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
-        asyncio.run(run_agent(role, body))
+        asyncio.run(run_agent(role, body, look=Surroundings(role).look))
     except FedbusError as error:
         log.error("%s [%s] %s", error.message, error.code, error.hint)
         sys.exit(1)
 
 
-async def run_agent(role: str, body: Body, *, settings: BusSettings | None = None) -> None:
+async def run_agent(role: str, body: Body, *, look: Callable[[], BusSettings] = BusSettings) -> None:
     """Connects, beats and runs ``body`` until it ends or a stop signal arrives.
 
-    With ``FEDBUS_METRICS_PORT`` it serves the agent's figures beside that, from before there is a broker.
+    ``look`` says where the broker is, whenever it is asked. With ``FEDBUS_METRICS_PORT`` it serves the agent's figures
+    beside that, from before there is a broker.
 
     On a signal ``body`` has ``STOP_GRACE_S`` to return after its event is set, and is cancelled then; an agent that
     still waits for its broker has nothing to finish and stops at once.
@@ -50,7 +56,7 @@ async def run_agent(role: str, body: Body, *, settings: BusSettings | None = Non
     stop, connected = asyncio.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with _looked_at(role) as show, Bus.connect(settings, name=role, on_waiting=log.warning) as bus:
+        async with _looked_at(role) as show, joined(look, name=role, say=log.warning) as bus:
             connected.set()
             log.info("connected; ready")
             async with background(_beat(bus, role)):

@@ -287,7 +287,10 @@ def _refusal(error: Exception | None) -> str:
     """What to do about an error that waiting does not heal, or an empty string."""
     text = str(error).lower()
     if "authorization" in text or "authentication" in text:
-        return "set NATS_TOKEN, or NATS_USER and NATS_PASSWORD, or NATS_CREDS to what the broker expects"
+        return (
+            "log in as the broker expects with NATS_USER and NATS_PASSWORD, which `fedbus env` prints in the folder of "
+            "a fedbus, or with NATS_TOKEN or NATS_CREDS"
+        )
     if isinstance(error, ssl.SSLCertVerificationError) or "tls" in text:
         return "set NATS_CA to the authority that signed the broker's certificate, and NATS_CERT and NATS_KEY if asked"
     return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agents.cli.connection import Connection, agreed_connection
+from agents.runtime.connection import Connection, agreed_connection
 from agents.words.events import RoundStarted
 from bus.broker.permissions import OPERATOR
 from bus.broker.server import embedded_server
