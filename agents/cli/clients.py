@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 
 import httpx
 import typer
 import websockets
+from rich.table import Table
 
 from agents.cli import options as o
 from agents.cli.display import console, errors
 from agents.cli.processes import supervisor
+from agents.cli.runs import CONNECT_S
 from agents.cli.serve import until_interrupted
 from agents.cli.system import client_commands
 from agents.client.address import Address
 from agents.client.greeting import GatewayRefusedError, knock
+from agents.client.objects import GatewayUnreachableError
 from agents.core.exchange.messages import ProtocolError
-from agents.runtime.connection import DEFAULT_GATEWAY_URL, DEFAULT_STORE, Connection, agreed_connection, read_connection
-from bus.process.logs import configure, without_login
+from agents.runtime.connection import (
+    DEFAULT_GATEWAY_URL,
+    DEFAULT_STORE,
+    Connection,
+    agreed_connection,
+    read_connection,
+    use_running_fedbus,
+)
+from bus.broker.tokens import new_token
+from bus.client import Bus
+from bus.process.logs import configure, escaped, without_login
 
-PAUSE_S, REMIND_S, LOOK_S = 0.5, 10.0, 2.0
+PAUSE_S, REMIND_S, LOOK_S, ANSWER_S = 0.5, 10.0, 2.0, 5.0
 REFUSALS = 4
 """Refusals in a row of a login that this folder's file gave, and that whoever starts there may still replace."""
 
@@ -47,6 +63,74 @@ def client(
     if not gateway:
         agreed_connection()
     asyncio.run(until_interrupted(_train(o.ClientMix(browser, native), gateway, token, threads, logs)))
+
+
+def list_clients(
+    gateway: Gateway = "",
+    token: Annotated[
+        str,
+        typer.Option("--token", envvar="FEDBUS_GATEWAY_ADMIN_TOKEN", help="Of the role admin; default: a fresh one."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List the clients that are connected to the gateway now."""
+    use_running_fedbus()
+    found = asyncio.run(_connected(find_gateway(gateway, token), token))
+    if as_json:
+        for one in found:
+            typer.echo(json.dumps(one))
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("client", "engine", "tasks", "since"):
+        table.add_column(name, overflow="fold", justify="right" if name == "tasks" else "left")
+    for one in sorted(found, key=lambda one: str(one["client"])):
+        since = f"{datetime.fromisoformat(str(one['since'])).astimezone():%H:%M:%S}"
+        table.add_row(escaped(str(one["client"])), escaped(str(one["engine"])), str(one["leases"]), since)
+    console.print(table if found else "no clients; fedbus client --native 1 runs one")
+
+
+async def _connected(gateway: Connection, token: str) -> list[dict[str, str | int]]:
+    """What the gateway says of its clients.
+
+    Raises:
+        GatewayRefusedError: the token is not an administrator's.
+        GatewayUnreachableError: it does not answer.
+    """
+    address = address_of(gateway)
+    async with contextlib.AsyncExitStack() as stack:
+        if not token:
+            token = await stack.enter_async_context(_short_lived_token())
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=ANSWER_S, verify=address.tls() or True))
+        give_up = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                answer = await http.get(f"{gateway.gateway_url}/clients", headers={"Authorization": f"Bearer {token}"})
+            except httpx.HTTPError as error:
+                raise GatewayUnreachableError(
+                    f"the gateway at {gateway.gateway_url} does not answer: {error}", hint="fedbus agent gateway"
+                ) from None
+            if answer.status_code == HTTPStatus.OK:
+                found: list[dict[str, str | int]] = answer.json()
+                return found
+            # A fresh token takes a moment to reach the gateway.
+            if time.monotonic() > give_up or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+                raise GatewayRefusedError(
+                    f"the gateway refuses: {answer.text.strip()[:200]}", hint="give an administrator's token as --token"
+                )
+            await asyncio.sleep(PAUSE_S)
+
+
+@contextlib.asynccontextmanager
+async def _short_lived_token() -> AsyncIterator[str]:
+    """A token for administration, as only the operator can make one; it ends with the block."""
+    until = datetime.now(UTC) + timedelta(minutes=1)
+    token, record = new_token("admin", note="fedbus clients", expires=until)
+    async with Bus.connect(name="cli", wait_s=CONNECT_S) as bus:
+        await bus.tokens.put(record)
+        try:
+            yield token
+        finally:
+            await bus.tokens.revoke(record.id)
 
 
 def find_gateway(gateway: str, token: str, store: Path = DEFAULT_STORE) -> Connection:

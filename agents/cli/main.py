@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from agents.cli import clients, demo, doctor, inspect_run, nats_config, operate, runs, serve, token
+from agents.cli import clients, demo, doctor, inspect_run, nats_config, operate, run_list, runs, serve, token
 from agents.cli.artifacts import app as artifacts_app
 from agents.cli.data import app as data_app
 from agents.cli.display import errors
@@ -19,10 +21,26 @@ app = typer.Typer(
     name="fedbus",
     help="Federated learning as events on NATS, with training in the browser.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedbus {version('fedbus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _fedbus(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Federated learning as events on NATS, with training in the browser."""
+
+
 app.command()(demo.demo)
 app.command()(serve.up)
 app.command()(serve.broker)
@@ -30,6 +48,10 @@ app.command()(serve.agent)
 app.command()(clients.client)
 app.command()(serve.env)
 app.command()(nats_config.nats_config)
+app.command("clients")(clients.list_clients)
+runs.run_app.command("list")(run_list.run_list)
+runs.run_app.command("show")(run_list.run_show)
+runs.run_app.command("cancel")(run_list.run_cancel)
 app.add_typer(runs.run_app, name="run")
 app.add_typer(runs.round_app, name="round")
 app.command()(inspect_run.watch)
@@ -54,7 +76,7 @@ def main() -> None:
     Exits with 2 for a wrong argument and 1 for any other error.
     """
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="fedbus", standalone_mode=False))
     except typer.Abort:
         sys.exit(130)
     except typer.TyperException as error:
