@@ -132,4 +132,6 @@ class RunView:
             return f"base model: accuracy {data.base.accuracy:.1%} on {data.images} held-out images"
         self._round(data.round).score = data.updated
         gain = data.updated.accuracy - data.base.accuracy
-        return f"round {data.round}: accuracy {data.updated.accuracy:.1%} ({gain:+.1%} over the base model)"
+        return (
+            f"round {data.round}: accuracy {data.updated.accuracy:.1%} ({100 * gain:+.1f} points over the base model)"
+        )

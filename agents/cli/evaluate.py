@@ -48,6 +48,8 @@ def evaluate(
         typer.echo(result.model_dump_json(indent=2))
     else:
         console = Console(highlight=False)
+        for letter, path in (("A", result.a.name), ("B", result.b.name)):
+            console.print(Text(f"{letter}: {path}"), soft_wrap=True)
         console.print(comparison_table(result))
         if out is not None:
             typer.echo(out / "comparison.json")
@@ -56,7 +58,7 @@ def evaluate(
 
 def comparison_table(result: Comparison) -> Table:
     """Both models' accuracy and loss, then the classes with the largest changes."""
-    table = Table(title=Text(f"A: {result.a.name}\nB: {result.b.name}"), title_justify="left")
+    table = Table()
     for heading in ("", "A", "B", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
     a, b = result.a.score, result.b.score
@@ -81,4 +83,4 @@ def comparison_table(result: Comparison) -> Table:
 
 
 def _points(change: float) -> str:
-    return f"{100 * change:+.1f}"
+    return f"{100 * change:+.1f} points"

@@ -49,9 +49,9 @@ def run_list(
     """List the runs of this bus, oldest first."""
     use_running_fedbus()
     lines = [one for one in asyncio.run(_lines("*")) if not (open_only and one.finished)]
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("run", "started", "status", "rounds", "accuracy"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("rounds", "accuracy") else "left")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("run", "started", "status", "rounds", "score"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("rounds", "score") else "left")
     for one in lines:
         accuracy = "" if one.accuracy is None else f"{one.accuracy:.1%}"
         begun, rounds = f"{one.time.astimezone():%m-%d %H:%M}", f"{one.models}/{one.started.config.rounds}"

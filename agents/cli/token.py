@@ -76,7 +76,7 @@ def list_tokens() -> None:
     now = datetime.now(UTC)
     for one in records:
         state = (one.ended(now) or "valid").removeprefix("the token ")
-        made = f"{one.created.astimezone():%Y-%m-%d %H:%M}"
+        made = f"{one.created.astimezone():%Y-%m-%d}"
         table.add_row(one.id, one.role, state, made, _conditions(one).removeprefix(", "), escaped(one.note))
     console.print(table if records else "no tokens; fedbus token create --role train makes one")
 

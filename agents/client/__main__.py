@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from agents.client.address import Address
 from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
 from agents.client.trainer import OrtTrainer, SyntheticTrainer
+from agents.runtime.stopping import GONE_S, set_by_signals
 from agents.runtime.tasks import until
 from bus.errors import FedbusError
 from bus.process.logs import configure
@@ -23,13 +23,12 @@ log = logging.getLogger(__name__)
 
 async def run_client(gateway: Address, name: str, *, cache: Path, threads: int = 1, synthetic: bool = False) -> None:
     """Runs one client until a signal arrives."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = asyncio.Event()
     objects = ObjectCache(gateway, cache)
     try:
         trainer = SyntheticTrainer(objects) if synthetic else OrtTrainer(objects, threads=threads)
-        await until(stop, Client(gateway, name, trainer).run())
+        with set_by_signals(stop, gone_s=GONE_S):
+            await until(stop, Client(gateway, name, trainer).run())
     finally:
         await objects.close()
 

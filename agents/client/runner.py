@@ -92,8 +92,13 @@ class Client:
         Raises:
             GatewayRefusedError: wrong token or name, or another version of the protocol.
         """
-        async with background(self._train()):
-            await self._stay_connected()
+        try:
+            async with background(self._train()):
+                await self._stay_connected()
+        finally:
+            # A thread that still trains sees it and ends, too.
+            for work in self._held.values():
+                work.revoked = True
 
     async def _stay_connected(self) -> None:
         pause = FIRST_PAUSE_S

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
 from agents.runtime.connection import Surroundings
 from agents.runtime.joining import joined
 from agents.runtime.round_figures import collect_sources
+from agents.runtime.stopping import GONE_S, set_by_signals
 from agents.runtime.tasks import background
 from agents.words.events import Heartbeat
 from bus.broker.settings import BusSettings
@@ -24,7 +24,7 @@ from bus.process.logs import configure
 
 Body = Callable[[Bus, asyncio.Event], Awaitable[None]]
 HEARTBEAT_S = 2.0
-STOP_GRACE_S = 5.0
+STOP_GRACE_S = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -35,20 +35,22 @@ def main(role: str, body: Body) -> None:
     """
     configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
-        asyncio.run(run_agent(role, body, look=Surroundings(role).look))
+        asyncio.run(run_agent(role, body, look=Surroundings(role).look, gone_s=GONE_S))
     except FedbusError as error:
         log.error("%s [%s] %s", error.message, error.code, error.hint)
         sys.exit(1)
 
 
-async def run_agent(role: str, body: Body, *, look: Callable[[], BusSettings] = BusSettings) -> None:
+async def run_agent(
+    role: str, body: Body, *, look: Callable[[], BusSettings] = BusSettings, gone_s: float | None = None
+) -> None:
     """Connects, beats and runs ``body`` until it ends or a stop signal arrives.
 
     ``look`` says where the broker is, whenever it is asked. With ``FEDBUS_METRICS_PORT`` it serves the agent's figures
     beside that, from before there is a broker.
 
     On a signal ``body`` has ``STOP_GRACE_S`` to return after its event is set, and is cancelled then; an agent that
-    still waits for its broker has nothing to finish and stops at once.
+    still waits for its broker has nothing to finish and stops at once. With ``gone_s`` the process is gone by then.
 
     Raises:
         PortTakenError: something listens on ``FEDBUS_METRICS_PORT``.
@@ -63,7 +65,7 @@ async def run_agent(role: str, body: Body, *, look: Callable[[], BusSettings] = 
                 show(bus)
                 await body(bus, stop)
 
-    with _signals_set(stop):
+    with set_by_signals(stop, gone_s=gone_s):
         serving, stopping = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -98,15 +100,3 @@ async def _beat(bus: Bus, role: str) -> None:
         now = datetime.now(UTC)
         await bus.beat(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
         await asyncio.sleep(HEARTBEAT_S)
-
-
-@contextlib.contextmanager
-def _signals_set(stop: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

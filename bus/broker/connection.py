@@ -21,6 +21,7 @@ from bus.errors import BrokerUnavailableError, PermissionDeniedError
 
 T = TypeVar("T")
 REMIND_S = 10.0
+FAREWELL_S = 0.4
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 # What a request meets while the broker restarts or is busy; anything else is an answer.
 _OUTAGES = (
@@ -151,9 +152,10 @@ class Connection:
 
     async def close(self) -> None:
         """Sends what is waiting and closes; a broker that is away is not waited for."""
-        with contextlib.suppress(nats.errors.Error):
-            await cancellable(self.nc.drain())
-        await self.nc.close()
+        if self.is_up:
+            await briefly(self.nc.drain())
+        # Its last words may meet a socket that the broker's end has closed.
+        await briefly(self.nc.close())
 
     async def connected(self) -> None:
         """Waits, for ever if need be, until the broker is there.
@@ -268,6 +270,13 @@ async def cancellable(call: Awaitable[T]) -> T:
     finally:
         if task and task.cancelling() > cancels:
             raise asyncio.CancelledError
+
+
+async def briefly(farewell: Awaitable[object]) -> None:
+    """Waits for last words to the broker for a moment only: it may be frozen, and nothing depends on them."""
+    with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
+        async with asyncio.timeout(FAREWELL_S):
+            await cancellable(farewell)
 
 
 @contextlib.asynccontextmanager

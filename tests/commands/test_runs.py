@@ -31,9 +31,12 @@ async def test_runs_are_listed_shown_and_started_again(shell: Shell) -> None:
     await up(shell)
     assert "no runs" in await shell.run("run", "list")
     await shell.run(*START, "--name", "shop", "--encoding", "int8", "--grace", "1.5", "--partition", "iid")
-    listed = await shell.run("run", "list")
-    assert "shop" in listed
-    assert "waiting" in listed
+    await shell.run(*START, "--name", "demo-20261124-101820-378c")
+    listed = (await shell.run("run", "list")).splitlines()
+    assert [line.split()[0] for line in listed] == ["run", "shop", "demo-20261124-101820-378c"]
+    assert listed[0].split() == ["run", "started", "status", "rounds", "score"]
+    assert listed[1].split()[3:] == ["waiting", "0/2"]
+    assert max(map(len, listed)) <= 60
     shown = await shell.run("run", "show", "shop")
     assert "3 with 2 images" in shown
     assert "int8" in shown
@@ -58,7 +61,9 @@ async def test_a_cancelled_run_is_dropped_by_every_agent_and_client(shell: Shell
         return any(one["leases"] for one in found)
 
     await wait_for(at_work, within_s=60)
-    assert "native" in await shell.run("clients")
+    clients = (await shell.run("clients")).splitlines()
+    assert clients[0].split() == ["client", "engine", "tasks", "since"]
+    assert max(map(len, clients)) <= 60
     assert "long is cancelled" in await shell.run("run", "cancel", "long", "--reason", "a mistake")
     await wait_for(lambda: "task taken back: the run is cancelled" in log.read_text(), within_s=30)
 
