@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 PAGE := browser_client
+# Where the machine has no Node, the environment has one.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PAGE_SOURCES := $(shell find $(PAGE)/src $(PAGE)/plugins $(PAGE)/public $(PAGE)/index.html $(PAGE)/vite.config.ts $(PAGE)/tsconfig.json -type f 2>/dev/null)
 
 .PHONY: help setup setup-dev demo wheel test test-large lint format types page-tests pytest bench chaos fuzz load containers clean
@@ -14,7 +16,9 @@ setup: $(VENV)/installed $(PAGE)/dist/index.html  ## Install what running fedbus
 
 setup-dev: setup $(VENV)/installed-dev  ## Install what tests and building artifacts need too (torch).
 
-demo: setup     ## Run one federated run of 100 users in two headless browsers, and write its report.
+demo:           ## Run one federated run of 100 users in two headless browsers, and write its report.
+	@PYTHON=$(PYTHON) sh .ci/needs.sh demo "$(ARGS)"
+	@if sh .ci/needs.sh browser; then $(MAKE) --no-print-directory setup; else $(MAKE) --no-print-directory $(VENV)/installed; fi
 	@$(VENV)/bin/fedbus demo $(ARGS)
 
 wheel: setup-dev  ## Build a wheel with page, sample and base model inside: build/wheel/fedbus-*.whl.
@@ -81,8 +85,8 @@ $(VENV)/installed-fuzz: $(VENV)/installed-dev
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	@touch $@
 
-$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json
-	@command -v npm >/dev/null || { echo "building the page needs Node 20 with npm: apt-get install -y nodejs npm" >&2; exit 1; }
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json | $(VENV)/bin/python
+	@sh .ci/needs.sh node
 	@echo "Installing the page's packages ..."
 	@cd $(PAGE) && npm ci --silent --no-audit --no-fund
 	@touch $@

@@ -39,7 +39,9 @@ def demo(
     users: o.Users = 100,
     images: o.Images = 20,
     rounds: o.Rounds = 10,
-    clients: Annotated[str, typer.Option("--clients", help="browser:2, native:2 or browser:1,native:1.")] = "browser:2",
+    clients: Annotated[
+        str, typer.Option("--clients", help="browser:2, native:2 or browser:1,native:1; default: browser:2 if it can.")
+    ] = "",
     seed: o.Seed = 0,
     quorum: o.Quorum = 1.0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: runs/RUN.")] = None,
@@ -55,7 +57,7 @@ def demo(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of the page; 0: a free one.")] = 0,
 ) -> None:
     """Run everything once: broker, agents, clients, all rounds; then the report, and exit 0 if the run completed."""
-    mix = o.parse_clients(clients)
+    mix = o.parse_clients(clients) if clients else usual_clients()
     if mix.browser:
         find_chromium()
         check_page()
@@ -80,6 +82,17 @@ def demo(
     )
     if status != "completed":
         raise typer.Exit(1)
+
+
+def usual_clients() -> o.ClientMix:
+    """Two headless browsers where there are Chromium and the page, else two native clients, and says why."""
+    try:
+        find_chromium()
+        check_page()
+    except FedbusError as error:
+        console.print(f"{error.message}: two native clients train instead ({error.hint})", soft_wrap=True)
+        return o.ClientMix(native=2)
+    return o.ClientMix(browser=2)
 
 
 def check_page() -> str:
