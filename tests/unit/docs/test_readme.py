@@ -30,7 +30,7 @@ async def start(code: str, login: dict[str, str], run: str) -> asyncio.subproces
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        code.replace("shop", run),
+        code.replace("bazaar", run),
         env={**os.environ, **login, "PYTHONUNBUFFERED": "1"},
         stdout=asyncio.subprocess.PIPE,
     )
