@@ -7,7 +7,7 @@ PAGE := browser_client
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PAGE_SOURCES := $(shell find $(PAGE)/src $(PAGE)/plugins $(PAGE)/public $(PAGE)/index.html $(PAGE)/vite.config.ts $(PAGE)/tsconfig.json -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo wheel test test-large lint format types page-tests pytest bench chaos fuzz load containers clean
+.PHONY: help setup setup-dev demo wheel test test-large lint format docs page-tests pytest bench chaos fuzz load containers clean
 
 help:           ## Say what can be made.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -26,16 +26,21 @@ wheel: setup-dev  ## Build a wheel with page, sample and base model inside: buil
 	@$(PY) -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
 	@ls build/wheel/*.whl
 
-test: setup-dev lint page-tests pytest  ## Pass all tests: ruff, mypy, tsc, Vitest, pytest with real broker and browser.
+test: setup-dev lint page-tests pytest  ## Pass all tests: ruff, mypy, layers, tsc, Vitest, pytest with real broker and browser.
 
 test-large: setup-dev  ## Pass the full-size cases as well (ViT-base, 346 MB); takes long.
 	@$(PY) -m pytest -m large
 
-lint: setup-dev  ## Check style and types.
+lint: setup-dev  ## Check style, types and layers.
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-logo >/dev/null || $(VENV)/bin/lint-imports --no-logo
 	@cd $(PAGE) && npm run --silent check
+
+docs: setup-dev  ## Draw docs/architecture.md and write docs/asyncapi.json anew from the code.
+	@$(PY) docs/draw_architecture.py
+	@$(PY) -m agents.words
 
 format: setup-dev  ## Format the Python sources.
 	@$(VENV)/bin/ruff check --fix .

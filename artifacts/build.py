@@ -24,7 +24,7 @@ from artifacts.errors import ExportError
 from artifacts.export import ACTIVATIONS, LABELS, LOGITS, LOSS, PIXELS, export_forward, export_prefix
 from artifacts.manifest import (
     MANIFEST_NAME,
-    ArtifactFiles,
+    ArtifactFile,
     ArtifactManifest,
     BuildFacts,
     ModelFacts,
@@ -115,7 +115,8 @@ def build_artifacts(base: BaseModel, options: BuildOptions, directory: Path, *, 
             build=_build_facts(options, command, Agreement(0.0, 0.0)),
         )
         agreement = _agreement(draft, staging, model, initial, options)
-        manifest = draft.model_copy(update={"build": _build_facts(options, command, agreement)})
+        facts_of_build = _build_facts(options, command, agreement)
+        manifest = draft.model_copy(update={"engines": draft.offered, "build": facts_of_build})
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
@@ -239,9 +240,9 @@ def _build_facts(options: BuildOptions, command: str, agreement: Agreement) -> B
     )
 
 
-def _files(directory: Path) -> ArtifactFiles:
+def _files(directory: Path) -> dict[str, ArtifactFile]:
     present = {role: entry for role, entry in _FILES.items() if (directory / entry[0]).exists()}
-    return ArtifactFiles(**{role: describe_file(directory, *entry) for role, entry in present.items()})
+    return {role: describe_file(directory, *entry) for role, entry in present.items()}
 
 
 def _layout(tensors: Mapping[str, NDArray[np.float32]]) -> tuple[TrainableTensor, ...]:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from artifacts.errors import TakeOutError
-from artifacts.manifest import ArtifactManifest, ModelFacts
+from artifacts.manifest import DEFAULT_KIND, ArtifactManifest, ModelFacts
 from artifacts.onnxruntime_alone import InferenceSession, ort
 from artifacts.pixels import pixel_table, to_pixel_values
 from artifacts.weights import Weights
 
 PIXELS, LOGITS = "pixel_values", "logits"
-FACTS = "fedbus.model"
-"""The metadata property that says as JSON what goes in and comes out: size, channels, mean and std, classes."""
+KIND, FACTS = "fedbus.kind", "fedbus.model"
+"""The metadata that say what kind of task it is for, and as JSON what goes in and comes out: size, mean, classes."""
 
 _BATCH_VALUES = 1 << 17
 
@@ -43,7 +43,7 @@ def inference_model(manifest: ArtifactManifest, eval_model: Path, weights: Weigh
     if lacking := sorted(taken - {PIXELS, "labels"}):
         raise TakeOutError(f"the graph needs {len(lacking)} weights that are not there, such as {lacking[0]}")
     plain.ir_version, plain.producer_name = whole.ir_version, "fedbus"
-    onnx.helper.set_model_props(plain, {FACTS: manifest.model.model_dump_json(), **properties})
+    onnx.helper.set_model_props(plain, {KIND: manifest.kind, FACTS: manifest.model.model_dump_json(), **properties})
     return bytes(plain.SerializeToString())
 
 
@@ -55,6 +55,7 @@ class InferenceModel:
         try:
             self._session: Any = InferenceSession(str(model) if isinstance(model, Path) else model)
             properties: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+            self.kind = properties.get(KIND, DEFAULT_KIND)
             self.facts = ModelFacts.model_validate_json(properties.get(FACTS, ""))
         except (OSError, ort.Fail, ort.InvalidGraph, ort.InvalidProtobuf, ort.NoSuchFile, ort.InvalidArgument):
             raise TakeOutError(f"{_name(model)} is no ONNX model that can be run") from None

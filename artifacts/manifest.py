@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from artifacts.errors import ArtifactIntegrityError, ManifestError
 from bus.process.files import sha256_of
 from bus.words.values import Ref
 
 MANIFEST_NAME = "manifest.json"
+DEFAULT_KIND = "image-classification"
+ORT_TRAINING = "ort-training"
+"""The engine of onnxruntime's training build, native and in the browser; a manifest without `engines` may have it."""
+TRAINABLE = "trainable"
+"""The role of the file that every engine starts from: the initial trainable buffer as raw little-endian float32."""
+_OPTIMIZER = "optimizer_model"
+_WHOLE = ("training_model", "eval_model", "checkpoint")
+_SPLIT = ("prefix_model", "suffix_training_model", "suffix_eval_model", "suffix_checkpoint")
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
 class _Frozen(BaseModel):
@@ -41,7 +50,8 @@ class OptimizerFacts(_Frozen):
     """How a step changes the parameters.
 
     A stateless optimizer keeps nothing between steps, so one session may serve user after user. The learning rate
-    is the float32 initializer `learning_rate_initializer` of the optimizer model; `with_learning_rate` rewrites it.
+    is the float32 initializer `learning_rate_initializer` of the optimizer model; an engine rewrites it for each round
+    (`artifacts.learning_rate`).
     """
 
     kind: Literal["sgd", "adamw"]
@@ -89,32 +99,9 @@ class ArtifactFile(_Frozen):
         return Ref(name=f"sha256-{self.sha256}", size=self.size, sha256=self.sha256, media_type=self.media_type)
 
 
-class ArtifactFiles(_Frozen):
-    """The files an engine needs; `trainable` is the initial trainable buffer as raw little-endian float32.
-
-    Where a frozen part comes first, `prefix_model` (plain inference) and the three of the suffix do the same as
-    training model, eval model and checkpoint, without running the frozen part again for an image seen before.
-    """
-
-    training_model: ArtifactFile
-    eval_model: ArtifactFile
-    checkpoint: ArtifactFile
-    optimizer_model: ArtifactFile
-    trainable: ArtifactFile
-    prefix_model: ArtifactFile | None = None
-    suffix_training_model: ArtifactFile | None = None
-    suffix_eval_model: ArtifactFile | None = None
-    suffix_checkpoint: ArtifactFile | None = None
-
-    def items(self) -> list[tuple[str, ArtifactFile]]:
-        """Return (role, file) pairs of the files that there are, in a fixed order."""
-        files = ((role, getattr(self, role)) for role in type(self).model_fields)
-        return [(role, file) for role, file in files if file is not None]
-
-    def for_training(self) -> list[tuple[str, ArtifactFile]]:
-        """Return those that an engine opens: where the model is split, the whole one need not travel too."""
-        whole = {"training_model", "eval_model", "checkpoint"} if self.prefix_model is not None else set()
-        return [(role, file) for role, file in self.items() if role not in whole | {"trainable"}]
+def _without_absent(files: object) -> object:
+    """A manifest of before named a file that is not there as null."""
+    return {role: file for role, file in files.items() if file is not None} if isinstance(files, dict) else files
 
 
 class PrefixFacts(_Frozen):
@@ -152,10 +139,19 @@ class BuildFacts(_Frozen):
 
 
 class ArtifactManifest(_Frozen):
-    """Everything a client, aggregator or evaluator needs to know about an artifact folder."""
+    """Everything a client, aggregator or evaluator needs to know about an artifact folder.
+
+    `kind` is the kind of task that the model is for. `files` are by role: `trainable`, and what engines open. `engines`
+    says for each engine that has all its files here which roles it opens; see `offered`.
+
+    For ort-training these are training model, eval model, checkpoint and optimizer model. Where a frozen part comes
+    first, `prefix_model` (plain inference) and the three of the suffix do the same as the first three, without running
+    the frozen part again for an image seen before.
+    """
 
     version: Literal[1]
     name: str
+    kind: _Name = DEFAULT_KIND
     mode: Annotated[str, Field(pattern=r"^(head|head-weight|full|last-[1-9][0-9]*|lora:[1-9][0-9]*)$")]
     model: ModelFacts
     inputs: tuple[str, ...]
@@ -164,18 +160,35 @@ class ArtifactManifest(_Frozen):
     optimizer: OptimizerFacts
     trainable: tuple[TrainableTensor, ...]
     trainable_count: Annotated[int, Field(gt=0)]
-    files: ArtifactFiles
+    files: Annotated[dict[_Name, ArtifactFile], BeforeValidator(_without_absent)]
+    engines: dict[_Name, tuple[_Name, ...]] = {}
     prefix: PrefixFacts | None = None
     memory: MemoryFacts
     base: dict[str, JsonValue]
     build: BuildFacts
 
+    @property
+    def offered(self) -> dict[str, tuple[str, ...]]:
+        """The engines that find their files here, with the roles that each opens.
+
+        A manifest that does not say has what its files show: those of ort-training, of the split where there is one.
+        """
+        if self.engines:
+            return self.engines
+        roles = (*(_WHOLE if self.prefix is None else _SPLIT), _OPTIMIZER)
+        return {ORT_TRAINING: roles} if self.files.keys() >= set(roles) else {}
+
+    def files_of(self, engine: str) -> dict[str, ArtifactFile]:
+        """Return by role the files that an engine opens, which has to be one of those `offered`."""
+        return {role: self.files[role] for role in self.offered[engine]}
+
     @model_validator(mode="after")
-    def _prefix_has_its_files(self) -> Self:
-        files = self.files
-        split = (files.prefix_model, files.suffix_training_model, files.suffix_eval_model, files.suffix_checkpoint)
-        if any((file is None) != (self.prefix is None) for file in split):
-            raise ValueError("a prefix and its four files go together")
+    def _roles_have_files(self) -> Self:
+        if self.prefix is None and (split := self.files.keys() & set(_SPLIT)):
+            raise ValueError(f"{', '.join(sorted(split))} without the facts of a prefix")
+        wanted = {TRAINABLE, *(_SPLIT if self.prefix is not None else ())}
+        if missing := wanted.union(*self.engines.values()) - self.files.keys():
+            raise ValueError(f"there is no file for {', '.join(sorted(missing))}")
         return self
 
     @model_validator(mode="after")
@@ -185,7 +198,7 @@ class ArtifactManifest(_Frozen):
             if tensor.offset != offset:
                 raise ValueError(f"{tensor.name} starts at {tensor.offset}, expected {offset}")
             offset += tensor.count
-        if offset != self.trainable_count or self.files.trainable.size != 4 * offset:
+        if offset != self.trainable_count or self.files[TRAINABLE].size != 4 * offset:
             raise ValueError(f"trainable tensors hold {offset} elements, the manifest says {self.trainable_count}")
         return self
 

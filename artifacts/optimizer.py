@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
-
-from artifacts.errors import OptimizerModelError
-from artifacts.manifest import ArtifactManifest
 
 LEARNING_RATE_INITIALIZER = "fedbus.learning_rate"
 _GAIN = "fedbus.learning_rate_gain"
@@ -83,54 +78,9 @@ def build_optimizer(
     )
     opsets = [helper.make_opsetid("", 15), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, producer_name="fedbus", opset_imports=opsets, ir_version=_IR_VERSION)
-    return _serialize(model)
-
-
-def with_learning_rate(optimizer_model: bytes, manifest: ArtifactManifest, learning_rate: float) -> bytes:
-    """Return the optimizer model with another learning rate; the same arguments always give the same bytes.
-
-    Raises OptimizerModelError when the model cannot be read, lacks the initializer that the manifest names, or the rate
-    is not a positive finite float32.
-    """
-    model = _parse(optimizer_model)
-    rate = np.float32(learning_rate)
-    if not (np.isfinite(rate) and rate > 0):
-        raise OptimizerModelError(f"the learning rate {learning_rate} is not a positive finite number")
-    initializer = manifest.optimizer.learning_rate_initializer
-    _find(model, initializer).CopyFrom(_scalar(initializer, learning_rate))
-    return _serialize(model)
-
-
-def learning_rate_of(optimizer_model: bytes, manifest: ArtifactManifest) -> float:
-    """Return the learning rate that an optimizer model carries, rounded to float32.
-
-    Raises OptimizerModelError when the model cannot be read or lacks the initializer that the manifest names.
-    """
-    initializer = manifest.optimizer.learning_rate_initializer
-    return float(numpy_helper.to_array(_find(_parse(optimizer_model), initializer)).reshape(-1)[0])
-
-
-def _parse(content: bytes) -> Any:
-    try:
-        model = onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise OptimizerModelError("the optimizer model is not an ONNX model") from error
-    return model
-
-
-def _find(model: Any, name: str) -> Any:
-    for tensor in model.graph.initializer:
-        if tensor.name == name and tensor.data_type == TensorProto.FLOAT and list(tensor.dims) == [1]:
-            return tensor
-    raise OptimizerModelError(
-        f"the optimizer model has no float32 [1] initializer {name!r}", hint="rebuild the artifacts"
-    )
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def _scalar(name: str, value: float) -> Any:
     return numpy_helper.from_array(np.array([value], dtype="<f4"), name)
-
-
-def _serialize(model: Any) -> bytes:
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content

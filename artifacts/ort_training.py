@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import EngineError
+from artifacts.learning_rate import with_learning_rate
 from artifacts.manifest import ArtifactManifest
 from artifacts.onnxruntime_alone import InferenceSession, ort
 
@@ -28,7 +29,7 @@ class NativeTrainer:
     `files` maps the roles training_model, eval_model, checkpoint and optimizer_model to paths; where the manifest has a
     prefix and `files` a prefix_model, it takes the three of the suffix instead and runs the frozen part apart. Then
     `features` are worth keeping: every method that takes pixel values takes features too. It raises EngineError when
-    onnxruntime refuses a file.
+    onnxruntime refuses a file. Its rate is that of the optimizer model until `begin` names another one.
     """
 
     def __init__(self, manifest: ArtifactManifest, files: Mapping[str, Path], *, threads: int = 1) -> None:
@@ -39,6 +40,7 @@ class NativeTrainer:
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
         self._optimizer_model: bytes | None = None
+        self._rate: float | None = None
         self._prefix = manifest.prefix if "prefix_model" in self._files else None
         self._batch = max(1, _FORWARD_BYTES // manifest.memory.forward_per_image)
         self._prefix_session: Any = None
@@ -49,6 +51,19 @@ class NativeTrainer:
 
     def __del__(self) -> None:
         self._close()
+
+    def begin(self, base: NDArray[np.float32], learning_rate: float | None) -> None:
+        """Set the parameters, and for training the rate of all steps from now on; what the optimizer knew is forgotten.
+
+        Raises OptimizerModelError when the optimizer model cannot take the rate.
+        """
+        if learning_rate is not None and learning_rate != self._rate:
+            initializer = self.manifest.optimizer.learning_rate_initializer
+            self.set_optimizer(with_learning_rate(self._optimizer_bytes(), initializer, learning_rate))
+            self._rate = learning_rate
+        elif learning_rate is not None:
+            self.reset_optimizer()
+        self.load_parameters(base)
 
     def load_parameters(self, parameters: NDArray[np.float32]) -> None:
         """Set the trainable parameters from the contiguous buffer, float32 [trainable_count]."""
@@ -99,8 +114,9 @@ class NativeTrainer:
         return float(fetches[0].numpy())
 
     def set_optimizer(self, model: bytes | Path) -> None:
-        """Replace the optimizer model, as a round does to set its learning rate; the state of AdamW starts afresh."""
+        """Replace the optimizer model; the state of AdamW starts afresh."""
         self._optimizer_model = model if isinstance(model, bytes) else model.read_bytes()
+        self._rate = None
         if self.manifest.optimizer.stateless:
             self._open_optimizer()
         else:
@@ -147,16 +163,20 @@ class NativeTrainer:
         self._open_optimizer()
 
     def _open_optimizer(self) -> None:
-        if self._optimizer_model is None:
-            self._optimizer_model = Path(self._files["optimizer_model"]).read_bytes()
+        model = self._optimizer_bytes()
         # The C++ constructor takes nothing but a path.
         with tempfile.NamedTemporaryFile(suffix=".onnx") as stream:
-            stream.write(self._optimizer_model)
+            stream.write(model)
             stream.flush()
             try:
                 self._optimizer = ort.Optimizer(stream.name, self._state, self._device, self._options)
             except _REFUSALS as error:
                 raise EngineError(f"onnxruntime cannot open the optimizer model: {error}") from error
+
+    def _optimizer_bytes(self) -> bytes:
+        if self._optimizer_model is None:
+            self._optimizer_model = Path(self._files["optimizer_model"]).read_bytes()
+        return self._optimizer_model
 
     def _copy_in(self, parameters: NDArray[np.float32]) -> None:
         value = ort.OrtValue.ortvalue_from_numpy(parameters, self._device)

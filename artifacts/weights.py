@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.errors import TakeOutError
-from artifacts.manifest import ArtifactManifest
+from artifacts.manifest import ArtifactFile, ArtifactManifest
 from artifacts.modes import LORA_SCALE
 from artifacts.onnxruntime_alone import ort
 
@@ -28,6 +29,26 @@ _HUB_NAMES = (
     (".mlp.fc1.", ".intermediate.dense."),
     (".mlp.fc2.", ".output.dense."),
 )
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """The files that a whole model is taken out of: the graph that evaluates, and the checkpoint of all parameters."""
+
+    graph: ArtifactFile
+    checkpoint: ArtifactFile
+
+
+def whole_model(manifest: ArtifactManifest) -> WholeModel:
+    """Where the whole model is among the files of the artifacts.
+
+    Raises:
+        TakeOutError: they are for other engines, and have no such files.
+    """
+    graph, checkpoint = manifest.files.get("eval_model"), manifest.files.get("checkpoint")
+    if graph is None or checkpoint is None:
+        raise TakeOutError(f"the artifacts {manifest.name!r} have no graph and checkpoint of the whole model")
+    return WholeModel(graph, checkpoint)
 
 
 def read_weights(manifest: ArtifactManifest, checkpoint: Path, trained: NDArray[np.float32]) -> Weights:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from statistics import median
 
-from agents.audit.run_view import RunView
+from agents.core.views.run import RunView
 from benchmarks.common import report
 from benchmarks.runs import synthetic_run
 
@@ -22,10 +22,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2)
     arguments = parser.parse_args()
     events = asyncio.run(synthetic_run(arguments.clients, rounds=arguments.rounds, users=arguments.users))
-    view = RunView("bench")
-    for stored in events:
-        view.fold(stored)
-    seconds = [one.seconds for one in view.rounds.values() if one.seconds is not None]
+    rounds = RunView.of(events).rounds.values()
+    seconds = [one.seconds for one in rounds if one.seconds is not None]
     report(
         "empty_round",
         ours=median(seconds),

@@ -7,26 +7,24 @@ as it does between client and aggregator.
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.cli.run_setup import user_name
-from agents.client.trainer import NativeEngine
-from agents.core.labels.labels import simulated_labels
+from agents.core.labels.sources import simulated_labels
 from agents.core.learning.augment import default_augmentation
 from agents.core.learning.encodings import decode_update, encode_update
 from agents.core.learning.fixed_point import FixedPointSum
-from agents.core.learning.scores import score
-from agents.core.learning.task import run_task
+from agents.core.learning.kinds import open_kind
+from agents.core.learning.task import TaskInputs, run_task
+from agents.engines import open_engine
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest
-from artifacts.optimizer import with_learning_rate
-from artifacts.ort_training import NativeTrainer
-from artifacts.pixels import to_pixel_values
 from benchmarks.common import report
 from bus.words.values import Ref
 from data.dataset import load_dataset
@@ -49,21 +47,18 @@ def run(encoding: str, rounds: int, users: int) -> Outcome:
     """The default task with this encoding."""
     manifest = load_manifest(DEFAULT_ARTIFACTS)
     paths = artifact_paths(manifest, DEFAULT_ARTIFACTS)
-    trainer = NativeTrainer(manifest, paths, threads=1)
-    engine, template = NativeEngine(trainer), paths["optimizer_model"].read_bytes()
+    engine, kind = open_engine(manifest, paths), open_kind(manifest.kind, manifest.model)
     dataset, held_out = load_dataset(DEFAULT_USERS_DATA), load_dataset(DEFAULT_HELD_OUT_DATA)
     owned = partition(dataset, users, 20, "in-order", seed=0)
     model = np.fromfile(paths["trainable"], "<f4").astype(np.float32)
     first, size = np.zeros(len(model)), 0
     for number in range(1, rounds + 1):
         rate = manifest.optimizer.learning_rate * 0.75 ** (number - 1)
-        trainer.set_optimizer(with_learning_rate(template, manifest, rate))
         spec = TaskSpec(
             run="bench",
             round=number,
             artifacts=REF,
             base_model=REF,
-            optimizer=REF,
             learning_rate=rate,
             epochs=1,
             augmentations=6,
@@ -76,7 +71,8 @@ def run(encoding: str, rounds: int, users: int) -> Outcome:
             labels = simulated_labels(truth, len(dataset.classes), error_rate=0.05, seed=0, user=name)
             seed = number * 100_000 + user
             task = TaskAssigned(run="bench", round=number, user=name, shard=REF, labels=labels, spec=REF, seed=seed)
-            result = run_task(task, spec, dataset.images[indices], model, engine, lambda _: None)
+            given = TaskInputs(task, spec, dataset.images[indices], model)
+            result = run_task(given, kind, engine, lambda _: None, time.monotonic)
             data = encode_update(result.delta, encoding)
             size = len(data)
             total.add(decode_update(data, encoding, len(model)), result.metrics.examples)
@@ -84,9 +80,9 @@ def run(encoding: str, rounds: int, users: int) -> Outcome:
         if number == 1:
             first = updated.astype(np.float64) - model
         model = updated
-    trainer.load_parameters(model)
-    logits = trainer.predict(to_pixel_values(held_out.images, engine.pixel_table))
-    return Outcome(size, first, score(logits, held_out.labels).accuracy)
+    engine.begin(model, None)
+    outputs = engine.predict(engine.features(kind.inputs(held_out.images)))
+    return Outcome(size, first, kind.scores(outputs, held_out.labels).score.accuracy)
 
 
 def main() -> None:

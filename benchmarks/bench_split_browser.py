@@ -37,10 +37,8 @@ def measure(mode: str, images: int, threads: int) -> None:
     with tempfile.TemporaryDirectory(prefix="fedbus-bench-") as folder:
         whole, data = Path(folder) / "whole", Path(folder) / "data"
         whole.mkdir()
-        split_files = {
-            name: None for name in type(manifest.files).model_fields if name.startswith(("prefix", "suffix"))
-        }
-        unsplit = manifest.model_copy(update={"prefix": None, "files": manifest.files.model_copy(update=split_files)})
+        files = {role: file for role, file in manifest.files.items() if not role.startswith(("prefix", "suffix"))}
+        unsplit = manifest.model_copy(update={"prefix": None, "files": files, "engines": {}})
         (whole / MANIFEST_NAME).write_text(unsplit.model_dump_json())
         for _, file in unsplit.files.items():
             (whole / file.path).symlink_to((artifacts / file.path).absolute())

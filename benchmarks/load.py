@@ -86,7 +86,7 @@ async def start_shared_run(bus: Bus, run: str, config: RunConfig) -> None:
             config_digest="0" * 64,
             dataset=await bus.objects.put(dataset.model_dump_json().encode()),
             artifacts=await bus.objects.put(manifest.model_dump_json().encode()),
-            base_model=manifest.files.trainable.ref,
+            base_model=manifest.files["trainable"].ref,
             users=config.users,
         )
     )

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.core.labels.labels import simulated_labels
+from agents.core.labels.sources import simulated_labels
 from agents.core.learning.augment import augment, default_augmentation
 from artifacts.base_model import load_base
 from artifacts.default_task import DEFAULT_DIRECTORY, HELD_OUT
+from artifacts.learning_rate import with_learning_rate
 from artifacts.manifest import ArtifactManifest, artifact_paths, load_manifest
 from artifacts.modes import parse_mode
-from artifacts.optimizer import with_learning_rate
 from artifacts.ort_training import NativeTrainer
 from artifacts.pixels import pixel_table, to_pixel_values
 from artifacts.torch_models import TrainableModel
@@ -105,11 +105,12 @@ class NativeEngine(NativeTrainer):
 
     def __init__(self, manifest: ArtifactManifest, directory: Path) -> None:
         super().__init__(manifest, artifact_paths(manifest, directory), threads=1)
-        self._template = (directory / manifest.files.optimizer_model.path).read_bytes()
+        self._template = (directory / manifest.files["optimizer_model"].path).read_bytes()
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this rate from now on."""
-        self.set_optimizer(with_learning_rate(self._template, self.manifest, learning_rate))
+        initializer = self.manifest.optimizer.learning_rate_initializer
+        self.set_optimizer(with_learning_rate(self._template, initializer, learning_rate))
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def main() -> None:
     given = parser.parse_args()
     manifest = load_manifest(DEFAULT_DIRECTORY)
     engine: Engine = (TorchEngine if given.engine == "torch" else NativeEngine)(manifest, DEFAULT_DIRECTORY)
-    initial = np.fromfile(DEFAULT_DIRECTORY / manifest.files.trainable.path, dtype="<f4")
+    initial = np.fromfile(DEFAULT_DIRECTORY / manifest.files["trainable"].path, dtype="<f4")
     plan = Plan(given.rounds, given.seed, given.learning_rate, given.decay, given.weigh_by)
     table = pixel_table(manifest.model.mean, manifest.model.std)
     rounds = []

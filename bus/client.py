@@ -8,22 +8,23 @@ import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from agents.words.events import Heartbeat, Payload, Progress
 from bus.broker.connection import Connection, connection
 from bus.broker.pipelining import Pipeline
 from bus.broker.settings import BusSettings
 from bus.broker.tokens import TokenStore
-from bus.broker.topology import EVENT_STREAM, ensure_topology
+from bus.broker.topology import ensure_topology
 from bus.errors import PermissionDeniedError
 from bus.objects.collection import collect
 from bus.objects.store import ObjectStore
 from bus.stream.dead_letters import DeadLetter, dead_letters
-from bus.stream.event_reader import CaughtUp, Follower
+from bus.stream.event_reader import CaughtUp, EventReader
 from bus.stream.live_reader import LiveReader
 from bus.stream.publisher import Published, Publisher, find_event
 from bus.words.envelope import Event, Stored, new_event
-from bus.words.subjects import HEARTBEATS, heartbeat_subject, progress_of, progress_subject
+from bus.words.payload import Live, Payload
+from bus.words.subjects import EVENT_STREAM, filter_of, live_subject
 from bus.words.values import Ref
 from bus.work.backlogs import Measured, measure
 from bus.work.consumer import PullConsumer, pull_consumer
@@ -31,6 +32,7 @@ from bus.work.retries import Retry, retry
 
 __all__ = ["Bus", "BusStatistics", "CaughtUp", "Published"]
 STREAMS_PAUSE_S = 2.0
+L = TypeVar("L", bound=Live)
 log = logging.getLogger(__name__)
 
 
@@ -58,17 +60,19 @@ class Bus:
 
     Attributes:
         objects: the object store.
+        tokens: the join tokens.
         consumers: the durable consumers that are being pulled now.
+        connection, pipeline: what all of this stands on; for whatever has to say to the broker what a bus does not.
     """
 
     def __init__(self, link: Connection, name: str) -> None:
-        self._link = link
+        self.connection = link
         self._source = f"fedbus/{name}/{os.getpid()}"
-        pipeline = Pipeline(link)
-        self._publisher = Publisher(link, pipeline)
+        self.pipeline = Pipeline(link)
+        self._publisher = Publisher(link, self.pipeline)
         self._unsaid = 0
         self.consumers: set[PullConsumer] = set()
-        self.objects = ObjectStore(link, pipeline)
+        self.objects = ObjectStore(link, self.pipeline)
         self.tokens = TokenStore(link)
 
     @staticmethod
@@ -112,11 +116,11 @@ class Bus:
 
     async def find(self, subject: str) -> Stored | None:
         """The event on ``subject``, or nothing when there is none that can be read."""
-        return (await find_event(self._link, subject))[0]
+        return (await find_event(self.connection, subject))[0]
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Every message that was given up and not handled since, oldest first."""
-        return await dead_letters(self._link)
+        return await dead_letters(self.connection)
 
     async def retry(self, letter: DeadLetter) -> Retry:
         """Gives a dead letter back to the workers that gave it up; safe to repeat. It stays one until it is handled.
@@ -125,7 +129,7 @@ class Bus:
             LetterMalformedError: the event cannot be understood, or is not in the stream any more.
             LetterUnclaimedError: no worker takes it.
         """
-        return await retry(self._link, letter)
+        return await retry(self.connection, letter)
 
     def expired_objects(self, older_than_s: float, *, dry_run: bool = False) -> AsyncGenerator[Ref, None]:
         """Deletes the objects that no event leads to and nobody has put for this long, and says which they were.
@@ -136,11 +140,11 @@ class Bus:
         Raises:
             ObjectCorruptError, ObjectTimeoutError: a document that events need cannot be read; nothing more is deleted.
         """
-        return collect(self._link, self.objects, older_than_s, dry_run=dry_run)
+        return collect(self.connection, self.objects, older_than_s, dry_run=dry_run)
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event of all runs; 0 before the first."""
-        info = await self._link.persist(lambda: self._link.js.stream_info(EVENT_STREAM))
+        info = await self.connection.persist(lambda: self.connection.js.stream_info(EVENT_STREAM))
         return info.state.last_seq
 
     @contextlib.asynccontextmanager
@@ -153,11 +157,11 @@ class Bus:
         iterator ends there. Malformed messages go to the DLQ and are skipped.
         """
         filters = (filter,) if isinstance(filter, str) else tuple(filter)
-        follower = Follower(self._link, filters, after=after, live=live)
+        reader = EventReader(self.connection, filters, after=after, live=live)
         try:
-            yield follower
+            yield reader
         finally:
-            await follower.close()
+            await reader.close()
 
     @contextlib.asynccontextmanager
     async def pull(
@@ -172,7 +176,7 @@ class Bus:
     ) -> AsyncIterator[PullConsumer]:
         """A durable consumer that shares its events among all who pull it; see ``bus.work.consumer``."""
         async with pull_consumer(
-            self._link,
+            self.connection,
             durable,
             (filter,) if isinstance(filter, str) else tuple(filter),
             ack_wait_s=ack_wait_s,
@@ -188,48 +192,37 @@ class Bus:
 
     async def measure(self, *, within_s: float) -> Measured:
         """What the broker says within ``within_s`` of the consumers that are being pulled, and of the DLQ."""
-        return await measure(self._link, self.consumers, within_s=within_s)
+        return await measure(self.connection, self.consumers, within_s=within_s)
 
-    async def say(self, progress: Progress) -> None:
-        """Sends live progress to whoever listens; nothing while the broker is away."""
-        await self._send(progress_subject(progress), progress.model_dump_json().encode())
-
-    async def beat(self, heartbeat: Heartbeat) -> None:
-        """Sends a heartbeat to whoever listens; nothing while the broker is away."""
-        await self._send(heartbeat_subject(heartbeat.role, heartbeat.id), heartbeat.model_dump_json().encode())
-
-    @contextlib.asynccontextmanager
-    async def progress(self, run: str) -> AsyncIterator[LiveReader[Progress]]:
-        """An endless iterator of the live progress of ``run``; a slow reader misses the oldest."""
-        async with LiveReader(self._link, progress_of(run), Progress).listening() as reader:
-            yield reader
+    async def say(self, live: Live) -> None:
+        """Sends this to whoever listens; nothing while the broker is away."""
+        # It is worth nothing later: it must not fill the buffer of a client that reconnects.
+        if self.connection.is_up:
+            await self.connection.nc.publish(live_subject(live), live.model_dump_json().encode())
+        else:
+            self._unsaid += 1
 
     @contextlib.asynccontextmanager
-    async def heartbeats(self) -> AsyncIterator[LiveReader[Heartbeat]]:
-        """An endless iterator of all heartbeats; a slow reader misses the oldest."""
-        async with LiveReader(self._link, HEARTBEATS, Heartbeat).listening() as reader:
+    async def hear(self, word: type[L], **tokens: str) -> AsyncIterator[LiveReader[L]]:
+        """An endless iterator of all that is said with this class, or with these tokens; a slow reader misses the
+        oldest.
+        """
+        async with LiveReader(self.connection, filter_of(word, **tokens), word).listening() as reader:
             yield reader
 
     def statistics(self) -> BusStatistics:
         """What this connection did so far."""
         return BusStatistics(
-            connected=self._link.is_up,
+            connected=self.connection.is_up,
             published=self._publisher.published,
             repeated=self._publisher.repeated,
             conflicts=self._publisher.conflicts,
-            losses=self._link.losses,
-            retries=self._link.retries,
+            losses=self.connection.losses,
+            retries=self.connection.retries,
             unsaid=self._unsaid,
-            bytes_in=self._link.nc.stats["in_bytes"],
-            bytes_out=self._link.nc.stats["out_bytes"],
+            bytes_in=self.connection.nc.stats["in_bytes"],
+            bytes_out=self.connection.nc.stats["out_bytes"],
         )
-
-    async def _send(self, subject: str, body: bytes) -> None:
-        # Live messages are worth nothing later: they must not fill the buffer of a client that reconnects.
-        if self._link.is_up:
-            await self._link.nc.publish(subject, body)
-        else:
-            self._unsaid += 1
 
 
 async def _prepared(link: Connection) -> None:

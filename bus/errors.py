@@ -93,3 +93,9 @@ class MalformedRecordingError(FedbusError):
     """A recording file is damaged, incomplete or of an unknown version."""
 
     code = "malformed_recording"
+
+
+class NoWordsError(FedbusError):
+    """Nothing is declared that could be said on the bus, so no event can be read."""
+
+    code = "no_words"

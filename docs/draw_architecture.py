@@ -2,8 +2,8 @@
 
 ``python docs/draw_architecture.py`` writes the page; with ``--check`` it exits 1 when the page is stale.
 
-A room is a package of two levels (``bus.stream``, ``agents.core``), or a whole top-level package where it is small; its
-paragraph is the docstring of its ``__init__``, or the ``README.md`` of a folder of TypeScript.
+A room is a package of two levels (``bus.stream``, ``agents.core``), a whole top-level package where it is small, or a
+module that is a front door; its paragraph is its docstring, or the ``README.md`` of a folder of TypeScript.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 BUILDINGS = ("agents", "artifacts", "data", "bus")
 WHOLE = ("artifacts", "data")
 """Packages that are one room."""
+DOORS = ("bus.client",)
+"""Modules that are rooms of their own."""
 SOURCES = ROOT / "browser_client" / "src"
 _IMPORT = re.compile(r"""from ["'](\.[^"']+)["']""")
 
@@ -39,7 +41,8 @@ def rooms() -> list[str]:
         if building in WHOLE:
             names.append(building)
             continue
-        names += sorted(f"{building}.{path.parent.name}" for path in (ROOT / building).glob("*/__init__.py"))
+        inside = [f"{building}.{path.parent.name}" for path in (ROOT / building).glob("*/__init__.py")]
+        names += sorted([*inside, *(door for door in DOORS if door.startswith(f"{building}."))])
     return names
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from agents.core.learning.augment import default_augmentation
 from agents.core.learning.encodings import encode_update
+from agents.core.rounds.aggregation import RoundAggregation
 from agents.words.events import (
     ImagesLabelled,
-    Payload,
+    ModelPublished,
     RoundPlanned,
     RunStarted,
     TaskAssigned,
@@ -23,6 +24,7 @@ from agents.words.events import (
 )
 from agents.words.run_config import QuorumSpec, RunConfig, TrainingSpec
 from bus.words.envelope import Stored, new_event
+from bus.words.payload import Payload
 from bus.words.values import Ref
 
 RUN = "run"
@@ -118,6 +120,23 @@ def submitted(
     )
 
 
+def publish(one: RoundAggregation, objects: dict[str, bytes]) -> ModelPublished:
+    """Makes the model of a closed round from ``objects``, puts it there too, and gives the event that announces it."""
+    plan = one.required_plan()
+    for candidate in one.wanted():
+        one.add(candidate, objects[candidate.update.update.sha256])
+    before = objects[plan.server_state.sha256] if plan.server_state is not None else None
+    made = one.made(objects[plan.base_model.sha256], before)
+    if made is None:
+        return one.published(plan.base_model, plan.server_state)
+    refs = []
+    for values in (made.model, made.server_state):
+        data = values.tobytes() if values is not None else b""
+        objects[ref_of(data).sha256] = data
+        refs.append(ref_of(data))
+    return one.published(refs[0], refs[1] if made.server_state is not None else None)
+
+
 @dataclass
 class Stream:
     """A stream in memory: gives each payload the next sequence number and a time."""
@@ -132,3 +151,8 @@ class Stream:
         stored = Stored(len(self.events) + 1, self.now, event)
         self.events.append(stored)
         return stored
+
+
+def subject_example(payload: type[Payload]) -> Payload:
+    """A payload with nothing but the fields that its subject is made of, each 1."""
+    return payload.model_construct(None, **dict.fromkeys(payload.TOKENS, "1"))

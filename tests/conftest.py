@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 
+import agents.words.events  # noqa: F401 - the words that every test speaks
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.recording.files import Recording, load_recording

@@ -1,64 +1,29 @@
-"""The aggregator: counts a round's updates, closes it at the quorum, and publishes their average as the new model."""
+"""The aggregator: counts a round's updates, closes it at the quorum, and publishes the model that they make."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import tempfile
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
-import numpy as np
-
-from agents.core.learning.encodings import Buffer, clipped_parts
-from agents.core.learning.fixed_point import FixedPointSum, inputs_digest
-from agents.core.rounds.state import Candidate, Refusal, RoundState
+from agents.core.rounds.aggregation import MakeModel, RoundAggregation
+from agents.core.rounds.state import Candidate
+from agents.runtime.follower import Follower
+from agents.runtime.model_files import local_parents, mapped_arrays, put_mapped
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
-from agents.runtime.tasks import Ticker, until
-from agents.words.events import ModelPublished, Payload, RejectionCode, RoundPayload, RunFinished, RunStarted
-from bus.client import Bus, CaughtUp
-from bus.errors import (
-    BrokerUnavailableError,
-    ConflictingEventError,
-    FedbusError,
-    ObjectCorruptError,
-    ObjectMissingError,
-    ObjectTimeoutError,
-)
+from agents.runtime.tasks import until
+from agents.words.events import RoundPayload, RunFinished, RunStarted
+from bus.client import Bus
+from bus.errors import BrokerUnavailableError, FedbusError, ObjectTimeoutError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
-from bus.words.values import Ref
 
 log = logging.getLogger(__name__)
 RoundKey = tuple[str, int]
-SMALL_BYTES = 4 << 20
-
-
-@dataclass
-class OpenRound:
-    """A round that has no model yet: its state, its running sum, and the counted updates still to be added.
-
-    ``since`` is the time of its first event.
-    """
-
-    state: RoundState
-    since: datetime
-    clip_norm: float | None = None
-    pending: list[Candidate] = field(default_factory=list)
-    added: set[int] = field(default_factory=set)
-    total: FixedPointSum | None = None
-
-    @property
-    def extra(self) -> dict[str, object]:
-        """What a log line about this round says beside its message."""
-        return {"run": self.state.run, "round": self.state.round}
 
 
 class Aggregator:
-    """The shell around ``RoundState`` and ``FixedPointSum``.
+    """The shell around ``RoundAggregation``.
 
     Its whole state is a fold over the stream: after a crash it reads the stream again, adds the accepted updates of
     the open rounds again, and goes on.
@@ -66,50 +31,34 @@ class Aggregator:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._follower = Follower(bus, "aggregator")
         self._runs: dict[str, RunStarted] = {}
-        self._rounds: dict[RoundKey, OpenRound] = {}
-        self._live = False
-        self._seen = 0
-        self._own = 0
-        self._held = False
+        self._rounds: dict[RoundKey, RoundAggregation] = {}
+        self._since: dict[RoundKey, datetime] = {}
+        self._changed: dict[RoundKey, Event] = {}
+        """The rounds that something happened in since they were decided on, each with the last of it."""
 
     async def serve(self) -> None:
         """Follows the stream for ever, and wakes up for deadlines."""
-        expose(Source(self.figures, lambda: self._live))
-        async with self._bus.follow("ev.>") as items, Ticker(items) as ticker:
-            while True:
-                item = await ticker.next_or_tick(self._next_tick())
-                if isinstance(item, Stored):
-                    await self._take(item)
-                    if not self._held or self._seen < self._own:
-                        continue
-                self._live = self._live or isinstance(item, CaughtUp)
-                self._held = False
-                for opened in list(self._rounds.values()):
-                    await self._act(opened, None)
+        expose(Source(self.figures, lambda: self._follower.is_live))
+        await self._follower.serve(self)
 
     def figures(self) -> list[Figure]:
         """The rounds of the runs that are not finished."""
         return round_figures(
             RoundFigure(
-                run=one.state.run,
-                round=one.state.round,
-                since=one.since,
+                run=run,
+                round=number,
+                since=self._since[run, number],
                 closed=one.state.closed is not None,
                 published=one.state.published is not None,
                 failed=one.state.failed is not None,
             )
-            for one in self._rounds.values()
+            for (run, number), one in self._rounds.items()
         )
 
-    def _next_tick(self) -> datetime | None:
-        if not self._live or self._seen < self._own:
-            return None
-        times = [at for one in self._rounds.values() if (at := one.state.next_decision_at()) is not None]
-        return min(times, default=None)
-
-    async def _take(self, stored: Stored) -> None:
-        self._seen = stored.sequence
+    async def take(self, stored: Stored) -> None:
+        """Folds one event into its round."""
         data = stored.event.data
         if isinstance(data, RunStarted):
             self._runs.setdefault(data.run, data)
@@ -117,145 +66,87 @@ class Aggregator:
             self._forget(data.run)
         elif isinstance(data, RoundPayload) and data.run in self._runs:
             key = (data.run, data.round)
-            if (opened := self._rounds.get(key)) is None:
-                state = RoundState(data.run, data.round, self._runs[data.run].config.quorum)
-                config = self._runs[data.run].config
-                opened = self._rounds[key] = OpenRound(state, stored.time, config.clip_norm)
-            verdict = opened.state.fold(stored)
-            if isinstance(verdict, Candidate):
+            if key not in self._rounds:
+                self._rounds[key], self._since[key] = RoundAggregation(self._runs[data.run], data.round), stored.time
+            if isinstance(self._rounds[key].fold(stored), Candidate):
                 crash_point("aggregator.received")
-                opened.pending.append(verdict)
-            if self._live:
-                await self._act(opened, stored.event)
+            self._changed[key] = stored.event
+
+    def due(self) -> datetime | None:
+        """The next time at which a round closes, gets more time or fails without an event."""
+        times = [at for one in self._rounds.values() if (at := one.state.next_decision_at()) is not None]
+        return min(times, default=None)
+
+    async def decide(self) -> None:
+        """Acts on every round that something happened in or whose time has come, until one has something to say."""
+        now = datetime.now(UTC)
+        for key, one in list(self._rounds.items()):
+            if not self._follower.may_decide:
+                return
+            at = one.state.next_decision_at()
+            if key in self._changed or (at is not None and at <= now):
+                await self._act(one, self._changed.pop(key, None))
 
     def _forget(self, run: str) -> None:
         self._runs.pop(run, None)
         for key in [key for key in self._rounds if key[0] == run]:
-            del self._rounds[key]
+            del self._rounds[key], self._since[key]
+            self._changed.pop(key, None)
 
-    async def _act(self, opened: OpenRound, cause: Event | None) -> None:
-        if self._seen < self._own:
-            # What this aggregator said last has not come back through the stream: deciding now would say it again.
-            self._held = True
+    async def _act(self, one: RoundAggregation, cause: Event | None) -> None:
+        for refusal in one.refusals():
+            await self._follower.say(refusal, cause=cause)
+        if one.is_over:
+            one.release()
             return
-        state = opened.state
-        for refusal in state.unsaid():
-            await self._refuse(refusal, cause)
-        if state.plan is None or state.published is not None or state.failed is not None:
-            opened.total, opened.pending = None, []
+        await self._add(one)
+        if not self._follower.may_decide:
+            # What was refused comes back through the stream and counts then.
             return
-        await self._add_pending(opened)
-        if self._seen < self._own:
-            self._held = True
-            return
-        if (decision := state.decide(datetime.now(UTC))) is not None:
-            log.info("%s", decision.TYPE, extra=opened.extra)
+        decision = one.decide(datetime.now(UTC))
+        if isinstance(decision, MakeModel):
+            await self._publish_model(one, decision, cause)
+        elif decision is not None:
+            log.info("%s", decision.TYPE, extra=_about(one))
             crash_point("aggregator.closing")
-            await self._publish(decision, cause)
-        elif state.closed is not None:
-            await self._publish_model(opened, cause)
+            await self._follower.say(decision, cause=cause)
 
-    async def _refuse(self, refusal: Refusal, cause: Event | None) -> None:
-        log.info("update of %s refused: %s", refusal.update.user, refusal.code, extra={"run": refusal.update.run})
-        await self._publish(refusal.as_event(), cause)
-
-    async def _add_pending(self, opened: OpenRound) -> None:
-        """Adds the counted updates that are not in the sum yet; those whose bytes are bad are refused."""
-        pending, opened.pending = opened.pending, []
-        for candidate in pending:
-            if opened.state.counted.get(candidate.update.user) != candidate:
-                continue
+    async def _add(self, one: RoundAggregation) -> None:
+        """Adds the updates that count and are not in yet; those whose bytes are wanting are refused."""
+        for candidate in one.wanted():
             try:
-                await self._add(opened, candidate)
+                async with self._bus.objects.local(candidate.update.update) as data:
+                    # In a thread: a large update must not keep this agent from answering.
+                    await asyncio.to_thread(one.add, candidate, data)
             except (ObjectTimeoutError, BrokerUnavailableError):
                 raise
             except FedbusError as error:
-                reason = error.message[:500]
-                await self._refuse(Refusal(candidate.sequence, candidate.update, _code_of(error), reason), None)
+                if one.state.closed is not None:
+                    # It counts for ever: there is no model without it.
+                    raise
+                log.info("update of %s refused: %s", candidate.update.user, error.message, extra=_about(one))
+                await self._follower.say(one.refusal_of(candidate, error), cause=None)
+            else:
+                crash_point("aggregator.added")
 
-    async def _add(self, opened: OpenRound, candidate: Candidate) -> None:
-        assert opened.state.plan is not None
-        parameters = opened.state.plan.base_model.size // 4
-        if opened.total is None:
-            opened.total = FixedPointSum(parameters)
-        update, total, clip = candidate.update, opened.total, opened.clip_norm
-        async with self._local(update.update) as data:
-            # In a thread: a large update must not keep this agent from answering.
-            await asyncio.to_thread(
-                total.add_parts, lambda: clipped_parts(data, update.encoding, parameters, clip), candidate.weight
-            )
-        opened.added.add(candidate.sequence)
-        crash_point("aggregator.added")
-
-    async def _publish_model(self, opened: OpenRound, cause: Event | None) -> None:
-        state = opened.state
-        assert state.plan is not None
-        accepted = state.accepted()
-        if opened.added != {one.sequence for one in accepted.values()}:
-            # Something was added that the closed event leaves out; it decides, so the sum is built again from that.
-            opened.total, opened.added = None, set()
-            for candidate in accepted.values():
-                await self._add(opened, candidate)
-        ref = await self._put_model(opened.total, state.plan.base_model)
-        crash_point("aggregator.model_put")
-        await self._publish(model_published(state, accepted, ref), cause)
-        log.info("model %s from %d updates", ref.sha256[:12], len(accepted), extra=opened.extra)
-
-    async def _put_model(self, total: FixedPointSum | None, base: Ref) -> Ref:
-        if total is None:
-            return base
-        async with self._local(base) as data:
-            parent = np.frombuffer(data, "<f4")
-            with tempfile.NamedTemporaryFile(prefix="fedbus-model-") as file:
-                file.truncate(parent.nbytes)
-                model = np.memmap(file.name, "<f4", "r+", shape=parent.shape)
-                await asyncio.to_thread(total.applied_to, parent, model)
-                model.flush()
-                return await self._bus.objects.put_file(Path(file.name), base.media_type)
-
-    @contextlib.asynccontextmanager
-    async def _local(self, ref: Ref) -> AsyncIterator[Buffer]:
-        """An object's bytes: in memory when it is small, else in a mapped file, so that memory stays flat."""
-        if ref.size <= SMALL_BYTES:
-            yield await self._bus.objects.get(ref)
-            return
-        with tempfile.TemporaryDirectory(prefix="fedbus-object-") as folder:
-            path = Path(folder) / ref.name
-            await self._bus.objects.fetch_to(ref, path)
-            yield np.memmap(path, np.uint8, "r")
-
-    async def _publish(self, data: Payload, cause: Event | None) -> None:
-        try:
-            published = await self._bus.publish(data, cause=cause)
-            crash_point(f"aggregator.{data.TYPE}")
-        except ConflictingEventError:
-            # Another aggregator was faster; what it said arrives through the stream and counts.
-            log.info("%s was already said by another aggregator", data.TYPE, extra={"run": data.run})
-        else:
-            self._own = max(self._own, published.sequence)
+    async def _publish_model(self, one: RoundAggregation, intent: MakeModel, cause: Event | None) -> None:
+        objects, model, state = self._bus.objects, intent.plan.base_model, intent.plan.server_state
+        async with local_parents(objects, intent.plan) as (parent, before):
+            with mapped_arrays() as new:
+                if (made := await asyncio.to_thread(one.made, parent, before, new)) is not None:
+                    model = await put_mapped(objects, made.model, model.media_type)
+                    crash_point("aggregator.model_put")
+                    kept = made.server_state
+                    state = await put_mapped(objects, kept, "application/octet-stream") if kept is not None else None
+        crash_point("aggregator.state_put")
+        published = one.published(model, state)
+        await self._follower.say(published, cause=cause)
+        log.info("model %s from %d updates", model.sha256[:12], published.updates, extra=_about(one))
 
 
-def model_published(state: RoundState, accepted: dict[str, Candidate], model: Ref) -> ModelPublished:
-    """The event that announces ``model`` as the mean of the accepted updates."""
-    assert state.plan is not None
-    inputs = [(user, one.update.update.sha256, one.weight) for user, one in accepted.items()]
-    return ModelPublished(
-        run=state.run,
-        round=state.round,
-        model=model,
-        parent=state.plan.base_model,
-        inputs_digest=inputs_digest(inputs),
-        strategy="fedavg",
-        updates=len(inputs),
-        examples=sum(weight for _, _, weight in inputs),
-    )
-
-
-def _code_of(error: FedbusError) -> RejectionCode:
-    """The rejection code that says what is wrong with an update's bytes."""
-    if isinstance(error, ObjectMissingError | ObjectCorruptError):
-        return "digest"
-    return error.code if error.code in ("size", "shape", "nonfinite") else "shape"  # type: ignore[return-value]
+def _about(one: RoundAggregation) -> dict[str, object]:
+    """What a log line about this round says beside its message."""
+    return {"run": one.state.run, "round": one.state.round}
 
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:

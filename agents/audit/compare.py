@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.learning.scores import ClassScores, by_class, score
+from agents.core.learning.contracts import TaskKind
+from agents.core.learning.scores import ClassScores
 from agents.words.events import Score
 from bus.words.values import Frozen
 
@@ -36,16 +37,18 @@ class Comparison(Frozen):
 
 def compare(
     names: tuple[str, str],
-    logits: tuple[NDArray[np.float32], NDArray[np.float32]],
+    kind: TaskKind,
+    outputs: tuple[NDArray[np.float32], NDArray[np.float32]],
     labels: NDArray[np.int64],
     classes: Sequence[str],
 ) -> Comparison:
-    """The comparison of two models with logits [n, classes] each for images with labels [n], n >= 1."""
-    first, second = (each.argmax(axis=1) for each in logits)
+    """The comparison of two models with outputs [n, ...] each for images with labels [n], n >= 1."""
+    first, second = (kind.predictions(each) for each in outputs)
     a, b = first == labels, second == labels
+    scores = [kind.scores(each, labels) for each in outputs]
     results = [
-        ModelResult(name=name, score=score(each, labels), by_class=by_class(each, labels))
-        for name, each in zip(names, logits, strict=True)
+        ModelResult(name=name, score=each.score, by_class=each.by_class)
+        for name, each in zip(names, scores, strict=True)
     ]
     return Comparison(
         classes=tuple(classes),

@@ -7,15 +7,11 @@ accounted for.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from agents.core.learning.fixed_point import FixedPointSum, inputs_digest
-from agents.core.rounds.state import RoundState, attempt_of
+from agents.core.rounds.aggregation import RoundAggregation
+from agents.core.rounds.state import attempt_of
 from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
@@ -62,10 +58,10 @@ def check_events(events: Sequence[Stored]) -> list[Problem]:
         return [*problems, Problem("no_start", "the run has no run.started event")]
     labelled = {one.event.data.user: one.event.data for one in events if isinstance(one.event.data, ImagesLabelled)}
     models: dict[int, ModelPublished] = {}
-    for number, state in rounds_of(started, events).items():
-        problems += _check_round(number, state)
-        if state.published is not None:
-            models[number] = state.published
+    for number, one in rounds_of(started, events).items():
+        problems += _check_round(one, models.get(number - 1))
+        if one.state.published is not None:
+            models[number] = one.state.published
     for stored in events:
         match stored.event.data:
             case TaskAssigned() as data:
@@ -87,15 +83,14 @@ def check_events(events: Sequence[Stored]) -> list[Problem]:
     return problems
 
 
-def rounds_of(started: RunStarted, events: Sequence[Stored]) -> dict[int, RoundState]:
-    """The state of each round after all events of the run."""
-    states: dict[int, RoundState] = {}
+def rounds_of(started: RunStarted, events: Sequence[Stored]) -> dict[int, RoundAggregation]:
+    """Each round after all events of the run; nothing has been added yet."""
+    rounds: dict[int, RoundAggregation] = {}
     for stored in events:
         data = stored.event.data
         if isinstance(data, RoundPayload) and data.round > 0:
-            state = states.setdefault(data.round, RoundState(started.run, data.round, started.config.quorum))
-            state.fold(stored)
-    return dict(sorted(states.items()))
+            rounds.setdefault(data.round, RoundAggregation(started, data.round)).fold(stored)
+    return dict(sorted(rounds.items()))
 
 
 def check_metrics(task: TaskAssigned, spec: TaskSpec, metrics: UpdateMetrics) -> str | None:
@@ -113,7 +108,7 @@ def check_metrics(task: TaskAssigned, spec: TaskSpec, metrics: UpdateMetrics) ->
 
 
 def check_decisions(
-    events: Sequence[Stored], specs: Mapping[int, TaskSpec], accepted: Mapping[int, RoundState]
+    events: Sequence[Stored], specs: Mapping[int, TaskSpec], rounds: Mapping[int, RoundAggregation]
 ) -> list[Problem]:
     """Every image of every accepted update has its label, its prediction, and was trained exactly when they differ."""
     tasks = {
@@ -122,8 +117,8 @@ def check_decisions(
         if isinstance(one.event.data, TaskAssigned)
     }
     problems = []
-    for number, state in accepted.items():
-        for user, candidate in state.accepted().items():
+    for number, one in rounds.items():
+        for user, candidate in one.state.accepted().items():
             task, spec = tasks.get((number, user)), specs.get(number)
             if task is None or spec is None:
                 problems.append(Problem("decision", f"round {number}: no task or spec for {user}", candidate.sequence))
@@ -132,15 +127,20 @@ def check_decisions(
     return problems
 
 
-def check_model(state: RoundState, total: FixedPointSum, parent: NDArray[np.float32]) -> list[Problem]:
-    """The published model of a round is ``parent`` plus the mean in ``total``, which holds its accepted updates."""
-    if state.published is None:
+def check_model(one: RoundAggregation, model: str, server_state: str | None) -> list[Problem]:
+    """What was published of a round is what its aggregation gives: the digests of model and server's state."""
+    published, number = one.state.published, one.state.round
+    if published is None:
         return []
-    computed = hashlib.sha256(total.applied_to(parent).astype("<f4").tobytes()).hexdigest()
-    if computed == state.published.model.sha256:
-        return []
-    text = f"round {state.round}: the model is {state.published.model.sha256}, its accepted updates give {computed}"
-    return [Problem("aggregate", text)]
+    problems = []
+    if model != published.model.sha256:
+        text = f"round {number}: the model is {published.model.sha256}, its accepted updates give {model}"
+        problems.append(Problem("aggregate", text))
+    stated = published.server_state.sha256 if published.server_state is not None else None
+    if server_state != stated:
+        text = f"round {number}: the server's state is {stated}, its accepted updates give {server_state}"
+        problems.append(Problem("server_state", text))
+    return problems
 
 
 def _check_single(events: Sequence[Stored]) -> list[Problem]:
@@ -155,11 +155,17 @@ def _check_single(events: Sequence[Stored]) -> list[Problem]:
     return problems
 
 
-def _check_round(number: int, state: RoundState) -> list[Problem]:
+def _check_round(one: RoundAggregation, before: ModelPublished | None) -> list[Problem]:
+    """What does not hold in a round; ``before`` is what the round before published."""
+    state, number = one.state, one.state.round
     problems = []
     for at in state.refused:
         if attempt_of(at) not in state.said:
             problems.append(Problem("unsaid_refusal", f"round {number}: an update was refused without a word", at))
+    kept = before.server_state if before is not None and state.plan and state.plan.base_model == before.model else None
+    if state.plan is not None and state.plan.server_state != kept:
+        text = f"round {number}: the plan names another server's state than the round before left"
+        problems.append(Problem("server_state", text))
     if state.closed is not None and state.plan is not None:
         accepted = len(state.accepted())
         if accepted != state.closed.accepted:
@@ -170,19 +176,25 @@ def _check_round(number: int, state: RoundState) -> list[Problem]:
             text = f"round {number}: {total} tasks are accounted for, {state.plan.users} were planned"
             problems.append(Problem("tasks", text))
     if state.published is not None:
-        problems += _check_published(number, state, state.published)
+        problems += _check_published(one, state.published)
     return problems
 
 
-def _check_published(number: int, state: RoundState, published: ModelPublished) -> list[Problem]:
+def _check_published(one: RoundAggregation, published: ModelPublished) -> list[Problem]:
+    state, number = one.state, one.state.round
     problems = []
     if state.closed is None:
         problems.append(Problem("unclosed", f"round {number}: a model was published before the round closed"))
     if state.plan is None or published.parent != state.plan.base_model:
         problems.append(Problem("parent", f"round {number}: the model's parent is not the planned base model"))
-    inputs = [(user, one.update.update.sha256, one.weight) for user, one in state.accepted().items()]
-    if inputs_digest(inputs) != published.inputs_digest or len(inputs) != published.updates:
-        problems.append(Problem("inputs", f"round {number}: the model names other inputs than the accepted updates"))
+    if state.plan is not None:
+        words = one.published(published.model, published.server_state)
+        if (words.inputs_digest, words.updates) != (published.inputs_digest, published.updates):
+            text = f"round {number}: the model names other inputs than the accepted updates"
+            problems.append(Problem("inputs", text))
+        if words.strategy != published.strategy:
+            text = f"round {number}: the model was made by {published.strategy}, the run asks for {words.strategy}"
+            problems.append(Problem("strategy", text))
     return problems
 
 

@@ -11,16 +11,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from agents.audit.compare import Comparison, compare
+from agents.audit.exported import open_exported
 from agents.audit.report.model import Confusion
 from agents.audit.report.pictures import confusion_matrices
-from agents.engines.exported import open_exported
-from agents.engines.scoring import HeldOutScorer
+from agents.core.learning.contracts import TaskKind
+from agents.core.learning.kinds import open_kind
+from agents.engines import open_engine
+from agents.evaluator.scoring import HeldOutScorer
 from artifacts.inference import InferenceModel
-from artifacts.manifest import ArtifactManifest, ModelFacts, artifact_paths, load_manifest
-from artifacts.ort_training import NativeTrainer
+from artifacts.manifest import TRAINABLE, ArtifactManifest, ModelFacts, artifact_paths, load_manifest
 from bus.errors import FedbusError
 from data.dataset import UNLABELLED, load_dataset
-from data.shards import decode_shard
 
 
 class ComparisonError(FedbusError):
@@ -42,23 +43,28 @@ def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparis
         FedbusError: one of them is missing or malformed, or they do not fit each other.
     """
     models = [_open(path, artifacts) for path in (a, b)]
-    facts = [model.facts if isinstance(model, InferenceModel) else load_manifest(model).model for model in models]
-    classes = facts[0].classes
-    images, labels = _labelled_images(data, classes)
-    if facts[1].classes != classes:
+    whose = [(one.kind, one.facts) if isinstance(one, InferenceModel) else _whose(load_manifest(one)) for one in models]
+    (kind_name, facts), classes = whose[0], whose[0][1].classes
+    kind = open_kind(kind_name, facts)
+    images, labels = _labelled_images(data, classes, kind)
+    if whose[1][1].classes != classes or whose[1][0] != kind_name:
         raise ComparisonError("the two models have different classes", hint="build them with the same labels")
-    for one in facts:
+    for _, one in whose:
         _check_size(one, images)
-    logits = [
-        model.logits(images) if isinstance(model, InferenceModel) else _logits(path, model, images, labels)
+    outputs = [
+        model.logits(images) if isinstance(model, InferenceModel) else _outputs(path, model, images, labels)
         for path, model in zip((a, b), models, strict=True)
     ]
-    return compare((str(a), str(b)), (logits[0], logits[1]), labels, classes)
+    return compare((str(a), str(b)), kind, (outputs[0], outputs[1]), labels, classes)
 
 
 def _open(path: Path, artifacts: Path) -> InferenceModel | Path:
     """A model that was taken out, or else the folder of artifacts that ``path`` is or belongs to."""
     return open_exported(path, artifacts) or (path if path.is_dir() else artifacts)
+
+
+def _whose(manifest: ArtifactManifest) -> tuple[str, ModelFacts]:
+    return manifest.kind, manifest.model
 
 
 def _check_size(model: ModelFacts, images: NDArray[np.uint8]) -> None:
@@ -70,11 +76,13 @@ def _check_size(model: ModelFacts, images: NDArray[np.uint8]) -> None:
         )
 
 
-def _logits(path: Path, folder: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+def _outputs(path: Path, folder: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.float32]:
     manifest = load_manifest(folder, verify=False)
-    parameters = read_parameters(path if path.is_file() else folder / manifest.files.trainable.path, manifest)
-    scorer = HeldOutScorer(NativeTrainer(manifest, artifact_paths(manifest, folder)), images, labels)
-    return asyncio.run(scorer.logits(parameters))
+    parameters = read_parameters(path if path.is_file() else folder / manifest.files[TRAINABLE].path, manifest)
+    engine = open_engine(manifest, artifact_paths(manifest, folder))
+    kind = open_kind(manifest.kind, manifest.model)
+    scorer = HeldOutScorer(engine, kind, images, labels, classes=manifest.model.classes)
+    return asyncio.run(scorer.outputs(parameters))
 
 
 def read_parameters(path: Path, manifest: ArtifactManifest) -> NDArray[np.float32]:
@@ -107,7 +115,9 @@ def read_parameters(path: Path, manifest: ArtifactManifest) -> NDArray[np.float3
     return parameters
 
 
-def _labelled_images(data: Path, classes: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _labelled_images(
+    data: Path, classes: tuple[str, ...], kind: TaskKind
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if data.is_dir():
         dataset = load_dataset(data)
         if dataset.classes != classes:
@@ -115,7 +125,7 @@ def _labelled_images(data: Path, classes: tuple[str, ...]) -> tuple[NDArray[np.u
         images, labels = dataset.images, dataset.labels
     else:
         try:
-            images, found = decode_shard(data.read_bytes())
+            images, found = kind.decode(data.read_bytes())
         except OSError as error:
             raise ComparisonError(f"{data} cannot be read: {error.strerror}") from None
         labels = np.full(len(images), UNLABELLED, np.int64) if found is None else found

@@ -18,7 +18,7 @@ from artifacts.errors import ManifestError
 from artifacts.inference import inference_model
 from artifacts.manifest import ArtifactManifest
 from artifacts.pretrained import find_config, write_adapter, write_pretrained
-from artifacts.weights import Weights, read_weights
+from artifacts.weights import Weights, read_weights, whole_model
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.process.files import write_atomically
@@ -66,6 +66,7 @@ async def fetched_model(bus: Bus, started: RunStarted, round_number: int | None)
     Raises:
         ModelUnknownError: the run has none of this round.
         ManifestError: its artifacts are of another version.
+        TakeOutError: they do not hold the whole model.
         FedbusError: an object is missing or damaged.
     """
     models = {0: started.base_model}
@@ -82,11 +83,12 @@ async def fetched_model(bus: Bus, started: RunStarted, round_number: int | None)
         manifest = ArtifactManifest.model_validate_json(await bus.objects.get(started.artifacts))
     except ValidationError as error:
         raise ManifestError(f"the run's artifacts are of another version: {error.errors()[0]['msg']}") from None
+    whole = whole_model(manifest)
     trained = np.frombuffer(await bus.objects.get(models[number]), "<f4").astype(np.float32)
     with tempfile.TemporaryDirectory(prefix="fedbus-model-") as folder:
         graph, checkpoint = Path(folder) / "eval_model.onnx", Path(folder) / "checkpoint"
-        await bus.objects.fetch_to(manifest.files.eval_model.ref, graph)
-        await bus.objects.fetch_to(manifest.files.checkpoint.ref, checkpoint)
+        await bus.objects.fetch_to(whole.graph.ref, graph)
+        await bus.objects.fetch_to(whole.checkpoint.ref, checkpoint)
         weights = read_weights(manifest, checkpoint, trained)
         yield RunModel(started.run, number, models[number].sha256, manifest, graph, weights, trained)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from agents.audit.replay import HeldOut, find_object
-from agents.engines.scoring import HeldOutScorer
+from agents.core.learning.kinds import open_kind
+from agents.engines import choose, open_engine
+from agents.evaluator.scoring import HeldOutScorer
 from agents.words.events import RunStarted
 from agents.words.run_config import RunDataset
 from artifacts.manifest import ArtifactManifest
-from artifacts.ort_training import NativeTrainer
 from bus.errors import MalformedRecordingError
 from bus.recording.files import Recording
-from data.shards import decode_shard
 
 
 @contextlib.contextmanager
@@ -28,6 +28,7 @@ def recorded_held_out(recording: Recording) -> Iterator[HeldOut | None]:
     Raises:
         MalformedRecordingError: the model's manifest is of another version of fedbus.
         ObjectMissingError: the recording lacks a part of the model.
+        FedbusError: this machine has no engine for the model, or this version not its kind of task.
     """
     objects = recording.objects
     started = next((one.event.data for one in recording.events if isinstance(one.event.data, RunStarted)), None)
@@ -42,13 +43,16 @@ def recorded_held_out(recording: Recording) -> Iterator[HeldOut | None]:
             hint="replay the other agents with --agent, or everything with the version that recorded it",
         ) from None
     dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))
-    images, labels = decode_shard(find_object(objects, dataset.held_out))
+    kind = open_kind(started.config.kind, manifest.model)
+    examples, labels = kind.decode(find_object(objects, dataset.held_out))
     if labels is None:
         raise MalformedRecordingError("the recorded held-out images have no labels", hint="replay the other agents")
     with tempfile.TemporaryDirectory(prefix="fedbus-replay-") as folder:
         paths = {}
-        for role, file in manifest.files.for_training():
+        choice = choose(offered=manifest.offered)
+        for role, file in choice.files(manifest).items():
             paths[role] = Path(folder) / file.sha256
             paths[role].write_bytes(find_object(objects, file.ref))
-        scorer = HeldOutScorer(NativeTrainer(manifest, paths), images, labels)
-        yield HeldOut(labels, lambda parameters: asyncio.run(scorer.logits(parameters)))
+        engine = open_engine(manifest, paths, choice=choice)
+        scorer = HeldOutScorer(engine, kind, examples, labels, classes=manifest.model.classes)
+        yield lambda parameters: asyncio.run(scorer.scores(parameters))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from pydantic import ValidationError
 
 from agents.audit.ledger import Problem, check_decisions, check_events, check_model, check_sequence, rounds_of
-from agents.core.learning.encodings import decode_update
-from agents.core.learning.fixed_point import FixedPointSum
-from agents.core.rounds.state import RoundState
-from agents.words.events import RunStarted
+from agents.core.rounds.aggregation import RoundAggregation
+from agents.runtime.model_files import local_parents, mapped_arrays
+from agents.words.events import RoundPlanned, RunStarted
 from agents.words.run_config import TaskSpec
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.envelope import Stored
 from bus.words.subjects import EVENTS
+from bus.words.values import Ref
 
 
 @dataclass
@@ -64,39 +65,49 @@ async def _verdict(bus: Bus, events: Sequence[Stored], gaps: Sequence[Problem]) 
 async def _check_objects(bus: Bus, verdict: Verdict, started: RunStarted, events: Sequence[Stored]) -> None:
     rounds = rounds_of(started, events)
     specs: dict[int, TaskSpec] = {}
-    for number, state in rounds.items():
-        if state.plan is None:
+    for number, one in rounds.items():
+        if (plan := one.state.plan) is None:
             continue
         try:
-            specs[number] = TaskSpec.model_validate_json(await bus.objects.get(state.plan.spec))
-            parent = np.frombuffer(await bus.objects.get(state.plan.base_model), "<f4")
+            specs[number] = TaskSpec.model_validate_json(await bus.objects.get(plan.spec))
+            await _add(bus, verdict, one)
+            if one.state.published is not None:
+                verdict.models += 1
+                verdict.problems += check_model(one, *await _digests(bus, one, plan))
         except (FedbusError, ValidationError) as error:
-            verdict.problems.append(Problem("object", f"round {number}: spec or base model: {error}"))
-            continue
-        total = await _sum(bus, verdict, state, parent.size, started.config.clip_norm)
-        if state.published is not None:
-            verdict.models += 1
-            verdict.problems += check_model(state, total, parent)
-            try:
-                await bus.objects.get(state.published.model)
-            except FedbusError as error:
-                verdict.problems.append(Problem("object", f"round {number}: the model: {error.message}"))
+            verdict.problems.append(Problem("object", f"round {number}: its model cannot be made again: {error}"))
+        one.release()
+        if (published := one.state.published) is not None:
+            for what, ref in (("model", published.model), ("server's state", published.server_state)):
+                await _check_object(bus, verdict, f"round {number}: the {what}", ref)
     verdict.problems += check_decisions(events, specs, rounds)
 
 
-async def _sum(
-    bus: Bus, verdict: Verdict, state: RoundState, parameters: int, clip_norm: float | None
-) -> FixedPointSum:
-    """The accepted updates of a round, read one after the other: memory does not grow with their number."""
-    total = FixedPointSum(parameters)
-    for user, candidate in state.accepted().items():
+async def _add(bus: Bus, verdict: Verdict, one: RoundAggregation) -> None:
+    """Adds the accepted updates of a round, read one after the other: memory does not grow with their number."""
+    for candidate in one.wanted():
         update = candidate.update
         verdict.updates += 1
         verdict.images += len(update.metrics.predictions)
         try:
-            data = await bus.objects.get(update.update)
-            total.add(decode_update(data, update.encoding, parameters, clip_norm=clip_norm), candidate.weight)
+            async with bus.objects.local(update.update) as data:
+                await asyncio.to_thread(one.add, candidate, data)
         except FedbusError as error:
-            text = f"round {state.round}: the update of {user}: {error.message}"
+            text = f"round {one.state.round}: the update of {update.user}: {error.message}"
             verdict.problems.append(Problem("object", text, candidate.sequence))
-    return total
+
+
+async def _digests(bus: Bus, one: RoundAggregation, plan: RoundPlanned) -> tuple[str, str | None]:
+    async with local_parents(bus.objects, plan) as (parent, before):
+        with mapped_arrays() as new:
+            return await asyncio.to_thread(one.digests, parent, before, new)
+
+
+async def _check_object(bus: Bus, verdict: Verdict, what: str, ref: Ref | None) -> None:
+    try:
+        if ref is not None:
+            async with contextlib.aclosing(bus.objects.stream(ref)) as chunks:
+                async for _ in chunks:
+                    pass
+    except FedbusError as error:
+        verdict.problems.append(Problem("object", f"{what}: {error.message}"))

@@ -56,13 +56,16 @@ def find_chromium() -> Path:
     )
 
 
-def browser_client(name: str, gateway: str, token: str, *, profile: Path, log_path: Path, threads: int = 1) -> Command:
+def browser_client(
+    name: str, gateway: str, token: str, *, profile: Path, log_path: Path, threads: int = 1, engine: str = ""
+) -> Command:
     """The command of one headless browser that opens the gateway's page and trains at once.
 
     It starts at a file that sends it on, because every user of the machine can read a command line, and the page's
     address holds the token.
     """
-    query = urlencode({"client": name, "autostart": "1", "threads": str(threads)})
+    asked = {"client": name, "autostart": "1", "threads": str(threads), **({"engine": engine} if engine else {})}
+    query = urlencode(asked)
     # Chromium refuses its sandbox to root, and only to root.
     sandbox = ("--no-sandbox",) if os.geteuid() == 0 else ()
     return Command(

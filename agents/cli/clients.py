@@ -28,6 +28,7 @@ from agents.client.address import Address
 from agents.client.greeting import GatewayRefusedError, knock
 from agents.client.objects import GatewayUnreachableError
 from agents.core.exchange.messages import ProtocolError
+from agents.engines import choose
 from agents.runtime.connection import (
     DEFAULT_GATEWAY_URL,
     DEFAULT_STORE,
@@ -36,9 +37,9 @@ from agents.runtime.connection import (
     read_connection,
     use_running_fedbus,
 )
-from bus.broker.tokens import new_token
 from bus.client import Bus
 from bus.process.logs import configure, escaped, without_login
+from bus.words.tokens import new_token
 
 PAUSE_S, REMIND_S, LOOK_S, ANSWER_S = 0.5, 10.0, 2.0, 5.0
 REFUSALS = 4
@@ -54,15 +55,20 @@ def client(
     gateway: Gateway = "",
     token: Token = "",
     threads: o.Threads = 1,
+    engine: Annotated[
+        str, typer.Option("--engine", help="Engine to train with; default: the best that can be used.")
+    ] = "",
     logs: Annotated[Path, typer.Option("--logs", help="Folder of the clients' logs.")] = DEFAULT_STORE / "logs",
 ) -> None:
     """Run clients that train for a gateway until Ctrl-C."""
     if not native and not browser:
         raise typer.BadParameter("say how many: --native N or --browser N")
+    if native and engine:
+        choose(engine)
     configure("client")
     if not gateway:
         agreed_connection()
-    asyncio.run(until_interrupted(_train(o.ClientMix(browser, native), gateway, token, threads, logs)))
+    asyncio.run(until_interrupted(_train(o.ClientMix(browser, native), gateway, token, threads, engine, logs)))
 
 
 def list_clients(
@@ -142,12 +148,13 @@ def find_gateway(gateway: str, token: str, store: Path = DEFAULT_STORE) -> Conne
     return Connection(nats_url="nats://unused", gateway_url=url.rstrip("/"), join_token=token or own)
 
 
-async def _train(mix: o.ClientMix, gateway: str, token: str, threads: int, logs: Path) -> None:
+async def _train(mix: o.ClientMix, gateway: str, token: str, threads: int, engine: str, logs: Path) -> None:
     found = await reach(lambda: find_gateway(gateway, token), patience=1 if token else REFUSALS)
     prefix = f"{os.uname().nodename.split('.')[0][:20]}-{os.getpid()}-"
     store = logs.absolute().parent
+    commands = client_commands(mix, found, store=store, logs=logs, threads=threads, prefix=prefix, engine=engine)
     async with supervisor() as processes:
-        for command in client_commands(mix, found, store=store, logs=logs, threads=threads, prefix=prefix):
+        for command in commands:
             processes.start(command)
         console.print(
             f"connected to {found.gateway_url}: {mix} training; logs in {logs}. Stop with Ctrl-C.", soft_wrap=True

@@ -53,6 +53,8 @@ def demo(
     learning_rate: o.LearningRate = None,
     epochs: o.Epochs = 1,
     encoding: o.Encoding = "float32",
+    strategy: o.StrategyName = "fedavg",
+    strategy_set: o.StrategySet = None,
     threads: o.Threads = 1,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of the page; 0: a free one.")] = 0,
 ) -> None:
@@ -73,6 +75,8 @@ def demo(
         learning_rate=learning_rate,
         epochs=epochs,
         encoding=encoding,
+        strategy=strategy,
+        strategy_set=strategy_set,
     )
     configure("demo")
     run = new_run_name("demo")

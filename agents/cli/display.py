@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agents.audit.run_view import RunView
+from agents.cli.lines import line_about
+from agents.core.views.run import RunView
 from agents.words.events import Progress
 from bus.words.envelope import Stored
 
@@ -20,16 +21,18 @@ errors = Console(stderr=True, highlight=False)
 
 
 class RunDisplay:
-    """Folds a run's events and shows where it is."""
+    """Folds a run's events from the first one on and shows where it is; lines begin after the sequence ``since``."""
 
-    def __init__(self, run: str, live: Live | None) -> None:
+    def __init__(self, run: str, live: Live | None, since: int = 0) -> None:
         self.view = RunView(run)
         self._live = live
+        self._since = since
 
     def take(self, stored: Stored) -> None:
         """Shows one event."""
-        line = self.view.fold(stored)
-        if self._live is None and line is not None:
+        if not self.view.fold(stored) or stored.sequence <= self._since or self._live is not None:
+            return
+        if (line := line_about(stored, self.view)) is not None:
             console.print(Text(f"{stored.time.astimezone():%H:%M:%S}  {line}"), soft_wrap=True)
 
     def note(self, progress: Progress) -> None:
@@ -41,13 +44,13 @@ class RunDisplay:
 
 
 @contextlib.contextmanager
-def run_display(run: str) -> Iterator[RunDisplay]:
+def run_display(run: str, *, since: int = 0) -> Iterator[RunDisplay]:
     """A display of one run on standard output."""
     if not console.is_terminal:
-        yield RunDisplay(run, None)
+        yield RunDisplay(run, None, since)
         return
     with Live(console=console, refresh_per_second=8) as live:
-        display = RunDisplay(run, live)
+        display = RunDisplay(run, live, since)
         live.update(display)
         yield display
 
@@ -55,9 +58,9 @@ def run_display(run: str) -> Iterator[RunDisplay]:
 def render(view: RunView) -> RenderableType:
     """The live picture: a line on the run, a table of its rounds, a bar for the one that is open, who is at work."""
     parts: list[RenderableType] = [Text(_headline(view), style="bold")]
-    if any(one.score for one in view.rounds.values()) or view.base:
+    if view.base:
         parts.append(_rounds(view))
-    open_rounds = [one for one in view.rounds.values() if one.published is None and one.users]
+    open_rounds = [one for one in view.rounds.values() if one.published_at is None and one.users]
     for one in open_rounds[-1:]:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
@@ -66,7 +69,7 @@ def render(view: RunView) -> RenderableType:
             f"{one.submitted} of {one.users} updates, quorum {one.quorum}",
         )
         parts.append(bar)
-    for client, progress in sorted(view.at_work.items()):
+    for client, progress in sorted((one.client, one.progress) for one in view.clients.values() if one.progress):
         loss = f", loss {progress.loss:.3f}" if progress.loss is not None else ""
         parts.append(
             Text(
@@ -81,9 +84,9 @@ def render(view: RunView) -> RenderableType:
 def _headline(view: RunView) -> str:
     if view.finished is not None:
         return f"{view.run}: {view.finished.status}"
-    if view.users and view.labelled < view.users:
-        return f"{view.run}: labelled the images of {view.labelled} of {view.users} users"
-    done = sum(one.published is not None for one in view.rounds.values())
+    if len(view.labelled) < view.users:
+        return f"{view.run}: labelled the images of {len(view.labelled)} of {view.users} users"
+    done = sum(one.published_at is not None for one in view.rounds.values())
     return f"{view.run}: {done} of {view.rounds_planned or '?'} rounds done"
 
 
@@ -94,11 +97,12 @@ def _rounds(view: RunView) -> Table:
     if view.base is not None:
         table.add_row("base", f"{view.base.accuracy:.1%}", f"{view.base.loss:.3f}", "", "", "", "")
     for one in view.rounds.values():
-        if one.score is not None:
+        if one.evaluation is not None:
+            score = one.evaluation.updated
             table.add_row(
                 str(one.number),
-                f"{one.score.accuracy:.1%}",
-                f"{one.score.loss:.3f}",
+                f"{score.accuracy:.1%}",
+                f"{score.loss:.3f}",
                 str(one.mismatched_images),
                 str(one.trained_images),
                 f"{one.submitted}/{one.users}",

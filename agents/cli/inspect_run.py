@@ -17,9 +17,11 @@ from agents.audit.rescoring import recorded_held_out
 from agents.cli.display import RunDisplay, console, errors, run_display
 from agents.cli.options import ClientMix
 from agents.cli.runs import CONNECT_S, find_run
+from agents.core.learning.scores import EvaluationDetails
+from agents.core.views.run import RunView
 from agents.runtime.connection import use_running_fedbus
 from agents.runtime.tasks import background
-from agents.words.events import ModelEvaluated, RunFinished
+from agents.words.events import Progress, RunFinished
 from bus.client import Bus, CaughtUp
 from bus.recording.files import load_recording, record
 from bus.recording.formats import FORMAT
@@ -52,8 +54,8 @@ async def _watch(run: str, since: int, as_json: bool) -> str:
                         if isinstance(item.event.data, RunFinished):
                             return item.event.data.status
             return "cut"
-        with run_display(run) as display:
-            return (await follow_to_the_end(bus, run, display, since=since)).status
+        with run_display(run, since=since) as display:
+            return (await follow_to_the_end(bus, run, display)).status
 
 
 def as_json_line(stored: Stored) -> str:
@@ -62,11 +64,11 @@ def as_json_line(stored: Stored) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-async def follow_to_the_end(bus: Bus, run: str, display: RunDisplay, *, since: int = 0) -> RunFinished:
+async def follow_to_the_end(bus: Bus, run: str, display: RunDisplay) -> RunFinished:
     """Shows every event and all live progress until the run is finished."""
     async with (
         background(_show_progress(bus, run, display)),
-        bus.follow(events_of(run), after=since) as items,
+        bus.follow(events_of(run)) as items,
     ):
         async for item in items:
             if isinstance(item, CaughtUp):
@@ -78,7 +80,7 @@ async def follow_to_the_end(bus: Bus, run: str, display: RunDisplay, *, since: i
 
 
 async def _show_progress(bus: Bus, run: str, display: RunDisplay) -> None:
-    async with bus.progress(run) as items:
+    async with bus.hear(Progress, run=run) as items:
         async for progress in items:
             display.note(progress)
 
@@ -160,14 +162,11 @@ async def make_report(bus: Bus, run: str, out: Path, *, clients: ClientMix | Non
     Args:
         clients: how many of each kind were started; without it, those that gave an update are counted.
     """
-    events = await events_so_far(bus, run)
-    details = {}
-    for stored in events:
-        if isinstance(stored.event.data, ModelEvaluated):
-            ref = stored.event.data.details
-            details[ref.sha256] = json.loads(await bus.objects.get(ref))
+    view = RunView.of(await events_so_far(bus, run))
+    newest = view.newest_evaluation
+    details = EvaluationDetails.model_validate_json(await bus.objects.get(newest.details)) if newest else None
     counts = {"browser": clients.browser, "native": clients.native} if clients else None
-    result = build_report(events, details, clients=counts)
+    result = build_report(view, details, clients=counts)
     paths = write_report(result, out)
     console.print(summary_table(result))
     for path in paths:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from agents.core.labels.errors import LabelsFileError
 from agents.core.labels.matching import DEFAULT_THRESHOLD
-from agents.labeller.errors import LabelsFileError
 from agents.labeller.label_file import (
     LabelFile,
     match_answers,
@@ -134,7 +134,7 @@ def run(
 async def _run(
     dataset: Dataset, classes: list[str], spec: LabellingSpec, settings: LabellerSettings, *, dry_run: bool
 ) -> LabelFile | None:
-    from agents.labeller.labelling import estimate_images, label_images
+    from agents.labeller.label_images import estimate_images, label_images
 
     estimated = estimate_images(dataset.images, classes, spec, settings)
     cost = "price unknown" if estimated.cost is None else f"about ${estimated.cost:.2f}"

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from agents.cli.display import console
-from bus.broker.permissions import ROLES, authorization, new_passwords
+from agents.words.events import ROLES
+from bus.broker.permissions import authorization, new_passwords
 from bus.errors import FedbusError
 from bus.process.files import write_private
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,7 @@ from typing import Annotated
 import typer
 
 from agents.core.learning.augment import default_augmentation
+from agents.core.strategies.registry import built_in, strategy_named
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.run_config import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
 from artifacts.manifest import load_manifest
@@ -82,6 +85,13 @@ MaxNorm = Annotated[float | None, typer.Option("--max-update-norm", min=0, help=
 OverNorm = Annotated[
     str, typer.Option("--over-norm", help="What becomes of an update past that norm: refuse, or clip it to the norm.")
 ]
+StrategyName = Annotated[
+    str, typer.Option("--strategy", help=f"How updates become a model: {', '.join(built_in())}, or module:Class.")
+]
+StrategySet = Annotated[
+    list[str] | None,
+    typer.Option("--strategy-set", metavar="NAME=VALUE", help="A setting of the strategy; may be repeated."),
+]
 
 ARTIFACTS, DATA, HELD_OUT = DEFAULT_ARTIFACTS, DEFAULT_USERS_DATA, DEFAULT_HELD_OUT_DATA
 LABELLERS = ("truth", "recorded", "openai")
@@ -108,11 +118,14 @@ def make_config(
     grace: float = 0.0,
     max_update_norm: float | None = None,
     over_norm: str = "refuse",
+    strategy: str = "fedavg",
+    strategy_set: Sequence[str] | None = None,
 ) -> RunConfig:
-    """The run config that the options name.
+    """The run config that the options name; what a strategy is not told is written out too, as its default.
 
     Raises:
         typer.BadParameter: an option is out of range in a way that typer cannot check.
+        UnknownStrategyError, StrategySettingsError: there is no such strategy, or it has no such setting.
     """
     if labeller not in LABELLERS:
         raise typer.BadParameter(f"--labeller is one of {', '.join(LABELLERS)}, not {labeller!r}")
@@ -122,13 +135,16 @@ def make_config(
         raise typer.BadParameter("--quorum is a share up to 1, or a whole number of updates")
     if quorum > users:
         raise typer.BadParameter(f"--quorum {quorum:g} is more than the run's {users} users")
-    rate = learning_rate or load_manifest(artifacts, verify=False).optimizer.learning_rate
+    manifest = load_manifest(artifacts, verify=False)
+    settings = strategy_named(strategy, parse_settings(strategy_set or ())).model_dump()
+    rate = learning_rate or manifest.optimizer.learning_rate
     return RunConfig(
         seed=seed,
         rounds=rounds,
         users=users,
         images_per_user=images,
         fraction=fraction,
+        kind=manifest.kind,
         quorum=QuorumSpec(fraction=quorum if quorum <= 1 else quorum / users, deadline_s=deadline, grace_s=grace),
         labelling=LabellingSpec.model_validate(
             {"provider": labeller, "model": label_model, "error_rate": label_noise if labeller == "truth" else 0.0}
@@ -143,4 +159,32 @@ def make_config(
         ),
         max_update_norm=max_update_norm,
         over_norm="clip" if over_norm == "clip" else "refuse",
+        strategy=strategy,
+        strategy_settings=settings,
     )
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """The settings that ``NAME=VALUE`` texts name; a value is a number, true or false, or else a text.
+
+    Raises:
+        typer.BadParameter: one is no NAME=VALUE, or names a setting again.
+    """
+    settings: dict[str, bool | int | float | str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"--strategy-set is NAME=VALUE, not {text!r}")
+        if name in settings:
+            raise typer.BadParameter(f"--strategy-set names {name} more than once")
+        settings[name] = _value(value)
+    return settings
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text

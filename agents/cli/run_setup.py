@@ -12,10 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from agents.core.learning.kinds import check_kind
+from agents.core.strategies.registry import strategy_named
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
-from artifacts.manifest import ArtifactManifest, load_manifest
+from artifacts.manifest import TRAINABLE, ArtifactManifest, load_manifest
 from bus.client import Bus
 from bus.errors import FedbusError, ObjectMissingError
 from bus.words.values import Ref
@@ -49,8 +51,9 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
 
     Raises:
         FedbusError: the artifacts or the data are missing or damaged, do not fit each other, or have too few images;
-            a run of this name exists already and says something else.
+            the strategy or one of its settings is unknown; a run of this name exists already and says something else.
     """
+    _check_names(config)
     return await _publish(bus, run, config, await put_sources(bus, config, sources))
 
 
@@ -60,8 +63,10 @@ async def start_run_again(bus: Bus, run: str, config: RunConfig, objects: Mappin
     Raises:
         ObjectMissingError: one of them does not.
         DataMismatchError: the dataset has other users than the config says.
-        FedbusError: a run of this name exists already and says something else.
+        FedbusError: the strategy, one of its settings or the kind of task is unknown; a run of this name exists already
+            and says something else.
     """
+    _check_names(config)
     refs: dict[str, Ref] = {}
     for role in ("dataset", "artifacts", "base_model"):
         if (ref := await bus.objects.info(objects[role])) is None:
@@ -79,6 +84,11 @@ async def start_run_again(bus: Bus, run: str, config: RunConfig, objects: Mappin
     return await _publish(bus, run, config, StoredSources(**refs))
 
 
+def _check_names(config: RunConfig) -> None:
+    check_kind(config.kind)
+    strategy_named(config.strategy, config.strategy_settings)
+
+
 @dataclass(frozen=True)
 class StoredSources:
     """A run's data and model in the object store."""
@@ -91,6 +101,8 @@ class StoredSources:
 async def put_sources(bus: Bus, config: RunConfig, sources: RunSources) -> StoredSources:
     """Puts artifacts, shards and dataset into the store; raises as ``start_run``."""
     manifest = load_manifest(sources.artifacts)
+    if manifest.kind != config.kind:
+        raise DataMismatchError(f"{sources.artifacts} is for the kind of task {manifest.kind}, not {config.kind}")
     users, held_out = load_dataset(sources.users), load_dataset(sources.held_out)
     check_fit(manifest, users, sources.users)
     check_fit(manifest, held_out, sources.held_out)
@@ -101,7 +113,7 @@ async def put_sources(bus: Bus, config: RunConfig, sources: RunSources) -> Store
     return StoredSources(
         dataset=dataset_ref,
         artifacts=await bus.objects.put(manifest.model_dump_json().encode(), media_type="application/json"),
-        base_model=manifest.files.trainable.ref,
+        base_model=manifest.files[TRAINABLE].ref,
     )
 
 

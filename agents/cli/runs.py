@@ -79,6 +79,8 @@ def run_start(
     grace: o.Grace = 0.0,
     max_update_norm: o.MaxNorm = None,
     over_norm: o.OverNorm = "refuse",
+    strategy: o.StrategyName = "fedavg",
+    strategy_set: o.StrategySet = None,
 ) -> None:
     """Put a run's data and model on the bus and publish run.started; the labeller begins at once."""
     run = checked(name or new_run_name())
@@ -109,6 +111,8 @@ def run_start(
         grace=grace,
         max_update_norm=max_update_norm,
         over_norm=over_norm,
+        strategy=strategy,
+        strategy_set=strategy_set,
     )
     use_running_fedbus()
     asyncio.run(_run_start(run, config, RunSources(artifacts, data, held_out, partition), go))
@@ -124,7 +128,8 @@ def _refuse_others(context: typer.Context) -> None:
 
 
 def _say_started(run: str, config: RunConfig, go: bool) -> None:
-    console.print(f"{run}: {config.users} users with {config.images_per_user} images each, {config.rounds} rounds")
+    who = f"{config.users} users with {config.images_per_user} images each"
+    console.print(f"{run}: {who}, {config.rounds} rounds, {config.strategy}")
     if go:
         console.print(f"round 1 started; watch it: fedbus watch {run}")
     else:

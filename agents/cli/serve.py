@@ -19,10 +19,11 @@ from agents.cli.options import ClientMix, Threads, parse_clients
 from agents.cli.reload import reload_on_change
 from agents.cli.system import AGENTS, make_streams, metrics_host, running_system
 from agents.runtime.connection import DEFAULT_STORE, FILE_NAME, GATEWAY_FILE, agreed_connection, read_connection
-from bus.broker.permissions import OPERATOR, ROLES
+from agents.words.events import ROLES
 from bus.broker.server import embedded_server
 from bus.errors import FedbusError
 from bus.process.logs import configure
+from bus.words.payload import OPERATOR
 
 Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
 NatsPort = Annotated[int, typer.Option("--nats-port", min=0, max=65_535, help="Port of the broker; 0: a free one.")]

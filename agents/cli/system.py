@@ -85,11 +85,13 @@ def client_commands(
     logs: Path,
     threads: int = 1,
     prefix: str = "",
+    engine: str = "",
     synthetic: bool = False,
 ) -> list[Command]:
     """The commands of the clients of ``mix``, named ``browser-1``, ``native-1`` and so on after ``prefix``.
 
-    Synthetic native clients train nothing and answer at once.
+    They train with the ``engine`` of this name, if one is given. Synthetic native clients train nothing and answer at
+    once.
     """
     commands = []
     for index in range(1, mix.browser + 1):
@@ -103,12 +105,14 @@ def client_commands(
                 profile=profile,
                 log_path=logs / f"{name}.log",
                 threads=threads,
+                engine=engine,
             )
         )
     for index in range(1, mix.native + 1):
         name = f"{prefix}native-{index}"
         argv = [sys.executable, "-P", "-m", "agents.client", "--gateway", connection.gateway_url, "--name", name]
         argv += ["--threads", str(threads), *(["--synthetic"] if synthetic else [])]
+        argv += ["--engine", engine] if engine else []
         commands.append(Command(name, argv, logs / f"{name}.log", connection.env()))
     return commands
 

@@ -14,9 +14,9 @@ from agents.cli.display import console, errors
 from agents.cli.runs import CONNECT_S
 from agents.core.exchange.access import ROLES
 from agents.runtime.connection import use_running_fedbus
-from bus.broker.tokens import Role, TokenLimits, TokenRecord, new_token
 from bus.client import Bus
 from bus.process.logs import escaped
+from bus.words.tokens import Role, TokenLimits, TokenRecord, new_token
 
 app = typer.Typer(no_args_is_help=True, help="Say who may join: tokens for watching, training and administration.")
 _SPAN = re.compile(r"(\d{1,6})([smhd])")

@@ -12,7 +12,8 @@ from pathlib import Path
 from agents.client.address import Address
 from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
-from agents.client.trainer import OrtTrainer, SyntheticTrainer
+from agents.client.trainer import EngineTrainer, SyntheticTrainer
+from agents.runtime.crash_points import check_crash_points
 from agents.runtime.stopping import GONE_S, set_by_signals
 from agents.runtime.tasks import until
 from bus.errors import FedbusError
@@ -21,12 +22,19 @@ from bus.process.logs import configure
 log = logging.getLogger(__name__)
 
 
-async def run_client(gateway: Address, name: str, *, cache: Path, threads: int = 1, synthetic: bool = False) -> None:
-    """Runs one client until a signal arrives."""
+async def run_client(
+    gateway: Address, name: str, *, cache: Path, threads: int = 1, engine: str | None = None, synthetic: bool = False
+) -> None:
+    """Runs one client until a signal arrives.
+
+    Raises:
+        FedbusError: the gateway refuses it, or the engine of this name cannot be used.
+    """
     stop = asyncio.Event()
     objects = ObjectCache(gateway, cache)
     try:
-        trainer = SyntheticTrainer(objects) if synthetic else OrtTrainer(objects, threads=threads)
+        trainer = SyntheticTrainer(objects) if synthetic else EngineTrainer(objects, engine=engine, threads=threads)
+        log.info("trains with %s", trainer.engine)
         with set_by_signals(stop, gone_s=GONE_S):
             await until(stop, Client(gateway, name, trainer).run())
     finally:
@@ -34,7 +42,7 @@ async def run_client(gateway: Address, name: str, *, cache: Path, threads: int =
 
 
 def main() -> None:
-    """Exits with 1 and one line when the gateway refuses this client."""
+    """Exits with 1 and one line when the gateway refuses this client or its engine cannot be used."""
     parser = argparse.ArgumentParser(description="A native client that trains for a fedbus gateway.")
     parser.add_argument("--gateway", default=os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700"))
     parser.add_argument("--token", default=os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", ""))
@@ -43,17 +51,20 @@ def main() -> None:
     # In containers process ids are alike: the host's name tells them apart.
     parser.add_argument("--name", default=f"{os.uname().nodename.split('.')[0][:20]}-native-{os.getpid()}")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", help="name of the engine to train with; default: the best that can be used")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder that keeps fetched objects")
     parser.add_argument("--synthetic", action="store_true", help="train nothing, answer at once")
     arguments = parser.parse_args()
     configure(arguments.name, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
+        check_crash_points()
         asyncio.run(
             run_client(
                 Address(arguments.gateway, arguments.token, arguments.ca),
                 arguments.name,
                 cache=arguments.cache,
                 threads=arguments.threads,
+                engine=arguments.engine,
                 synthetic=arguments.synthetic,
             )
         )

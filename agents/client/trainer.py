@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from agents.client.objects import ObjectCache
+from agents.core.learning.contracts import Engine
 from agents.core.learning.encodings import encode_update
-from agents.core.learning.task import TaskProgress, TaskResult, run_task
-from agents.words.events import TaskAssigned, UpdateMetrics
+from agents.core.learning.kinds import check_kind, open_kind
+from agents.core.learning.task import TaskInputs, TaskProgress, run_task
+from agents.engines import choose, open_engine
+from agents.words.events import Platform, TaskAssigned, UpdateMetrics
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import ArtifactManifest
-from artifacts.ort_training import NativeTrainer
-from artifacts.pixels import pixel_table
 from bus.errors import FedbusError
-from data.shards import decode_shard
 
+PLATFORM: Platform = "native"
+log = logging.getLogger(__name__)
 Progress = Callable[[TaskProgress], None]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,7 +53,9 @@ class Finished:
 class Trainer(Protocol):
     """What does tasks; one at a time."""
 
-    engine: str
+    @property
+    def engine(self) -> str:
+        """What it trains with, as the gateway is told."""
 
     async def prepare(self, task: TaskAssigned) -> None:
         """Fetches what the task needs, ahead of its turn."""
@@ -63,50 +68,29 @@ class Trainer(Protocol):
         """
 
 
-class NativeEngine:
-    """``NativeTrainer`` as ``run_task`` wants it."""
+class EngineTrainer:
+    """Trains with an engine of ``agents.engines``, the one of this name or the best; keeps it while it fits the tasks.
 
-    def __init__(self, trainer: NativeTrainer) -> None:
-        self._trainer = trainer
-        model = trainer.manifest.model
-        self.pixel_table = pixel_table(model.mean, model.std)
+    Raises:
+        EngineUnknownError: there is no engine of this name.
+        EngineUnavailableError: it, or any, cannot run here.
+    """
 
-    def begin(self, base: NDArray[np.float32]) -> None:
-        """Sets the parameters and forgets the optimizer's state."""
-        self._trainer.reset_optimizer()
-        self._trainer.load_parameters(base)
-
-    def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the trained part takes, float32 [n, ...]."""
-        return self._trainer.features(pixel_values)
-
-    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 [n, classes]."""
-        return self._trainer.predict(features)
-
-    def train_step(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-        """One step; the loss before it."""
-        return self._trainer.train_step(features, labels)
-
-    def parameters(self) -> NDArray[np.float32]:
-        """A copy of the parameters."""
-        return self._trainer.parameters()
-
-
-class OrtTrainer:
-    """Trains with onnxruntime; keeps its session from task to task while artifacts and optimizer stay the same."""
-
-    engine = "onnxruntime-training native"
-
-    def __init__(self, objects: ObjectCache, *, threads: int = 1) -> None:
+    def __init__(self, objects: ObjectCache, *, engine: str | None = None, threads: int = 1) -> None:
         self._objects = objects
+        self._wanted = engine
         self._threads = threads
+        # Before anything is downloaded; what the artifacts offer is not known yet.
+        self._choice = choose(engine)
         self._specs: dict[str, TaskSpec] = {}
-        self._artifacts = ""
-        self._optimizer = ""
-        self._trainer: NativeTrainer | None = None
+        self._opened: tuple[str, ArtifactManifest, Engine] | None = None
         # One session: tasks queue for it even when an earlier one is being given up.
         self._session = threading.Lock()
+
+    @property
+    def engine(self) -> str:
+        """What trains now, or will as far as is known yet."""
+        return self._choice.maker.label
 
     async def prepare(self, task: TaskAssigned) -> None:
         """Fetches spec, base model and shard."""
@@ -118,14 +102,17 @@ class OrtTrainer:
     async def run(self, task: TaskAssigned, progress: Progress) -> Finished:
         """Does the task; see ``Trainer.run``."""
         spec = await self._spec(task)
-        trainer = await self._opened(spec)
-        images, _ = decode_shard(await self._objects.get(task.shard))
+        check_kind(spec.kind)
+        manifest, engine = await self._open(spec)
+        kind = open_kind(spec.kind, manifest.model)
+        examples, _ = kind.decode(await self._objects.get(task.shard))
         base = np.frombuffer(await self._objects.get(spec.base_model), "<f4").astype(np.float32)
 
         def work() -> Finished:
             with self._session:
-                result: TaskResult = run_task(task, spec, images, base, NativeEngine(trainer), progress)
-                return Finished(encode_update(result.delta, spec.encoding), result.metrics)
+                result = run_task(TaskInputs(task, spec, examples, base), kind, engine, progress, time.monotonic)
+                metrics = result.metrics.model_copy(update={"platform": PLATFORM})
+                return Finished(encode_update(result.delta, spec.encoding), metrics)
 
         return await asyncio.to_thread(work)
 
@@ -135,16 +122,15 @@ class OrtTrainer:
             self._specs[key] = parsed(TaskSpec, await self._objects.get(task.spec))
         return self._specs[key]
 
-    async def _opened(self, spec: TaskSpec) -> NativeTrainer:
-        if self._trainer is None or self._artifacts != spec.artifacts.sha256:
+    async def _open(self, spec: TaskSpec) -> tuple[ArtifactManifest, Engine]:
+        if self._opened is None or self._opened[0] != spec.artifacts.sha256:
             manifest = parsed(ArtifactManifest, await self._objects.get(spec.artifacts))
-            paths = {role: await self._objects.path(file.ref) for role, file in manifest.files.for_training()}
-            self._trainer = await asyncio.to_thread(NativeTrainer, manifest, paths, threads=self._threads)
-            self._artifacts, self._optimizer = spec.artifacts.sha256, ""
-        if self._optimizer != spec.optimizer.sha256:
-            await asyncio.to_thread(self._trainer.set_optimizer, await self._objects.get(spec.optimizer))
-            self._optimizer = spec.optimizer.sha256
-        return self._trainer
+            choice = choose(self._wanted, manifest.offered)
+            log.info("engine %s, %s: %s", choice.name, choice.maker.label, choice.reason)
+            paths = {role: await self._objects.path(file.ref) for role, file in choice.files(manifest).items()}
+            engine = await asyncio.to_thread(open_engine, manifest, paths, choice=choice, threads=self._threads)
+            self._choice, self._opened = choice, (spec.artifacts.sha256, manifest, engine)
+        return self._opened[1:]
 
 
 def parsed(kind: type[Model], data: bytes) -> Model:
@@ -183,5 +169,6 @@ class SyntheticTrainer:
             examples=sum(label is not None for label in task.labels),
             mismatched_images=0,
             trained_images=0,
+            platform=PLATFORM,
         )
         return Finished(self._updates[task.spec.sha256], metrics)

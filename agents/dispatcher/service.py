@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
-from agents.core.rounds.plan import AssignTasks, PlanRound, RunState, Say
+from agents.core.rounds.plan import AssignTasks, PlanRound, ReadDataset, RunState, Say, task_spec
+from agents.runtime.follower import Follower
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.runtime.tasks import until
-from agents.words.events import Payload, RoundFailed, RoundPlanned, RunFinished, RunStarted
-from agents.words.run_config import RunDataset, TaskSpec
-from artifacts.errors import OptimizerModelError
-from artifacts.manifest import ArtifactManifest
-from artifacts.optimizer import with_learning_rate
-from bus.client import Bus, CaughtUp
-from bus.errors import ConflictingEventError, ObjectCorruptError, ObjectMissingError
+from agents.words.events import RunFinished, RunStarted
+from bus.client import Bus
+from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
 
@@ -29,27 +24,15 @@ class Dispatcher:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._follower = Follower(bus, "dispatcher")
         self._runs: dict[str, RunState] = {}
-        self._manifests: dict[str, ArtifactManifest] = {}
-        self._causes: dict[str, Event] = {}
-        self._changed: set[str] = set()
-        self._live = False
-        self._seen = 0
-        self._own = 0
+        self._changed: dict[str, Event] = {}
+        """The runs that something happened in since they were decided on, each with the last of it."""
 
     async def serve(self) -> None:
         """Follows the stream for ever; decides only once it has read all that there is."""
-        expose(Source(self.figures, lambda: self._live))
-        async with self._bus.follow("ev.>") as items:
-            async for item in items:
-                if isinstance(item, CaughtUp):
-                    self._live = True
-                else:
-                    await self._take(item)
-                if self._live and self._seen >= self._own:
-                    for run in list(self._changed):
-                        self._changed.discard(run)
-                        await self._act(run)
+        expose(Source(self.figures, lambda: self._follower.is_live))
+        await self._follower.serve(self)
 
     def figures(self) -> list[Figure]:
         """The rounds of the runs that are not finished."""
@@ -66,105 +49,71 @@ class Dispatcher:
             for number, facts in state.rounds.items()
         )
 
-    async def _take(self, stored: Stored) -> None:
-        self._seen = stored.sequence
+    async def take(self, stored: Stored) -> None:
+        """Folds one event into its run."""
         data = stored.event.data
         if isinstance(data, RunStarted) and data.run not in self._runs:
-            await self._open(data)
+            self._runs[data.run] = RunState(data)
         state = self._runs.get(data.run)
         if state is None:
             return
         state.fold(stored)
-        self._causes[data.run] = stored.event
-        self._changed.add(data.run)
+        self._changed[data.run] = stored.event
         if isinstance(data, RunFinished):
-            del self._runs[data.run], self._causes[data.run]
+            del self._runs[data.run], self._changed[data.run]
             log.info("run %s", data.status, extra={"run": data.run})
 
-    async def _open(self, started: RunStarted) -> None:
-        try:
-            dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
-        except (ObjectMissingError, ObjectCorruptError, ValidationError) as error:
-            await self._publish(
-                RunFinished(run=started.run, status="failed", reason=f"dataset: {error}"[:500], rounds=0), None
-            )
-            return
-        self._runs[started.run] = RunState(started, tuple(user.user for user in dataset.users))
+    def due(self) -> datetime | None:
+        """Never: only events bring it something to do."""
+        return None
 
-    async def _act(self, run: str) -> None:
-        """Does what the state asks for; the events that come of it bring the next decision."""
-        state = self._runs.get(run)
-        if state is None or (intent := state.decide()) is None:
-            return
-        cause = self._causes.get(run)
+    async def decide(self) -> None:
+        """Does what each run asks for that something happened in; the events that come of it bring the next."""
+        changed, self._changed = self._changed, {}
+        for run, cause in changed.items():
+            await self._act(self._runs[run], cause)
+
+    async def _act(self, state: RunState, cause: Event) -> None:
+        intent = state.decide()
+        if isinstance(intent, ReadDataset):
+            await self._open(state, intent)
+            intent = state.decide()
         match intent:
             case Say(data):
-                await self._publish(data, cause)
+                await self._follower.say(data, cause=cause)
             case AssignTasks(tasks):
-                published = await self._bus.publish_many(tasks, cause=cause)
-                crash_point("dispatcher.task.assigned")
-                self._own = max(self._own, *(one.sequence for one in published))
-                log.info("assigned %d tasks", len(tasks), extra={"run": run, "round": tasks[0].round})
+                await self._follower.say_all(tasks, cause=cause)
+                log.info("assigned %d tasks", len(tasks), extra={"run": state.run, "round": tasks[0].round})
             case PlanRound():
                 try:
-                    await self._plan(state, intent, cause)
-                except (ObjectMissingError, ObjectCorruptError, OptimizerModelError, ValidationError) as error:
-                    reason = f"the round cannot be planned: {error}"[:500]
-                    await self._publish(RoundFailed(run=run, round=intent.started.round, reason=reason), cause)
+                    await self._plan(state.started, intent, cause)
+                except (ObjectMissingError, ObjectCorruptError) as error:
+                    await self._follower.say(intent.failed(str(error)), cause=cause)
 
-    async def _plan(self, state: RunState, plan: PlanRound, cause: Event | None) -> None:
-        config, number = state.started.config, plan.started.round
+    async def _open(self, state: RunState, intent: ReadDataset) -> None:
+        try:
+            state.open(await self._bus.objects.get(intent.dataset))
+        except (ObjectMissingError, ObjectCorruptError) as error:
+            state.problem = f"dataset: {error}"
+
+    async def _plan(self, started: RunStarted, plan: PlanRound, cause: Event) -> None:
         crash_point("dispatcher.planning")
-        manifest = await self._manifest(state.started)
-        if await self._bus.objects.info(plan.base_model.name) is None:
-            raise ObjectMissingError(f"base model {plan.base_model.name} is not in the object store")
-        template = await self._bus.objects.get(manifest.files.optimizer_model.ref)
-        optimizer = with_learning_rate(template, manifest, plan.learning_rate)
-        spec = TaskSpec(
-            run=state.run,
-            round=number,
-            artifacts=state.started.artifacts,
-            base_model=plan.base_model,
-            optimizer=await self._bus.objects.put(optimizer, media_type="application/onnx"),
-            learning_rate=plan.learning_rate,
-            epochs=config.training.epochs,
-            augmentations=config.training.augmentations,
-            augmentation=config.training.augmentation,
-            encoding=config.training.encoding,
-        )
+        base = plan.base_model
+        if (found := await self._bus.objects.info(base.name)) is None:
+            raise ObjectMissingError(f"base model {base.name} is not in the object store")
+        if found.size != base.size:
+            raise ObjectCorruptError(f"base model {base.name} has {found.size} bytes, its reference says {base.size}")
+        spec = task_spec(started, plan)
         ref = await self._bus.objects.put(spec.model_dump_json().encode(), media_type="application/json")
         crash_point("dispatcher.spec_put")
-        planned = RoundPlanned(
-            run=state.run,
-            round=number,
-            base_model=plan.base_model,
-            spec=ref,
-            users=len(plan.users),
-            quorum=plan.quorum,
-            learning_rate=plan.learning_rate,
-            deadline=datetime.now(UTC) + timedelta(seconds=plan.deadline_s),
-            deadline_s=plan.deadline_s,
-        )
-        await self._publish(planned, cause)
+        planned = plan.planned(ref, datetime.now(UTC))
+        await self._follower.say(planned, cause=cause)
         log.info(
-            "planned for %d users, quorum %d", planned.users, planned.quorum, extra={"run": state.run, "round": number}
+            "planned for %d users, quorum %d",
+            planned.users,
+            planned.quorum,
+            extra={"run": planned.run, "round": planned.round},
         )
-
-    async def _manifest(self, started: RunStarted) -> ArtifactManifest:
-        key = started.artifacts.sha256
-        if key not in self._manifests:
-            self._manifests[key] = ArtifactManifest.model_validate_json(await self._bus.objects.get(started.artifacts))
-        return self._manifests[key]
-
-    async def _publish(self, data: Payload, cause: Event | None) -> None:
-        try:
-            published = await self._bus.publish(data, cause=cause)
-            crash_point(f"dispatcher.{data.TYPE}")
-        except ConflictingEventError:
-            # Another dispatcher was faster; what it said arrives through the stream and counts.
-            log.info("%s was already said by another dispatcher", data.TYPE, extra={"run": data.run})
-        else:
-            self._own = max(self._own, published.sequence)
 
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:

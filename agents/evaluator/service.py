@@ -7,30 +7,34 @@ import logging
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from agents.core.learning.scores import EvaluationDetails, by_class, score
-from agents.engines.scoring import HeldOutScorer
+from agents.core.learning.evaluation import details_of, evaluation_of, scores_in
+from agents.core.learning.kinds import TaskKindUnknownError, open_kind
+from agents.core.learning.scores import EvaluationDetails, ModelScores
+from agents.engines import EngineUnavailableError, choose, open_engine
+from agents.evaluator.scoring import HeldOutScorer
 from agents.runtime.tasks import until
 from agents.words.events import ModelEvaluated, ModelPublished, RunStarted
 from agents.words.run_config import RunDataset
 from artifacts.manifest import ArtifactManifest
-from artifacts.ort_training import NativeTrainer
 from bus.client import Bus
-from bus.errors import ConflictingEventError, FedbusError
+from bus.errors import ConflictingEventError, FedbusError, ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Stored
-from bus.words.subjects import events_of_type
+from bus.words.subjects import event_subject, events_of_type
 from bus.words.values import Ref
 from bus.work.worker import work
-from data.shards import decode_shard
 
 MODELS_KEPT = 2
 ACK_WAIT_S = 10.0
 """How long the models of an evaluator that died wait for another one."""
+_PAYLOAD: Any = ModelEvaluated
+"""Without its type: a payload that only says where it lies is enough to look for the whole one."""
 log = logging.getLogger(__name__)
 
 
@@ -79,23 +83,28 @@ class Evaluator:
 
     async def _evaluate(self, started: RunStarted, number: int, model: Ref) -> ModelEvaluated:
         scorer = await self._scorer(started)
-        base = await scorer.base_logits(started.base_model.sha256, await self._parameters(started.base_model))
+        base = await self._said_of_base(started.run)
+        if base is None:
+            base = await scorer.scores(await self._parameters(started.base_model))
         updated = base
         if model.sha256 != started.base_model.sha256:
-            updated = await scorer.logits(await self._parameters(model))
+            updated = await scorer.scores(await self._parameters(model))
         crash_point("evaluator.evaluated")
-        details = EvaluationDetails(
-            classes=scorer.classes, base=by_class(base, scorer.labels), updated=by_class(updated, scorer.labels)
-        )
-        return ModelEvaluated(
-            run=started.run,
-            round=number,
-            model=model.sha256,
-            images=len(scorer.labels),
-            base=score(base, scorer.labels),
-            updated=score(updated, scorer.labels),
-            details=await self._bus.objects.put(details.model_dump_json().encode(), media_type="application/json"),
-        )
+        details = details_of(scorer.classes, base, updated)
+        ref = await self._bus.objects.put(details.model_dump_json().encode(), media_type="application/json")
+        return evaluation_of(started.run, number, model.sha256, base, updated, ref)
+
+    async def _said_of_base(self, run: str) -> ModelScores | None:
+        """The base model's scores as the evaluation of round 0 tells them: they stay what they were said to be."""
+        found = await self._bus.find(event_subject(_PAYLOAD.model_construct(run=run, round=0)))
+        if found is None or not isinstance(said := found.event.data, ModelEvaluated):
+            return None
+        try:
+            details = EvaluationDetails.model_validate_json(await self._bus.objects.get(said.details))
+            return scores_in(said, details)[0]
+        except (ObjectMissingError, ObjectCorruptError, ValueError):
+            log.warning("the details of an evaluation cannot be read", extra={"run": run, "round": said.round})
+            return None
 
     async def _parameters(self, model: Ref) -> NDArray[np.float32]:
         content = await self._bus.objects.get(model)
@@ -118,17 +127,24 @@ class Evaluator:
             dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
         except ValidationError as error:
             raise EvaluationError(f"the run's manifest or dataset is malformed: {error.errors()[0]['msg']}") from None
-        images, labels = decode_shard(await self._bus.objects.get(dataset.held_out))
+        try:
+            kind = open_kind(started.config.kind, manifest.model)
+            choice = choose(offered=manifest.offered)
+        except (TaskKindUnknownError, EngineUnavailableError) as error:
+            raise EvaluationError(error.message, hint=error.hint) from None
+        examples, labels = kind.decode(await self._bus.objects.get(dataset.held_out))
         if labels is None or not len(labels) or not 0 <= labels.min() <= labels.max() < len(manifest.model.classes):
             raise EvaluationError("the held-out images have no labels, or labels that are none of the model's classes")
         if manifest.model.classes != dataset.classes:
             raise EvaluationError("the model and the run's dataset have different classes")
+        log.info("engine %s: %s", choice.name, choice.reason, extra={"run": started.run})
         paths = {}
-        for role, file in manifest.files.for_training():
+        for role, file in choice.files(manifest).items():
             paths[role] = self._cache / file.sha256
             if not paths[role].exists():
                 await self._bus.objects.fetch_to(file.ref, paths[role])
-        return HeldOutScorer(await asyncio.to_thread(NativeTrainer, manifest, paths), images, labels)
+        engine = await asyncio.to_thread(open_engine, manifest, paths, choice=choice)
+        return HeldOutScorer(engine, kind, examples, labels, classes=manifest.model.classes)
 
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:

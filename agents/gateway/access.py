@@ -18,9 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from agents.core.exchange.access import AccessRefusedError, AccessTable, Failures, Grant
 from agents.gateway.settings import GatewaySettings
 from agents.runtime.tasks import background
-from bus.broker.tokens import LOOK_EVERY_S, Role
+from bus.broker.tokens import LOOK_EVERY_S
 from bus.client import Bus
 from bus.process.logs import escaped
+from bus.words.tokens import Role
 
 log = logging.getLogger(__name__)
 GRANT = "fedbus.grant"

@@ -11,9 +11,10 @@ from starlette.types import Receive, Scope, Send
 
 from agents.core.exchange.access import Grant
 from agents.gateway.access import GRANT
-from agents.gateway.facts import Facts
+from agents.gateway.hub import Hub
 from agents.runtime.tasks import background
-from bus.client import Bus, CaughtUp
+from agents.words.events import Progress
+from bus.client import CaughtUp
 from bus.words.subjects import events_of
 
 KEEP_ALIVE_S = 15.0
@@ -28,10 +29,10 @@ class EventFeed:
     It ends with its reader's token. A slow reader gets its events late; progress that it cannot take is dropped.
     """
 
-    def __init__(self, bus: Bus, facts: Facts, max_watchers: int, stop: asyncio.Event) -> None:
-        self._bus = bus
-        self._facts = facts
-        self._max_watchers = max_watchers
+    def __init__(self, hub: Hub, stop: asyncio.Event) -> None:
+        self._hub = hub
+        self._bus = hub.bus
+        self._max_watchers = hub.settings.max_watchers
         self._stop = stop
         self.watchers = 0
 
@@ -80,11 +81,11 @@ class EventFeed:
                 if isinstance(item, CaughtUp):
                     continue
                 # A reader may ask for the objects of what it reads: first it must be known which of them are secret.
-                await self._facts.reached(item.sequence, within_s=60)
+                await self._hub.reached(item.sequence, within_s=60)
                 await queue.put(f"id: {item.sequence}\ndata: {item.event.to_json().decode()}\n\n")
 
     async def _progress(self, run: str, queue: asyncio.Queue[str]) -> None:
-        async with self._bus.progress(run) as items:
+        async with self._bus.hear(Progress, run=run) as items:
             async for progress in items:
                 # The last places of the queue are kept for events.
                 if queue.qsize() < CAPACITY // 2:

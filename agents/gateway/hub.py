@@ -1,74 +1,70 @@
-"""The gateway's centre: which clients are there, which tasks they hold, and what the stream says about both."""
+"""Does what the conversation wants done: moves frames, bytes, tasks and events between it, clients, broker and disk."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections import deque
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
 
-from agents.core.exchange.access import OPEN, Grant
-from agents.core.exchange.leases import Lease, LeaseRecord, LeaseTable, Outcome, key_of
-from agents.core.exchange.messages import MAX_SLOTS, Assignment, Hello, ProtocolError, TaskRevoked
+from agents.core.exchange import effects
+from agents.core.exchange.access import AccessRefusedError
+from agents.core.exchange.connections import Connection
+from agents.core.exchange.conversation import Conversation
+from agents.core.exchange.messages import MAX_SLOTS, Hello
 from agents.gateway.access import Access
-from agents.gateway.facts import Ended, Facts
-from agents.gateway.members import Member, Members
+from agents.gateway.errands import Errands
 from agents.gateway.outbox import Outbox
 from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import Spool
-from agents.words.events import RunStarted, TaskAssigned
+from agents.gateway.updates import Updates
+from agents.words.events import RunStarted
 from agents.words.run_config import RunDataset
 from bus.client import Bus, CaughtUp
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
 from bus.words.subjects import EVENTS, events_of_type
-from bus.work.consumer import Delivery, PullConsumer
 
 log = logging.getLogger(__name__)
 DURABLE = "gateway"
-_FETCH_S = 5.0
-_SWEEP_S = 0.1
-_TICK_S = 0.25
+LAG_S = 10.0
 
 
-@dataclass(frozen=True)
-class HubStatistics:
-    """What the gateway has at hand now, and what it did so far."""
+@dataclass
+class Line:
+    """What belongs to a connection on this side; ``token`` holds its place with those whom the token's end is told."""
 
-    clients: int
-    leases: int
-    ready: int
-    spooled_bytes: int
-    granted: int
-    returned: int
-    accepted: int
-    rejected: int
+    outbox: Outbox
+    address: str
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    rested: asyncio.Event = field(default_factory=asyncio.Event)
+    token: ExitStack = field(default_factory=ExitStack)
 
 
 class Hub:
-    """Use as ``async with Hub(...)``; it follows the stream, deals tasks and lets leases expire meanwhile."""
+    """Use as ``async with Hub(...)``; it follows the stream, and does what the conversation says, meanwhile."""
 
     def __init__(self, bus: Bus, settings: GatewaySettings) -> None:
         self.bus = bus
         self.settings = settings
-        self.facts = Facts()
         self.access = Access(settings)
-        self.members = Members(settings)
-        self.leases = LeaseTable(settings.lease_s)
         self.spool = Spool(settings.spool_dir)
-        self.spooled_bytes = self.granted = self.returned = self.accepted = self.rejected = 0
-        self._ready: deque[str] = deque()
-        self._deal_now = asyncio.Event()
-        self._sweep = False
-        self._deliveries: dict[str, Delivery] = {}
+        self.conversation = Conversation(settings, self.spool.load(), time.monotonic())
+        self.runs = self.conversation.runs
+        self._updates = Updates(bus, self.spool)
+        self._lines: dict[Connection, Line] = {}
+        self._moved = asyncio.Condition()
+        self._sooner = asyncio.Event()
+        self._wakes_at = 0.0
+        self._stopping = False
+        self._waits: set[asyncio.Task[None]] = set()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        for record in self.spool.load():
-            self.leases.grant(record, expires_at=time.monotonic() + self.settings.lease_s)
         async with AsyncExitStack() as opening:
             consumer = await opening.enter_async_context(
                 self.bus.pull(
@@ -79,156 +75,99 @@ class Hub:
                     max_ack_pending=self.settings.max_clients * MAX_SLOTS,
                 )
             )
+            self._errands = Errands(self.bus, consumer, self._updates, self.conversation, self.reached)
             await opening.enter_async_context(self.access.following(self.bus))
-            self.group = await opening.enter_async_context(asyncio.TaskGroup())
-            running = [
-                self.group.create_task(self._follow()),
-                self.group.create_task(self._deal(consumer)),
-                self.group.create_task(self._keep_leases()),
-            ]
-            opening.callback(lambda: [task.cancel() for task in running])
+            self._group = await opening.enter_async_context(asyncio.TaskGroup())
+            opening.callback(self._stop)
+            self._wait_for(self._follow())
+            self._wait_for(self._keep_time())
             self._stack = opening.pop_all()
         return self
 
     async def __aexit__(self, *exc: object) -> bool | None:
         return await self._stack.__aexit__(*exc)  # type: ignore[arg-type]
 
-    def statistics(self) -> HubStatistics:
-        """What is at hand now, and what was done so far."""
-        return HubStatistics(
-            clients=len(self.members),
-            leases=len(self.leases),
-            ready=len(self._ready),
-            spooled_bytes=self.spooled_bytes,
-            granted=self.granted,
-            returned=self.returned,
-            accepted=self.accepted,
-            rejected=self.rejected,
-        )
+    def _stop(self) -> None:
+        """What only waits is cut; what is being done is done first."""
+        self._stopping = True
+        for task in self._waits:
+            task.cancel()
+
+    def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._group.create_task(work)
+        self._waits.add(task)
+        task.add_done_callback(self._waits.discard)
+
+    # What others look at
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Everything has been read that was in the stream at the start."""
+        return self.conversation.is_caught_up
+
+    async def reached(self, sequence: int, *, within_s: float = LAG_S) -> None:
+        """Waits until everything up to ``sequence`` has been read.
+
+        Raises:
+            TimeoutError: it is not after ``within_s``.
+        """
+        if self.runs.sequence < sequence:
+            async with asyncio.timeout(within_s), self._moved:
+                await self._moved.wait_for(lambda: self.runs.sequence >= sequence)
 
     def listing(self) -> list[dict[str, str | int]]:
         """The connected clients, for an operator."""
         return [
             {
-                "client": one.name,
-                "engine": one.hello.engine,
-                "token": one.grant.name,
-                "since": one.since.isoformat(timespec="seconds"),
-                "leases": len(self.leases.of(one.name)),
+                "client": name,
+                "engine": connection.hello.engine,
+                "token": connection.grant.name,
+                "since": self._lines[connection].since.isoformat(timespec="seconds"),
+                "leases": len(self.conversation.pool.leases.of(name)),
             }
-            for one in self.members
+            for name, connection in self.conversation.members
+            if connection.hello is not None and connection.grant is not None
         ]
 
-    # Clients
+    # Connections
 
-    def join(self, hello: Hello, outbox: Outbox, grant: Grant) -> tuple[Member, tuple[str, ...]]:
-        """Lets a client in, in place of an older connection of its name; answers with the leases that it has again.
+    def connect(self, outbox: Outbox, address: str) -> Connection:
+        """A client is connected."""
+        connection = self.conversation.presence.connected()
+        self._lines[connection] = Line(outbox, address)
+        return connection
 
-        Raises:
-            ProtocolError: it is shut out, its name is another token's, or the gateway or its token is full.
-        """
-        name, member = hello.client, Member(hello, outbox, grant)
-        older = self.members.get(name)
-        holders = {older.grant.name} if older else {lease.record.token for lease in self.leases.of(name)}
-        if holders - {grant.name, OPEN}:
-            raise ProtocolError("name_taken", "a client with another token has this name", fatal=True)
-        if self.members.admit(member, lambda reason: self._turn_out(member, reason)) is not None:
-            self._forget_ready(name)
-        resumed, given_up = self.leases.resume(name, hello.resume)
-        for lease in given_up:
-            self.give_back(lease)
-        return member, tuple(lease.id for lease in resumed)
+    async def receive(self, connection: Connection, frame: str | bytes) -> float:
+        """Takes one frame in, and returns when the next may come: after so many seconds more."""
+        line = self._lines[connection]
+        self.conversation.received(connection, frame, time.monotonic())
+        self._do_all()
+        while connection.busy:
+            line.rested.clear()
+            await line.rested.wait()
+        # Who sends too much is read more slowly; the bytes wait on the client's side.
+        return self.conversation.presence.pause_s(connection, len(frame), time.monotonic())
 
-    def leave(self, member: Member) -> None:
-        """The client's connection is gone; its leases wait for its return unless a newer connection has them."""
-        if self.members.remove(member):
-            self._forget_ready(member.name)
-            self.leases.detach(member.name, time.monotonic())
+    def patience_s(self, connection: Connection) -> float:
+        """How long the connection may be silent from now on."""
+        return self.conversation.presence.patience_s(connection)
 
-    def _turn_out(self, member: Member, reason: str) -> None:
-        """The client's token ended: it cannot come back, so its tasks need not wait for it."""
-        member.dismiss("token", reason)
-        self._take_back(member)
+    def silent(self, connection: Connection) -> None:
+        """Nothing came for as long as the conversation is patient."""
+        self.conversation.presence.silent(connection, time.monotonic())
+        self._do_all()
 
-    def dismiss(self, member: Member) -> None:
-        """The client said goodbye."""
-        member.outbox.close(1000, "goodbye")
-        self._take_back(member)
-
-    def _take_back(self, member: Member) -> None:
-        for lease in self.leases.of(member.name):
-            if not lease.committing:
-                self.give_back(lease)
-
-    def ready(self, member: Member) -> None:
-        """The client wants one more task.
-
-        Raises:
-            ProtocolError: it has as many as it may.
-        """
-        name = member.name
-        if len(self.leases.of(name)) + self._ready.count(name) >= MAX_SLOTS:
-            raise ProtocolError("too_many", f"a client holds or waits for at most {MAX_SLOTS} tasks")
-        self._ready.append(name)
-        self._deal_now.set()
-
-    def tell(self, client: str, message: Assignment | TaskRevoked) -> None:
-        """Says something to a client if it is there."""
-        if (member := self.members.get(client)) is not None:
-            member.outbox.say(message)
+    def disconnect(self, connection: Connection) -> None:
+        """The connection is gone."""
+        line = self._lines.pop(connection)
+        self.conversation.presence.left(connection, time.monotonic())
+        self._do_all()
+        line.token.close()
 
     def close_all(self) -> None:
-        """Says goodbye to everybody; the leases stay for the next process."""
-        for member in self.members:
-            member.outbox.close(1012, "the gateway stops")
-
-    def _forget_ready(self, client: str) -> None:
-        if client in self._ready:
-            self._ready = deque(name for name in self._ready if name != client)
-            # What the broker was asked for on its behalf may still come, and then goes back.
-            self._sweep = True
-            self._deal_now.set()
-
-    def note_rejection(self, client: str) -> bool:
-        """Counts a rejected update; true when the client has had enough of them in a row."""
-        self.rejected += 1
-        return self.members.count_rejection(client)
-
-    def note_acceptance(self, client: str) -> None:
-        """Counts an accepted update and forgives the rejected ones before."""
-        self.accepted += 1
-        self.members.forgive(client)
-
-    # Leases
-
-    def delivery(self, lease: Lease) -> Delivery | None:
-        """The broker's delivery of the lease's task; none after a restart, until the broker sends it again."""
-        return self._deliveries.get(lease.id)
-
-    def give_back(self, lease: Lease, *, delay_s: float = 0.0) -> None:
-        """Ends a lease; its task goes back to the pool."""
-        delivery = self._end(lease, None)
-        self.returned += 1
-        if delivery is not None:
-            self.group.create_task(delivery.nak(delay_s))
-
-    def finish(self, lease: Lease, outcome: Outcome) -> None:
-        """Ends a lease whose task nobody has to do any more."""
-        delivery = self._end(lease, outcome)
-        if delivery is not None:
-            self.group.create_task(delivery.ack())
-
-    def _end(self, lease: Lease, outcome: Outcome | None) -> Delivery | None:
-        self.leases.end(lease, outcome)
-        self.spool.drop(lease)
-        return self._deliveries.pop(lease.id, None)
-
-    def _revoke(self, ended: Ended) -> None:
-        for lease in self.leases:
-            if lease.key[: len(ended)] == ended and not lease.committing:
-                self.finish(lease, "revoked")
-                reason = self.facts.is_over(lease.key) or "the task is over"
-                self.tell(lease.record.client, TaskRevoked(lease=lease.id, reason=reason))
+        """Says goodbye to everybody."""
+        self.conversation.presence.close_all(time.monotonic())
+        self._do_all()
 
     # What runs all the time
 
@@ -236,17 +175,14 @@ class Hub:
         async with self.bus.follow(EVENTS) as items:
             async for item in items:
                 if isinstance(item, CaughtUp):
-                    for lease in self.leases:
-                        if self.facts.is_over(lease.key):
-                            self._revoke(lease.key)
-                    self.facts.caught_up.set()
-                    continue
-                if isinstance(item.event.data, RunStarted):
-                    self.facts.open(item.event.data, await self._dataset(item.event.data))
-                ended = self.facts.fold(item)
-                await self.facts.advance(item.sequence)
-                if ended is not None and self.facts.caught_up.is_set():
-                    self._revoke(ended)
+                    self.conversation.caught_up()
+                else:
+                    data = item.event.data
+                    dataset = await self._dataset(data) if isinstance(data, RunStarted) else None
+                    self.conversation.took_place(item, dataset)
+                self._do_all()
+                async with self._moved:
+                    self._moved.notify_all()
 
     async def _dataset(self, started: RunStarted) -> RunDataset | None:
         try:
@@ -255,69 +191,73 @@ class Hub:
             log.warning("the dataset cannot be read, so clients may not either: %s", error, extra={"run": started.run})
             return None
 
-    async def _deal(self, consumer: PullConsumer) -> None:
-        await self.facts.caught_up.wait()
+    async def _keep_time(self) -> None:
         while True:
-            await self._deal_now.wait()
-            self._deal_now.clear()
-            while self._ready or self._sweep:
-                self._sweep = False
-                wanted = len(self._ready)
-                for delivery in await consumer.fetch(max(1, wanted), _FETCH_S if wanted else _SWEEP_S):
-                    self._hand_out(delivery)
+            self.conversation.tick(time.monotonic())
+            self._do_all()
+            self._wakes_at = self.conversation.next_tick_at
+            self._sooner.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._wakes_at - time.monotonic()):
+                    await self._sooner.wait()
 
-    def _hand_out(self, delivery: Delivery) -> None:
-        task = delivery.stored.event.data
-        assert isinstance(task, TaskAssigned)
-        key = key_of(task)
-        if self.facts.is_over(key):
-            self.group.create_task(delivery.ack())
-        elif (held := self.leases.holder(key)) is not None:
-            # Sent again because this gateway or its connection to the broker was away for long.
-            self._deliveries[held.id] = delivery
-        elif not self._ready:
-            self.group.create_task(delivery.nak(0))
-        else:
-            self._grant(delivery, task)
+    # Effects
 
-    def _grant(self, delivery: Delivery, task: TaskAssigned) -> None:
-        crash_point("gateway.delivered")
-        client = self._ready.popleft()
-        member = self.members.get(client)
-        record = LeaseRecord(
-            task=task,
-            client=client,
-            token=member.grant.name if member else OPEN,
-            sequence=delivery.stored.sequence,
-            attempt=delivery.attempt,
-        )
-        lease = self.leases.grant(record)
-        self._deliveries[lease.id] = delivery
-        self.granted += 1
+    def _do_all(self) -> None:
+        while (effect := self.conversation.effects.next()) is not None:
+            self._do(effect)
+        if self.conversation.next_tick_at < self._wakes_at:
+            self._sooner.set()
+
+    def _do(self, effect: effects.Effect) -> None:
+        """Does what takes no time, and begins what takes some."""
+        match effect:
+            case effects.Say(connection, message):
+                if (line := self._lines.get(connection)) is not None and not line.outbox.say(message):
+                    self.conversation.presence.left(connection, time.monotonic())
+            case effects.Close(connection, code, reason):
+                if (line := self._lines.get(connection)) is not None:
+                    line.outbox.close(code, reason)
+            case effects.CheckToken(connection, hello):
+                self._check_token(connection, hello)
+            case effects.KeepLease(lease):
+                crash_point("gateway.delivered")
+                try:
+                    self.spool.keep(lease)
+                except OSError as error:
+                    # The lease is good without its file; only a restart of the gateway would forget it.
+                    log.error("the spool does not take a lease: %s", error, extra=lease.about)
+                crash_point("gateway.leased")
+            case effects.DropLease(lease):
+                self.spool.drop(lease)
+            case effects.CloseUpload(upload):
+                self._updates.close(upload)
+            case effects.Fetch() | effects.AwaitSequence():
+                if not self._stopping:
+                    self._wait_for(self._run(effect))
+            case effects.CheckUpdate():
+                crash_point("gateway.committed")
+                self._group.create_task(self._run(effect))
+            case _:
+                self._group.create_task(self._run(effect))
+
+    def _check_token(self, connection: Connection, hello: Hello) -> None:
+        presence, line = self.conversation.presence, self._lines[connection]
         try:
-            self.spool.keep(lease)
-        except OSError as error:
-            # The lease is good without its file; only a restart of the gateway would forget it.
-            log.error("the spool does not take a lease: %s", error, extra=where(lease))
-        crash_point("gateway.leased")
-        self.tell(client, Assignment(lease=lease.id, task=task))
+            grant = self.access.check(hello.token, "train", line.address)
+        except AccessRefusedError as error:
+            presence.turned_away(connection, error, time.monotonic())
+            return
 
-    async def _keep_leases(self) -> None:
-        """Tells the broker that the leased tasks are worked on, and lets leases of lost clients expire."""
-        tell_broker_at = 0.0
-        while True:
-            now = time.monotonic()
-            for lease in self.leases.expired(now):
-                log.info("client %s did not come back", lease.record.client, extra=where(lease))
-                self.give_back(lease)
-            if now >= tell_broker_at:
-                tell_broker_at = now + self.settings.lease_s / 3
-                for delivery in list(self._deliveries.values()):
-                    await delivery.in_progress()
-            await asyncio.sleep(min(_TICK_S, self.settings.lease_s / 10))
+        def ended(reason: str) -> None:
+            presence.token_ended(connection, reason, time.monotonic())
+            self._do_all()
 
+        line.token.enter_context(grant.ending(ended))
+        presence.admitted(connection, hello, grant, time.monotonic())
 
-def where(lease: Lease) -> dict[str, object]:
-    """Run, round and user of a lease, for the log."""
-    task = lease.record.task
-    return {"run": task.run, "round": task.round, "user": task.user}
+    async def _run(self, effect: effects.Effect) -> None:
+        waited = await self._errands.do(effect)
+        self._do_all()
+        if waited is not None and (line := self._lines.get(waited)) is not None:
+            line.rested.set()

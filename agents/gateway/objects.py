@@ -11,8 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from agents.gateway.facts import Facts
-from bus.client import Bus
+from agents.gateway.hub import Hub
 from bus.errors import FedbusError, ObjectMissingError
 from bus.words.values import Ref
 
@@ -50,9 +49,9 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
 class Objects:
     """The endpoint; what clients must not see is as if it did not exist."""
 
-    def __init__(self, bus: Bus, facts: Facts) -> None:
-        self._bus = bus
-        self._facts = facts
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._bus = hub.bus
         self._known: OrderedDict[str, Ref] = OrderedDict()
         self.served_bytes = 0
 
@@ -60,9 +59,9 @@ class Objects:
         """Answers one GET or HEAD."""
         sha256 = request.path_params["sha256"]
         # Until everything is read that was ever said, nobody knows what is secret.
-        if not self._facts.caught_up.is_set():
+        if not self._hub.is_caught_up:
             return PlainTextResponse("not ready yet\n", 503, {"Retry-After": "1"})
-        if not _SHA256.fullmatch(sha256) or sha256 in self._facts.denied:
+        if not _SHA256.fullmatch(sha256) or sha256 in self._hub.runs.denied:
             return PlainTextResponse("no such object\n", 404)
         try:
             ref = await self._find(sha256)

@@ -27,13 +27,14 @@ class Outbox:
         self._farewell: Farewell | None = None
         self._something = asyncio.Event()
 
-    def say(self, message: Frozen) -> None:
-        """Queues a message."""
-        if len(self._waiting) >= CAPACITY:
+    def say(self, message: Frozen) -> bool:
+        """Queues a message; false when the client is dropped for not reading."""
+        if full := len(self._waiting) >= CAPACITY:
             self._waiting.clear()
             self.close(1008, "the client does not read")
         self._waiting.append(message)
         self._something.set()
+        return not full
 
     def close(self, code: int, reason: str) -> None:
         """Ends the connection once what is queued has been sent; the first reason counts."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agents.core.exchange.messages import MAX_CHUNK_BYTES
+from agents.core.exchange.limits import Limits
 from agents.runtime.shipped import PAGE
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(BaseSettings, Limits):
     """Each field comes from ``FEDBUS_GATEWAY_<FIELD>`` unless it is given."""
 
     model_config = SettingsConfigDict(env_prefix="FEDBUS_GATEWAY_", env_ignore_empty=True, frozen=True, extra="ignore")
@@ -24,22 +24,8 @@ class GatewaySettings(BaseSettings):
     isolation: bool = Field(default=True, description="cross-origin isolation, which threads in the browser need")
     spool_dir: Path = Field(default=Path(".fedbus/spool"), description="leases and unfinished uploads")
     url_file: Path | None = Field(default=None, description="gets the URL once the gateway listens")
-    lease_s: float = Field(default=75.0, gt=0, le=3_600, description="how long a lost client's lease waits for it")
-    heartbeat_s: float = Field(default=5.0, gt=0, le=300, description="a client silent for three of these is gone")
-    max_clients: int = Field(default=1_000, ge=1, le=100_000)
     max_watchers: int = Field(default=64, ge=0, le=10_000, description="open event feeds")
-    max_upload_bytes: int = Field(default=1 << 30, ge=1, description="of one update")
-    chunk_bytes: int = Field(
-        default=MAX_CHUNK_BYTES, ge=1_024, le=MAX_CHUNK_BYTES, description="of an upload: what a cut may cost"
-    )
-    max_spool_bytes: int = Field(default=8 << 30, ge=1, description="of all unfinished uploads together")
-    max_errors: int = Field(default=10, ge=1, le=1_000, description="bad messages that close a connection")
-    max_rejections: int = Field(
-        default=5, ge=1, le=1_000, description="rejected updates in a row that shut a client out"
-    )
-    shut_out_s: float = Field(default=60.0, ge=0, le=86_400)
     max_failures: int = Field(default=30, ge=1, le=100_000, description="wrong tokens a minute from one address")
-    messages_per_s: float = Field(default=1_000.0, gt=0, le=1e6, description="of one client; a faster one waits")
     max_connections: int = Field(default=4_096, ge=16, le=1_000_000, description="open sockets of all kinds")
     request_s: float = Field(default=10.0, gt=0, le=300, description="for the head of a request to arrive")
     stall_s: float = Field(default=60.0, gt=0, le=3_600, description="for a reader to take the next part of an answer")

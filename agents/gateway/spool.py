@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import shutil
@@ -27,6 +26,8 @@ _LEASE = "lease.json"
 class Upload:
     """The bytes of one update on their way to a file; writes come one at a time.
 
+    They are not hashed here: whoever puts the file in the store gives it the announced digest to check.
+
     Attributes:
         number: the client's number for it.
         sha256: the digest that the client announced.
@@ -39,7 +40,6 @@ class Upload:
         self.sha256 = sha256
         self.path = spool.directory / lease.id / sha256
         self.progress = Progression(size, 0)
-        self._hash = hashlib.sha256()
         self._file: BinaryIO | None = None
 
     async def open(self) -> None:
@@ -47,19 +47,13 @@ class Upload:
         # Opened here and not in the thread: whoever cancels this must find it closed.
         self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         try:
-            await asyncio.to_thread(self._take_up, self._file)
+            there = os.fstat(self._file.fileno()).st_size
+            if there > self.progress.size:
+                self._file.truncate(there := 0)
+            self.progress.offset = there
         except BaseException:
             self.close()
             raise
-
-    def _take_up(self, file: BinaryIO) -> None:
-        there = os.fstat(file.fileno()).st_size
-        if there > self.progress.size:
-            file.truncate(0)
-        elif there:
-            while block := file.read(SMALL):
-                self._hash.update(block)
-            self.progress.offset = there
 
     async def write(self, offset: int, chunk: memoryview) -> int:
         """Writes one chunk and returns the offset of the next.
@@ -86,18 +80,12 @@ class Upload:
         left = chunk
         while left:
             left = left[self._file.write(left) :]
-        self._hash.update(chunk)
 
     def close(self) -> None:
         """Keeps what is there for a later connection."""
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the bytes so far."""
-        return self._hash.hexdigest()
 
     def bytes(self) -> NDArray[np.uint8]:
         """The bytes: a mapping of the file, so that a large update takes no memory."""

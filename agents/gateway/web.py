@@ -14,7 +14,6 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute, request_r
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agents.gateway.commits import Committer
 from agents.gateway.event_feed import EventFeed
 from agents.gateway.hub import Hub
 from agents.gateway.objects import Objects
@@ -68,14 +67,14 @@ class WithHeaders:
 
 def figures(hub: Hub, objects: Objects, feed: EventFeed) -> list[Figure]:
     """What the gateway knows of itself, beside what all agents show."""
-    now = hub.statistics()
+    now = hub.conversation.statistics()
     gauges = {
         "clients": (now.clients, "connected clients"),
         "leases": (now.leases, "tasks in clients' hands"),
         "ready": (now.ready, "tasks that clients wait for"),
         "spooled_bytes": (now.spooled_bytes, "announced bytes of unfinished uploads"),
         "watchers": (feed.watchers, "open event feeds"),
-        "sequence": (hub.facts.sequence, "stream sequence that the gateway has read"),
+        "sequence": (hub.runs.sequence, "stream sequence that the gateway has read"),
     }
     counters = {
         "granted": (now.granted, "tasks handed to clients"),
@@ -94,13 +93,13 @@ def figures(hub: Hub, objects: Objects, feed: EventFeed) -> list[Figure]:
 def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
     """The whole application around one hub; ``stop`` ends its event feeds."""
     settings = hub.settings
-    objects = Objects(hub.bus, hub.facts)
-    feed = EventFeed(hub.bus, hub.facts, settings.max_watchers, stop)
-    source = Source(lambda: figures(hub, objects, feed), hub.facts.caught_up.is_set)
+    objects = Objects(hub)
+    feed = EventFeed(hub, stop)
+    source = Source(lambda: figures(hub, objects, feed), lambda: hub.is_caught_up)
     expose(source)
 
     async def runs(_: Request) -> Response:
-        return JSONResponse(hub.facts.listing())
+        return JSONResponse(hub.runs.listing())
 
     async def clients(_: Request) -> Response:
         return JSONResponse(hub.listing())
@@ -118,7 +117,7 @@ def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
         Route("/runs/{run}/events", guard("watch", feed)),
         Route("/objects/{sha256}", guard("train", endpoint(objects.__call__))),
         Route("/clients", guard("admin", endpoint(clients))),
-        WebSocketRoute("/ws", ClientSocket(hub, Committer(hub)).__call__),
+        WebSocketRoute("/ws", ClientSocket(hub).__call__),
         page,
     ]
     headers = SAFETY | (ISOLATION if settings.isolation else {}) | (ENCRYPTED if settings.tls_cert else {})

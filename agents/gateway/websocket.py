@@ -1,4 +1,4 @@
-"""The WebSocket at ``/ws``: moves frames between a connection and its session, and watches the clock."""
+"""The WebSocket at ``/ws``: moves frames between a connection and the conversation, and notices silence."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ from urllib.parse import urlsplit
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agents.core.exchange.access import AccessRefusedError
+from agents.core.exchange.connections import Connection
 from agents.gateway.access import address_of
-from agents.gateway.commits import Committer
 from agents.gateway.hub import Hub
 from agents.gateway.outbox import Farewell, Outbox
-from agents.gateway.session import Session
 from agents.runtime.tasks import background
 
 log = logging.getLogger(__name__)
-HELLO_S = 5.0
-SILENT_HEARTBEATS = 3
+FAREWELL_S = 5.0
 SPARE_CONNECTIONS = 64
 
 
 class ClientSocket:
     """The endpoint; counts its connections, welcomed or not."""
 
-    def __init__(self, hub: Hub, committer: Committer) -> None:
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._committer = committer
         self._open = 0
 
     async def __call__(self, socket: WebSocket) -> None:
@@ -44,37 +41,34 @@ class ClientSocket:
             return
         await socket.accept()
         outbox = Outbox()
-        session = Session(self._hub, self._committer, outbox, address)
+        connection = self._hub.connect(outbox, address)
         self._open += 1
         try:
             async with background(_write(socket, outbox)):
-                await self._read(socket, session, outbox)
+                await self._read(socket, connection)
         except WebSocketDisconnect:
             # The writer met a connection that was gone.
             pass
         finally:
             self._open -= 1
-            session.close()
+            self._hub.disconnect(connection)
 
-    async def _read(self, socket: WebSocket, session: Session, outbox: Outbox) -> None:
+    async def _read(self, socket: WebSocket, connection: Connection) -> None:
         while True:
-            patience = SILENT_HEARTBEATS * self._hub.settings.heartbeat_s if session.welcomed else HELLO_S
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(self._hub.patience_s(connection)):
                     event = await socket.receive()
             except TimeoutError:
-                outbox.close(1008, "silence" if session.welcomed else "no hello")
+                self._hub.silent(connection)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(HELLO_S):
+                    async with asyncio.timeout(FAREWELL_S):
                         await _until_gone(socket)
                 return
             if event["type"] == "websocket.disconnect":
                 return
             text = event.get("text")
-            message = text if text is not None else event.get("bytes") or b""
-            await session.receive(message)
-            # Who sends too much is read more slowly; the bytes wait on the client's side.
-            if wait_s := session.delay(len(message)):
+            frame = text if text is not None else event.get("bytes") or b""
+            if wait_s := await self._hub.receive(connection, frame):
                 await asyncio.sleep(wait_s)
 
 

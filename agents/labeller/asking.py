@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.labels.labels import Answer
+from agents.core.labels.sources import image_digest
 from agents.labeller.api import LabelApi, label_api
 from agents.labeller.cache import AnswerCache, open_cache
 from agents.labeller.costs import Estimate, cost_of, estimate
 from agents.labeller.errors import CostLimitError
 from agents.labeller.prompt import Prompt
-from agents.labeller.providers import image_digest, together
+from agents.labeller.providers import together
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec
 

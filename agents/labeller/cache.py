@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from agents.core.labels.errors import LabellingError
 from agents.core.labels.labels import Answer
-from agents.labeller.errors import LabellingError
 
 _WAIT_S = 20.0
 _TABLE = """

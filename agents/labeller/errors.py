@@ -1,14 +1,9 @@
-"""Typed errors of the labeller: what ends a run's labelling, and what a person has to do about it."""
+"""Typed errors of asking for labels: what ends a run's labelling, and what a person has to do about it."""
 
 from __future__ import annotations
 
+from agents.core.labels.errors import LabellingError
 from bus.errors import FedbusError
-
-
-class LabellingError(FedbusError):
-    """A run cannot be labelled until somebody changes something; trying again does not help."""
-
-    code = "labelling_impossible"
 
 
 class ApiKeyMissingError(LabellingError):
@@ -33,15 +28,3 @@ class CostLimitError(LabellingError):
     """Labelling would cost more than ``max_cost`` allows, or nobody knows what it costs."""
 
     code = "cost_limit"
-
-
-class LabelsFileError(LabellingError):
-    """The file of recorded labels is missing, malformed or does not cover the run's users."""
-
-    code = "labels_file_invalid"
-
-
-class TruthMissingError(LabellingError):
-    """The dataset has no usable ground truth for the provider ``truth``."""
-
-    code = "truth_missing"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from agents.core.labels.errors import LabelsFileError
 from agents.core.labels.matching import Ambiguous, LabelMatcher, Matched
-from agents.labeller.errors import LabelsFileError
 from bus.process.files import write_atomically
 
 

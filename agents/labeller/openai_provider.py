@@ -17,10 +17,8 @@ from agents.words.run_config import LabellingSpec, UserShard
 class OpenAIProvider:
     """Asks about the images of each user's shard and matches the answers to the classes."""
 
-    name = "openai"
-
     def __init__(self, asker: ImageAsker, spec: LabellingSpec, settings: LabellerSettings, load: LoadImages) -> None:
-        self.model: str | None = spec.model
+        self._model = spec.model
         self.prompt_version: str | None = asker.prompt.version
         self.users_at_once = spec.concurrency
         self._asker, self._load, self._max_cost = asker, load, settings.max_cost
@@ -41,7 +39,7 @@ class OpenAIProvider:
         total, seen = NOTHING, set[str]()
         for user in users:
             total += self._asker.estimate(await self._load(user.shard), seen)
-        check_limit(total, self._max_cost, self.model or "")
+        check_limit(total, self._max_cost, self._model)
 
 
 @contextlib.asynccontextmanager

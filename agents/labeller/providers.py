@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from agents.core.labels.labels import Answer, UserLabels, settle, simulated_labels
+from agents.core.labels.errors import LabelsFileError
+from agents.core.labels.labels import UserLabels
 from agents.core.labels.matching import LabelMatcher
-from agents.labeller.errors import LabelsFileError, TruthMissingError
+from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
 from agents.words.run_config import UserShard
 from bus.words.values import Ref
 
@@ -28,14 +26,10 @@ class Provider(Protocol):
     """Where labels come from.
 
     Attributes:
-        name: provider as the event names it.
-        model: model that answers, if there is one.
         prompt_version: what was asked, if anything was.
         users_at_once: users that the labeller asks for together.
     """
 
-    name: str
-    model: str | None
     prompt_version: str | None
     users_at_once: int
 
@@ -54,11 +48,6 @@ class Provider(Protocol):
         """
 
 
-def image_digest(image: NDArray[np.uint8]) -> str:
-    """SHA-256 of the raw pixels [height, width, channels] in C order: what names an image to caches and label files."""
-    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all, done at the same time; the first failure, if there is one, ends the others."""
     try:
@@ -72,7 +61,6 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 class FreeProvider:
     """A provider that costs nothing and asks nobody."""
 
-    model: str | None = None
     prompt_version: str | None = None
 
     async def check_cost(self, users: Sequence[UserShard]) -> None:
@@ -82,69 +70,34 @@ class FreeProvider:
 class TruthProvider(FreeProvider):
     """The true labels with seeded errors: a labeller for offline use."""
 
-    name = "truth"
     users_at_once = 10_000
 
-    def __init__(self, truth: bytes, *, classes: int, error_rate: float, seed: int) -> None:
-        try:
-            self._truth = TypeAdapter(dict[str, list[int]]).validate_json(truth)
-        except ValidationError:
-            raise TruthMissingError("the dataset's truth object is not a map from user to class indices") from None
-        self._classes, self._error_rate, self._seed = classes, error_rate, seed
+    def __init__(self, labeller: SimulatedLabeller) -> None:
+        self._labeller = labeller
 
     async def label(self, user: UserShard) -> UserLabels:
         """The user's true labels, some of them replaced."""
-        truth = self._truth.get(user.user)
-        if truth is None or any(not 0 <= label < self._classes for label in truth):
-            raise TruthMissingError(f"the truth of user {user.user} is missing or not within the classes")
-        return UserLabels(
-            simulated_labels(truth, self._classes, error_rate=self._error_rate, seed=self._seed, user=user.user)
-        )
+        return self._labeller.label(user.user)
 
 
 class RecordedProvider(FreeProvider):
-    """Labels from a JSON file: user to list of answers, or image digest (see ``image_digest``) to answer.
+    """Labels from a file of recorded answers."""
 
-    The output of ``fedbus data labels match`` is understood too, when its ids are digests; an image that it set aside
-    or does not name has no label.
-    """
-
-    name = "recorded"
     users_at_once = 64
 
-    def __init__(self, path: Path | None, classes: Sequence[str], load: LoadImages, *, threshold: float) -> None:
-        self._by_user, self._by_image = _read_labels(path)
-        self._matcher = LabelMatcher(classes, threshold=threshold)
-        self._load = load
+    def __init__(self, path: Path | None, load: LoadImages, matcher: LabelMatcher) -> None:
+        self._answers = _read_answers(path)
+        self._load, self._matcher = load, matcher
 
     async def label(self, user: UserShard) -> UserLabels:
         """The user's recorded answers, matched to the classes."""
-        images = await self._load(user.shard)
-        answers = self._by_user.get(user.user)
-        if answers is None:
-            answers = [self._by_image.get(image_digest(image)) for image in images]
-        if len(answers) != len(images):
-            raise LabelsFileError(f"user {user.user} has {len(images)} images and {len(answers)} recorded labels")
-        return settle([Answer(text) for text in answers], self._matcher)
+        return self._answers.label(user.user, await self._load(user.shard), self._matcher)
 
 
-def _read_labels(path: Path | None) -> tuple[dict[str, list[str | None]], dict[str, str | None]]:
-    """The answers by user and by image digest that the file holds."""
+def _read_answers(path: Path | None) -> RecordedAnswers:
     if path is None:
         raise LabelsFileError("no file of recorded labels is given", hint="set FEDBUS_LABELS_FILE to its path")
     try:
-        content = json.loads(path.read_bytes())
+        return RecordedAnswers(path.read_bytes(), str(path))
     except OSError as error:
         raise LabelsFileError(f"{path} cannot be read: {error.strerror}", hint="check FEDBUS_LABELS_FILE") from None
-    except (ValueError, RecursionError):
-        raise LabelsFileError(f"{path} is not JSON") from None
-    if isinstance(content, dict) and isinstance(content.get("matched"), dict):
-        content = content["matched"]
-    try:
-        entries = TypeAdapter(dict[str, list[str | None] | str | None]).validate_python(content)
-    except ValidationError:
-        raise LabelsFileError(
-            f"{path} is not a map", hint="it maps users to lists of class names, or image digests to class names"
-        ) from None
-    by_user = {key: value for key, value in entries.items() if isinstance(value, list)}
-    return by_user, {key: value for key, value in entries.items() if not isinstance(value, list)}

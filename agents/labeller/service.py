@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from agents.core.labels.labels import UserLabels
-from agents.labeller.errors import LabellingError, TruthMissingError
+from agents.core.labels.errors import LabellingError, TruthMissingError
+from agents.core.labels.labels import UserLabels, images_labelled
+from agents.core.labels.matching import LabelMatcher
+from agents.core.labels.sources import SimulatedLabeller
 from agents.labeller.providers import Provider, RecordedProvider, TruthProvider, together
 from agents.labeller.settings import LabellerSettings
 from agents.runtime.tasks import until
@@ -81,7 +83,7 @@ class Labeller:
                 if await self._is_over(started.run):
                     return
                 users = waiting[start : start + provider.users_at_once]
-                await self._say(started.run, provider, users, await together(map(provider.label, users)), cause)
+                await self._say(started, provider, users, await together(map(provider.label, users)), cause)
 
     @contextlib.asynccontextmanager
     async def _provider(self, started: RunStarted, dataset: RunDataset) -> AsyncIterator[Provider]:
@@ -89,13 +91,12 @@ class Labeller:
         if spec.provider == "truth":
             if dataset.truth is None:
                 raise TruthMissingError("the run's dataset has no truth", hint="choose another labeller for it")
-            truth = await self._bus.objects.get(dataset.truth)
-            yield TruthProvider(
-                truth, classes=len(dataset.classes), error_rate=spec.error_rate, seed=started.config.seed
-            )
+            truth, seed = await self._bus.objects.get(dataset.truth), started.config.seed
+            classes = len(dataset.classes)
+            yield TruthProvider(SimulatedLabeller(truth, classes=classes, error_rate=spec.error_rate, seed=seed))
         elif spec.provider == "recorded":
-            threshold = self._settings.match_threshold
-            yield RecordedProvider(self._settings.labels_file, dataset.classes, self._images, threshold=threshold)
+            matcher = LabelMatcher(dataset.classes, threshold=self._settings.match_threshold)
+            yield RecordedProvider(self._settings.labels_file, self._images, matcher)
         else:
             # Here, because the client takes longer to import than the other providers to label a run.
             from agents.labeller.openai_provider import openai_provider
@@ -107,21 +108,16 @@ class Labeller:
         return decode_shard(await self._bus.objects.get(shard))[0]
 
     async def _say(
-        self, run: str, provider: Provider, users: Sequence[UserShard], labels: Sequence[UserLabels], cause: Event
+        self,
+        started: RunStarted,
+        provider: Provider,
+        users: Sequence[UserShard],
+        labels: Sequence[UserLabels],
+        cause: Event,
     ) -> None:
+        run = started.run
         events = [
-            ImagesLabelled(
-                run=run,
-                user=user.user,
-                shard=user.shard,
-                labels=one.labels,
-                dropped=one.dropped,
-                provider=provider.name,
-                model=provider.model,
-                prompt_version=provider.prompt_version,
-                prompt_tokens=one.prompt_tokens,
-                completion_tokens=one.completion_tokens,
-            )
+            images_labelled(started, user, one, prompt_version=provider.prompt_version)
             for user, one in zip(users, labels, strict=True)
         ]
         crash_point("labeller.decided")

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bus.broker.permissions import OPERATOR, ROLES, new_passwords
+from agents.words.events import ROLES
+from bus.broker.permissions import new_passwords
 from bus.broker.settings import DEFAULT_URL, BusSettings
+from bus.words.payload import OPERATOR
 
 DEFAULT_STORE = Path(".fedbus")
 DEFAULT_GATEWAY_URL = "http://127.0.0.1:8700"

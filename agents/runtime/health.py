@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from agents.words.events import Heartbeat
 from bus.broker.settings import BusSettings
 from bus.client import Bus
 from bus.errors import FedbusError
@@ -19,7 +20,7 @@ async def beats(role: str, settings: BusSettings | None = None, *, within_s: flo
         async with (
             asyncio.timeout(within_s),
             Bus.connect(settings, name="healthcheck", wait_s=within_s) as bus,
-            bus.heartbeats() as items,
+            bus.hear(Heartbeat) as items,
         ):
             async for heartbeat in items:
                 if heartbeat.role == role:

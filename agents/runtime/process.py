@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
 from agents.runtime.connection import Surroundings
+from agents.runtime.crash_points import check_crash_points
 from agents.runtime.joining import joined
 from agents.runtime.round_figures import collect_sources
 from agents.runtime.stopping import GONE_S, set_by_signals
@@ -35,6 +36,7 @@ def main(role: str, body: Body) -> None:
     """
     configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
+        check_crash_points()
         asyncio.run(run_agent(role, body, look=Surroundings(role).look, gone_s=GONE_S))
     except FedbusError as error:
         log.error("%s [%s] %s", error.message, error.code, error.hint)
@@ -98,5 +100,5 @@ async def _beat(bus: Bus, role: str) -> None:
     started = time.monotonic()
     while True:
         now = datetime.now(UTC)
-        await bus.beat(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
+        await bus.say(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
         await asyncio.sleep(HEARTBEAT_S)

@@ -1,42 +1,49 @@
-"""One frozen payload class per event type, and the registry that maps a type to its class."""
+"""The words of federated learning: all that is said of it on the bus, each declared once (``bus.words.payload``)."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
-from agents.words.run_config import RunConfig
+from agents.words.engine_kinds import EngineKind, kind_of
+from agents.words.run_config import ManifestFiles, RunConfig, RunDataset, TaskSpec
+from bus.words.payload import EVERY_ROLE, GATEWAY, OPERATOR, Live, Payload, Token, Upgrades, roles
+from bus.words.references import BULK, Document
 from bus.words.values import MAX_IMAGES_PER_USER, MAX_USERS, Frozen, Name, Ref, RoundNumber, Sha256, ShortText
 
-
-class Payload(Frozen):
-    """Base of the payloads: ``TYPE`` is the event's noun.verb, ``run`` the run that it belongs to."""
-
-    TYPE: ClassVar[str]
-    run: Name
+LABELLER, DISPATCHER, AGGREGATOR, EVALUATOR = "labeller", "dispatcher", "aggregator", "evaluator"
+LARGEST_LOSS = 1e4
+"""What the evaluator says of a model that diverged, nats."""
+RoundToken = Annotated[RoundNumber, Token("number of the round; 0 is the base model alone")]
+UserToken = Annotated[Name, Token("name of the user")]
 
 
 class RoundPayload(Payload):
     """A payload about one round."""
 
-    round: RoundNumber
+    round: RoundToken
 
 
 class UserPayload(RoundPayload):
     """A payload about one user's task in one round."""
 
-    user: Name
+    user: UserToken
 
 
 class RunStarted(Payload):
     """A run exists: what it trains, on which data, and how."""
 
     TYPE = "run.started"
+    SAID_BY = (OPERATOR,)
     config: RunConfig
     config_digest: Sha256
-    dataset: Ref = Field(description="JSON object: classes, each user's shard, the held-out shard")
-    artifacts: Ref = Field(description="JSON object: the manifest of the training artifacts")
+    dataset: Annotated[Ref, Document(RunDataset)] = Field(
+        description="JSON object: classes, each user's shard, the held-out shard"
+    )
+    artifacts: Annotated[Ref, Document(ManifestFiles)] = Field(
+        description="JSON object: the manifest of the training artifacts"
+    )
     base_model: Ref = Field(description="raw little-endian float32: trainable parameters in manifest order")
     users: int = Field(ge=1, le=MAX_USERS)
 
@@ -53,8 +60,9 @@ class ImagesLabelled(Payload):
     """One user's images have labels: a class index for each image, or none where the image was dropped."""
 
     TYPE = "images.labelled"
-    user: Name
-    shard: Ref
+    SAID_BY = (LABELLER,)
+    user: UserToken
+    shard: Annotated[Ref, BULK]
     labels: Annotated[tuple[int | None, ...], Field(max_length=MAX_IMAGES_PER_USER)]
     dropped: tuple[DroppedImage, ...] = ()
     provider: str = Field(max_length=64)
@@ -68,6 +76,7 @@ class RoundStarted(RoundPayload):
     """Somebody asks for a round; what is left out follows from the run's config and its newest model."""
 
     TYPE = "round.started"
+    SAID_BY = (OPERATOR, DISPATCHER)
     base_model: Ref | None = None
     fraction: float | None = Field(default=None, gt=0, le=1)
     quorum: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, description="fraction of the users")
@@ -78,23 +87,31 @@ class RoundPlanned(RoundPayload):
     """The dispatcher settled the round: how many tasks, from which model, until when."""
 
     TYPE = "round.planned"
+    SAID_BY = (DISPATCHER,)
     base_model: Ref
-    spec: Ref = Field(description="JSON object: the TaskSpec that every task of the round shares")
+    spec: Annotated[Ref, Document(TaskSpec)] = Field(
+        description="JSON object: the TaskSpec that every task of the round shares"
+    )
     users: int = Field(ge=1, le=MAX_USERS, description="tasks of this round")
     quorum: int = Field(ge=1, le=MAX_USERS, description="accepted updates that close the round")
     learning_rate: float = Field(gt=0)
     deadline: AwareDatetime
     deadline_s: float = Field(gt=0)
+    server_state: Ref | None = Field(default=None, description="what the strategy kept from the round before, if any")
 
 
 class TaskAssigned(UserPayload):
     """One user's work in one round: which images, their labels, and the spec that says what to do with them."""
 
     TYPE = "task.assigned"
-    shard: Ref
+    SAID_BY = (DISPATCHER,)
+    shard: Annotated[Ref, BULK]
     labels: Annotated[tuple[int | None, ...], Field(max_length=MAX_IMAGES_PER_USER)]
-    spec: Ref
+    spec: Annotated[Ref, Document(TaskSpec)]
     seed: int = Field(ge=0, lt=2**32, description="key of the task's augmentation draws")
+
+
+Platform = Literal["browser", "native"]
 
 
 class UpdateMetrics(Frozen):
@@ -110,18 +127,27 @@ class UpdateMetrics(Frozen):
     loss_last: float | None = Field(default=None, description="mean cross-entropy of the last step, nats")
     predict_s: float = Field(default=0.0, ge=0)
     train_s: float = Field(default=0.0, ge=0)
+    platform: Platform | None = Field(
+        default=None, description="where the client runs", exclude_if=lambda platform: platform is None
+    )
 
 
 class UpdateSubmitted(UserPayload):
     """A client finished a task and its update lies in the object store: the completion event of the quorum."""
 
     TYPE = "update.submitted"
+    SAID_BY = (GATEWAY,)
     base_model: Sha256
     update: Ref
     encoding: str = Field(max_length=32)
     metrics: UpdateMetrics
     client: Name
     engine: str = Field(max_length=64)
+
+    @property
+    def client_kind(self) -> EngineKind:
+        """What kind of client it was; those of older recordings had it in the name of their engine alone."""
+        return self.metrics.platform or kind_of(self.engine)
 
 
 RejectionCode = Literal["stale", "digest", "size", "shape", "nonfinite", "norm", "duplicate", "unknown_task", "metrics"]
@@ -131,7 +157,8 @@ class UpdateRejected(UserPayload):
     """An update was not counted, and why."""
 
     TYPE = "update.rejected"
-    attempt: Name
+    SAID_BY = (AGGREGATOR, GATEWAY)
+    attempt: Annotated[Name, Token("name of the refused attempt")]
     code: RejectionCode
     reason: ShortText
     client: Name
@@ -141,7 +168,8 @@ class RoundExtended(RoundPayload):
     """The deadline passed without a quorum and the round got more time."""
 
     TYPE = "round.extended"
-    extension: int = Field(ge=1, le=1_000)
+    SAID_BY = (AGGREGATOR,)
+    extension: Annotated[int, Token("1 for the round's first extension")] = Field(ge=1, le=1_000)
     deadline: AwareDatetime
 
 
@@ -149,6 +177,7 @@ class RoundClosed(RoundPayload):
     """No more updates count: the accepted ones are the first of each user with a sequence up to ``through``."""
 
     TYPE = "round.closed"
+    SAID_BY = (AGGREGATOR,)
     reason: Literal["quorum", "all", "deadline"]
     accepted: int = Field(ge=0, le=MAX_USERS)
     missing: int = Field(ge=0, le=MAX_USERS)
@@ -160,6 +189,7 @@ class RoundFailed(RoundPayload):
     """The round ended without a model."""
 
     TYPE = "round.failed"
+    SAID_BY = (DISPATCHER, AGGREGATOR)
     reason: ShortText
 
 
@@ -167,12 +197,17 @@ class ModelPublished(RoundPayload):
     """The aggregate of a round: the new global model."""
 
     TYPE = "model.published"
+    SAID_BY = (AGGREGATOR,)
     model: Ref
     parent: Ref
     inputs_digest: Sha256 = Field(description="digest of the sorted list of (user, update digest, weight)")
-    strategy: str = Field(max_length=64)
+    strategy: str = Field(max_length=128)
     updates: int = Field(ge=0, le=MAX_USERS)
     examples: int = Field(ge=0)
+    server_state: Ref | None = Field(
+        default=None,
+        description="raw little-endian float32: the strategy's vectors, one after the other, if it has any",
+    )
 
 
 class Score(Frozen):
@@ -182,10 +217,22 @@ class Score(Frozen):
     loss: float = Field(ge=0, description="mean cross-entropy, nats")
 
 
+def _finite_losses(data: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 to 2: a loss that is infinite or not a number was written as null, and is the largest loss since."""
+    scores = {
+        name: score | {"loss": LARGEST_LOSS}
+        for name in ("base", "updated")
+        if isinstance(score := data.get(name), dict) and score.get("loss", 0.0) is None
+    }
+    return data | scores
+
+
 class ModelEvaluated(RoundPayload):
     """Base and updated model compared on the held-out images; round 0 is the base model alone."""
 
     TYPE = "model.evaluated"
+    SAID_BY = (EVALUATOR,)
+    UPGRADES: ClassVar[Upgrades] = {1: _finite_losses}
     model: Sha256
     images: int = Field(ge=1)
     base: Score
@@ -197,34 +244,21 @@ class RunFinished(Payload):
     """The run ended; nothing about it changes any more."""
 
     TYPE = "run.finished"
+    SAID_BY = (OPERATOR, LABELLER, DISPATCHER)
     status: Literal["completed", "failed", "cancelled"]
     reason: ShortText = ""
     rounds: int = Field(ge=0)
     final_model: Ref | None = None
 
 
-PAYLOADS: tuple[type[Payload], ...] = (
-    RunStarted,
-    ImagesLabelled,
-    RoundStarted,
-    RoundPlanned,
-    TaskAssigned,
-    UpdateSubmitted,
-    UpdateRejected,
-    RoundExtended,
-    RoundClosed,
-    RoundFailed,
-    ModelPublished,
-    ModelEvaluated,
-    RunFinished,
-)
-PAYLOAD_BY_TYPE: dict[str, type[Payload]] = {payload.TYPE: payload for payload in PAYLOADS}
-
-
-class Progress(UserPayload):
+class Progress(Live):
     """Live progress of one task: core NATS, not kept."""
 
     TYPE = "progress"
+    SAID_BY = (GATEWAY,)
+    run: Annotated[Name, Token("name of the run")]
+    round: RoundToken
+    user: UserToken
     client: Name
     phase: Literal["predict", "train", "upload"]
     images_seen: int = Field(ge=0)
@@ -233,11 +267,16 @@ class Progress(UserPayload):
     loss: float | None = None
 
 
-class Heartbeat(Frozen):
+class Heartbeat(Live):
     """An agent is alive: core NATS, not kept."""
 
-    role: Name
-    id: Name
+    TYPE = "hb"
+    SAID_BY = EVERY_ROLE
+    role: Annotated[Name, Token("role of the agent", is_speaker=True)]
+    id: Annotated[Name, Token("process of the agent")]
     time: AwareDatetime
     uptime_s: float = Field(ge=0)
     state: dict[str, int | float | str] = Field(default_factory=dict)
+
+
+ROLES = roles()

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, Field
 
+from bus.words.references import BULK, Document
 from bus.words.values import Frozen, Name, Ref, RoundNumber
+
+DEFAULT_KIND = "image-classification"
+"""The kind of task of a run that names none."""
+KindOfTask = Annotated[
+    Name, Field(description="one of agents/core/learning/kinds", exclude_if=lambda kind: kind == DEFAULT_KIND)
+]
+"""Not written where it is the default: configs and specs are then, byte by byte, those of before there were kinds."""
 
 
 class LabellingSpec(Frozen):
@@ -67,7 +75,16 @@ class RunConfig(Frozen):
     quorum: QuorumSpec = QuorumSpec()
     labelling: LabellingSpec = LabellingSpec()
     training: TrainingSpec
-    strategy: str = Field(default="fedavg", max_length=64)
+    kind: KindOfTask = DEFAULT_KIND
+    strategy: str = Field(
+        default="fedavg", max_length=128, description="how updates become a model: a name, or module:Class"
+    )
+    strategy_settings: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        max_length=64,
+        exclude_if=lambda value: not value,
+        description="what this strategy is told, by setting; left out: its defaults",
+    )
     max_update_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest L2 norm of an update; none: any finite update"
     )
@@ -81,14 +98,35 @@ class RunConfig(Frozen):
         return self.max_update_norm if self.over_norm == "clip" else None
 
 
+def _ref_of_file(file: object) -> object:
+    """The reference to a file of the manifest, which says where it lies in a folder beside that."""
+    if not isinstance(file, dict):
+        return file
+    known = {key: file[key] for key in ("size", "sha256", "media_type") if key in file}
+    return {"name": f"sha256-{file.get('sha256')}", **known}
+
+
+class ManifestFiles(BaseModel):
+    """The files that a manifest of training artifacts names, whatever else it says; a model may lack some."""
+
+    files: Annotated[dict[str, Annotated[Ref, BeforeValidator(_ref_of_file)] | None], BULK] = {}
+
+
 class TaskSpec(Frozen):
     """What all tasks of one round share; an object, so that a client fetches it once a round."""
 
     run: Name
     round: RoundNumber
-    artifacts: Ref = Field(description="JSON object: the manifest of the training artifacts")
+    artifacts: Annotated[Ref, Document(ManifestFiles)] = Field(
+        description="JSON object: the manifest of the training artifacts"
+    )
     base_model: Ref = Field(description="raw little-endian float32: trainable parameters to start from")
-    optimizer: Ref = Field(description="ONNX: the optimizer graph that carries this round's learning rate")
+    kind: KindOfTask = DEFAULT_KIND
+    optimizer: Ref | None = Field(
+        default=None,
+        description="of old runs only: ONNX with this round's learning rate",
+        exclude_if=lambda ref: ref is None,
+    )
     learning_rate: float = Field(gt=0)
     epochs: int = Field(ge=1, le=100)
     augmentations: int = Field(ge=0, le=63)
@@ -100,7 +138,7 @@ class UserShard(Frozen):
     """One user's images: a safetensors object with the uint8 tensor ``images``, [n, height, width, channels]."""
 
     user: Name
-    shard: Ref
+    shard: Annotated[Ref, BULK]
 
 
 class RunDataset(Frozen):
@@ -108,5 +146,7 @@ class RunDataset(Frozen):
 
     classes: tuple[str, ...] = Field(min_length=2, max_length=10_000)
     users: tuple[UserShard, ...] = Field(min_length=1, max_length=100_000)
-    held_out: Ref = Field(description="safetensors: uint8 images [n, height, width, channels], int64 labels [n]")
+    held_out: Annotated[Ref, BULK] = Field(
+        description="safetensors: uint8 images [n, height, width, channels], int64 labels [n]"
+    )
     truth: Ref | None = Field(default=None, description="JSON object: user to true class indices, for simulation only")

@@ -1,17 +1,16 @@
 /** Runs the client's own modules for browser tests: tasks with a record of their batches, or get/load/train cycles. */
-import { fetchFiles } from '../src/artifacts';
-import { parseJson } from '../src/checks';
-import { sha256Hex } from '../src/digest';
-import { OrtTrainingEngine } from '../src/engines/ort_training';
-import { parseManifest } from '../src/manifest';
-import { ObjectStore } from '../src/objects';
-import { pixelTable, toPixelValues } from '../src/pixels';
-import { type Ref, type Task, taskSpec } from '../src/protocol';
-import { readImages } from '../src/safetensors';
-import { runTask } from '../src/task';
+import { sha256Hex } from '../src/objects/digest';
+import { ObjectStore } from '../src/objects/store';
+import { choose, engines } from '../src/training/choice';
+import type { Engine } from '../src/training/engine';
+import { kindOf } from '../src/training/kind';
+import { filesOf, offered, parseManifest } from '../src/training/manifest';
+import { runTask } from '../src/training/task';
+import { parseJson } from '../src/words/checks';
+import { type Ref, type Task, type TaskSpec, taskSpec } from '../src/words/protocol';
 
 export interface HarnessCommand {
-  /** Done one after another by one engine, which loads the artifacts of the first. */
+  /** Done one after another by one engine, which is kept while their artifacts stay the same. */
   readonly tasks: readonly Task[];
   readonly threads: number;
   /** Zero: run the tasks. Otherwise so many cycles of get, load and train on the first one's first image. */
@@ -19,39 +18,73 @@ export interface HarnessCommand {
 }
 
 /** Notes the digest of every input that the model sees. */
-class RecordingEngine extends OrtTrainingEngine {
+class RecordingEngine implements Engine {
   batches: string[] = [];
 
-  override async predict(pixelValues: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array> {
-    this.batches.push(await sha256Hex(new Uint8Array(pixelValues.buffer)));
-    return super.predict(pixelValues, count);
+  constructor(private readonly engine: Engine) {}
+
+  async predict(features: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array> {
+    this.batches.push(await sha256Hex(new Uint8Array(features.buffer)));
+    return this.engine.predict(features, count);
   }
 
-  override async trainStep(pixelValues: Float32Array<ArrayBuffer>, count: number, label: number): Promise<number> {
-    this.batches.push(await sha256Hex(new Uint8Array(pixelValues.buffer)));
-    return super.trainStep(pixelValues, count, label);
+  async trainStep(features: Float32Array<ArrayBuffer>, targets: readonly number[]): Promise<number> {
+    this.batches.push(await sha256Hex(new Uint8Array(features.buffer)));
+    return this.engine.trainStep(features, targets);
+  }
+
+  begin(base: Float32Array, learningRate: number): Promise<void> {
+    return this.engine.begin(base, learningRate);
+  }
+
+  features(inputs: Float32Array<ArrayBuffer>, count: number): Promise<Float32Array<ArrayBuffer>> {
+    return this.engine.features(inputs, count);
+  }
+
+  parameters(): Promise<Float32Array<ArrayBuffer>> {
+    return this.engine.parameters();
+  }
+
+  release(): Promise<void> {
+    return this.engine.release();
   }
 }
 
 const folder = new URL('../', self.location.href).href;
 const objects = new ObjectStore(`${folder}objects/`, null);
 const json = async (ref: Ref): Promise<string> => new TextDecoder().decode(await objects.get(ref));
+const specOf = async (task: Task): Promise<TaskSpec> => parseJson(await json(task.spec), taskSpec, 'spec');
+
+interface Opened {
+  readonly artifacts: string;
+  readonly engine: RecordingEngine;
+}
 
 async function run({ tasks, threads, cycles }: HarnessCommand): Promise<unknown> {
-  const engine = new RecordingEngine({ wasmFolder: folder, threads });
-  const first = parseJson(await json(tasks[0]!.spec), taskSpec, 'spec');
-  const manifest = parseManifest(await json(first.artifacts));
-  await engine.load(manifest, await fetchFiles(manifest, objects));
-  const table = pixelTable(manifest.model.mean, manifest.model.std);
   const results: unknown[] = [];
+  let opened: Opened | null = null;
   for (const task of tasks) {
-    const spec = parseJson(await json(task.spec), taskSpec, 'spec');
-    const images = readImages(await objects.get(task.shard));
+    const spec = await specOf(task);
+    const manifest = parseManifest(await json(spec.artifacts));
+    if (opened === null || opened.artifacts !== spec.artifacts.sha256) {
+      await opened?.engine.release();
+      const { maker } = await choose('', Object.keys(offered(manifest)), engines());
+      const files = await Promise.all(
+        [...filesOf(manifest, maker.opens)].map(async ([role, ref]) => [role, await objects.get(ref)] as const),
+      );
+      const engine = await maker.open(manifest, new Map(files), { wasmFolder: folder, threads });
+      opened = { artifacts: spec.artifacts.sha256, engine: new RecordingEngine(engine) };
+    }
+    const { engine }: Opened = opened;
+    const kind = kindOf(spec)(manifest.model);
+    const shard = kind.decode(await objects.get(task.shard));
     const base = new Float32Array((await objects.get(spec.base_model)).buffer);
-    engine.setOptimizer(await objects.get(spec.optimizer));
-    if (cycles > 0) return cycle(engine, toPixelValues({ ...images, count: 1 }, table), base, cycles);
+    if (cycles > 0) {
+      const first = shard.inputs().slice(0, shard.inputs().length / shard.count);
+      return cycle(engine, first, base, spec.learning_rate, cycles);
+    }
     engine.batches = [];
-    const { delta, metrics } = await runTask({ task, spec, images, base, table }, engine, () => undefined);
+    const { delta, metrics } = await runTask({ task, spec, shard, base }, kind, engine, () => undefined);
     results.push({ delta: [...delta], metrics, batches: engine.batches });
   }
   return results;
@@ -59,15 +92,16 @@ async function run({ tasks, threads, cycles }: HarnessCommand): Promise<unknown>
 
 /** The losses of many rounds through the functions that corrupted the heap. */
 async function cycle(
-  engine: RecordingEngine,
-  pixels: Float32Array<ArrayBuffer>,
+  engine: Engine,
+  inputs: Float32Array<ArrayBuffer>,
   base: Float32Array,
+  rate: number,
   cycles: number,
 ): Promise<number[]> {
   const losses: number[] = [];
   for (let parameters = base; losses.length < cycles; parameters = await engine.parameters()) {
-    await engine.begin(parameters);
-    losses.push(await engine.trainStep(pixels, 1, 0));
+    await engine.begin(parameters, rate);
+    losses.push(await engine.trainStep(inputs, [0]));
   }
   return losses;
 }

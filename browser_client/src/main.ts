@@ -1,14 +1,14 @@
 /** The page: wires settings, trainer, client and dashboard together, and shows them. */
-import { authorizedFetch } from './authorized';
-import { Client, type ClientView } from './client';
-import { Connection } from './connection';
+import { authorizedFetch } from './objects/authorized';
+import { Client, type ClientView } from './gateway/client';
+import { Connection } from './gateway/connection';
 import { RunFeed } from './dashboard/run_feed';
 import { RunPanel } from './dashboard/run_panel';
-import { byId, percent } from './dom';
-import { paced } from './paced';
-import { readSettings, socketUrl } from './settings';
-import { TaskPanel, taskShare } from './task_panel';
-import { WorkerTrainer } from './trainer';
+import { byId, percent } from './page/dom';
+import { paced } from './page/paced';
+import { readSettings, socketUrl } from './page/settings';
+import { TaskPanel, taskShare } from './page/task_panel';
+import { WorkerTrainer } from './training/trainer';
 
 const CLIENT_EVERY_MS = 200;
 const RUN_EVERY_MS = 1_000;
@@ -75,13 +75,14 @@ function titleOf(view: ClientView): string {
 
 function factsOf(view: ClientView): string {
   const why = settings.isolated ? '' : ' (this page is not cross-origin isolated, so one thread)';
-  return `${settings.client} · ${view.engine || 'engine loading'}${why} · gateway ${new URL(settings.gateway).host}`;
+  const engine = view.engine === '' ? 'engine loading' : `${view.engine} (${view.engineReason})`;
+  return `${settings.client} · ${engine}${why} · gateway ${new URL(settings.gateway).host}`;
 }
 
 start.onclick = () => client.start();
 pause.onclick = () => client.pause();
 document.onvisibilitychange = () => feed.watched(document.visibilityState === 'visible');
-const ticker = new Worker(new URL('./ticker.ts', import.meta.url), { type: 'module', name: 'ticker' });
+const ticker = new Worker(new URL('./page/ticker.ts', import.meta.url), { type: 'module', name: 'ticker' });
 ticker.onmessage = () => {
   client.tick();
   feed.tick();
@@ -94,6 +95,7 @@ trainer.post({
     token: settings.token,
     wasmFolder: new URL('./', document.baseURI).href,
     threads: settings.threads,
+    engine: settings.engine,
   },
 });
 if (settings.autostart) client.start();

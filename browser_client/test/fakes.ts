@@ -1,7 +1,7 @@
 /** A WebSocket, a clock and a cache that tests hold in their hands. */
-import { Connection, type ConnectionOptions, type Socket } from '../src/connection';
-import type { ObjectCache } from '../src/objects';
-import type { ClientMessage, ServerMessage } from '../src/protocol';
+import { Connection, type ConnectionOptions, type Socket } from '../src/gateway/connection';
+import type { ObjectCache } from '../src/objects/store';
+import type { ClientMessage, ServerMessage } from '../src/words/protocol';
 
 export class FakeSocket implements Socket {
   binaryType: BinaryType = 'blob';

@@ -22,6 +22,8 @@ from bus.errors import BrokerUnavailableError, PermissionDeniedError
 T = TypeVar("T")
 REMIND_S = 10.0
 FAREWELL_S = 0.4
+WRONG_LAST_SEQUENCE = 10071
+"""The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 # What a request meets while the broker restarts or is busy; anything else is an answer.
 _OUTAGES = (

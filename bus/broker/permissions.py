@@ -1,6 +1,7 @@
 """What each role may say: users for the broker's config, so that a taken-over agent cannot speak for another.
 
-An agent may publish its own events only, and give up only what it could not handle itself. Every role may read the
+An agent may publish only what its declaration lets it say (``bus.words.payload``), and give up only what it could not
+handle itself. Every role may read the
 stream, keep consumers on it, and put and read objects, which are safe to share because every reader checks their
 digest. Only ``cli``, the operator, may make or change streams, and give dead letters back.
 """
@@ -11,35 +12,10 @@ import json
 import secrets
 from collections.abc import Mapping
 
-from agents.words.events import (
-    ImagesLabelled,
-    ModelEvaluated,
-    ModelPublished,
-    Payload,
-    RoundClosed,
-    RoundExtended,
-    RoundFailed,
-    RoundPlanned,
-    RoundStarted,
-    RunFinished,
-    RunStarted,
-    TaskAssigned,
-    UpdateRejected,
-    UpdateSubmitted,
-)
-from bus.broker.topology import BUCKET, DLQ_STREAM, EVENT_STREAM, OBJECT_STREAM, TOKEN_STREAM
-from bus.words.subjects import ALL_TOKENS, EVENTS, HEARTBEATS, LIVE_PROGRESS, events_of_type, heartbeats_of, letters_of
+from bus.broker.topology import BUCKET, DLQ_STREAM, OBJECT_STREAM, TOKEN_STREAM
+from bus.words.payload import GATEWAY, OPERATOR, live_words, roles, words_of
+from bus.words.subjects import ALL_TOKENS, EVENT_STREAM, EVENTS, filter_of, letters_of
 
-OPERATOR = "cli"
-SAYS: dict[str, tuple[type[Payload], ...]] = {
-    OPERATOR: (RunStarted, RoundStarted, RunFinished),
-    "labeller": (ImagesLabelled, RunFinished),
-    "dispatcher": (RoundStarted, RoundPlanned, TaskAssigned, RoundFailed, RunFinished),
-    "aggregator": (UpdateRejected, RoundExtended, RoundClosed, RoundFailed, ModelPublished),
-    "evaluator": (ModelEvaluated,),
-    "gateway": (UpdateSubmitted, UpdateRejected),
-}
-ROLES = tuple(SAYS)
 _API = "$JS.API"
 _SHARED = (
     f"{_API}.STREAM.INFO.*",
@@ -75,19 +51,24 @@ _OPERATOR_ONLY = (
     *_LOOKING,
     letters_of("retry"),
 )
-_HEARD = ("_INBOX.>", LIVE_PROGRESS, HEARTBEATS)
-"""What everybody may listen to without a consumer; the operator's own programs hear the events as well."""
 
 
 def may_publish(role: str) -> list[str]:
     """The subjects, with wildcards, that ``role`` may publish on."""
-    subjects = [events_of_type(payload.TYPE) for payload in SAYS[role]]
-    subjects += [heartbeats_of(role), *_SHARED, *_own_letters(role)]
-    if role == "gateway":
-        subjects += [LIVE_PROGRESS, *_TOKEN_READING]
+    subjects = [*_own_words(role), *_SHARED, *_own_letters(role)]
+    if role == GATEWAY:
+        subjects += _TOKEN_READING
     if role == OPERATOR:
         subjects += _OPERATOR_ONLY
     return subjects
+
+
+def _own_words(role: str) -> list[str]:
+    """What the declarations let a role say, and of what names its speaker, only in its own name."""
+    return [
+        filter_of(word, **{name: role for name, token in word.TOKENS.items() if token.is_speaker})
+        for word in words_of(role)
+    ]
 
 
 def _own_letters(role: str) -> list[str]:
@@ -103,12 +84,14 @@ def _own_letters(role: str) -> list[str]:
 
 def may_hear(role: str) -> list[str]:
     """The subjects, with wildcards, that ``role`` may subscribe to."""
-    return [*_HEARD, EVENTS] if role == OPERATOR else list(_HEARD)
+    heard = ["_INBOX.>", *(filter_of(word) for word in live_words())]
+    # Events are read through consumers; the operator's own programs hear them as well.
+    return [*heard, EVENTS] if role == OPERATOR else heard
 
 
 def new_passwords() -> dict[str, str]:
     """A random password for each role."""
-    return {role: secrets.token_urlsafe(24) for role in ROLES}
+    return {role: secrets.token_urlsafe(24) for role in roles()}
 
 
 def authorization(passwords: Mapping[str, str]) -> str:
@@ -119,6 +102,6 @@ def authorization(passwords: Mapping[str, str]) -> str:
             "password": passwords[role],
             "permissions": {"publish": {"allow": may_publish(role)}, "subscribe": {"allow": may_hear(role)}},
         }
-        for role in ROLES
+        for role in roles()
     ]
     return f"authorization: {json.dumps({'users': users}, indent=2)}\n"

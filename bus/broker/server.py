@@ -20,10 +20,11 @@ from typing import BinaryIO
 
 from pydantic import SecretStr
 
-from bus.broker.permissions import OPERATOR, authorization
+from bus.broker.permissions import authorization
 from bus.broker.settings import BusSettings
 from bus.errors import PortTakenError, ServerStartError, StoreLockedError
 from bus.process.files import write_private
+from bus.words.payload import OPERATOR
 
 READY_S = 20.0
 STOP_S = 10.0

@@ -8,9 +8,8 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StoreCompression, StreamConfig
 from nats.js.errors import NotFoundError
 
-from bus.words.subjects import ALL_TOKENS, DEAD_LETTERS, EVENTS
+from bus.words.subjects import ALL_TOKENS, DEAD_LETTERS, EVENT_STREAM, EVENTS
 
-EVENT_STREAM = "EVENTS"
 DLQ_STREAM = "DLQ"
 TOKEN_STREAM = "TOKENS"
 BUCKET = "objects"

@@ -16,11 +16,10 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bus.broker.connection import Connection, cancellable
+from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection, cancellable
 from bus.broker.direct_get import DirectMessage, read_stored, stream_state
 from bus.broker.pipelining import Ack, Pipeline
 from bus.broker.topology import BUCKET, OBJECT_STREAM
-from bus.stream.dead_letters import WRONG_LAST_SEQUENCE
 from bus.words.values import Ref
 
 CHUNK = 512 * 1024

@@ -17,14 +17,14 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Iterable
 
-from agents.words.events import Payload, RoundPlanned, RunStarted, TaskAssigned
 from bus.broker.connection import Connection
 from bus.broker.direct_get import read_stored
-from bus.broker.topology import EVENT_STREAM
 from bus.errors import MalformedEventError, ObjectMissingError
 from bus.objects.bucket import Entry
 from bus.objects.store import ObjectStore, ref_of
 from bus.words.envelope import parse_event
+from bus.words.references import references
+from bus.words.subjects import EVENT_STREAM
 from bus.words.values import Ref
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
@@ -136,12 +136,7 @@ def _digests(data: bytes) -> list[str]:
 def _documents_of(body: bytes) -> list[str]:
     """The documents that an event names by its contract, whatever type they were put with."""
     try:
-        data: Payload = parse_event(body).data
+        data = parse_event(body).data
     except MalformedEventError:
         return []
-    match data:
-        case RunStarted():
-            return [data.dataset.sha256, data.artifacts.sha256]
-        case RoundPlanned() | TaskAssigned():
-            return [data.spec.sha256]
-    return []
+    return [one.ref.sha256 for one in references(data) if one.document is not None]

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import mmap
 import os
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from uuid import uuid4
 
 import nats.errors
@@ -24,6 +26,7 @@ from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutErro
 from bus.objects.bucket import CHUNK, FIRST_SEQUENCE, MEDIA_TYPE, Bucket, Meta
 from bus.words.values import Ref
 
+SMALL = 4 << 20
 STALL_S = 10.0
 FRESH_S = 300.0
 _BATCH = 16
@@ -49,10 +52,19 @@ class ObjectStore:
         self._fresh_s = fresh_s
         self._nuid = NUID()
 
-    async def put(self, data: bytes | memoryview, *, media_type: str = _DEFAULT_TYPE) -> Ref:
-        """Stores ``data`` unless it is there, and returns its reference; waits out broker outages and a full disk."""
+    async def put(self, data: bytes | memoryview, *, media_type: str = _DEFAULT_TYPE, sha256: str | None = None) -> Ref:
+        """Stores ``data`` unless it is there, and returns its reference; waits out broker outages and a full disk.
+
+        Args:
+            sha256: what somebody says the digest is.
+
+        Raises:
+            ObjectCorruptError: it is another one; nothing was stored.
+        """
         view = memoryview(data).cast("B")
         ref = _ref(await asyncio.to_thread(_sha256, view), len(view), media_type)
+        if sha256 not in (None, ref.sha256):
+            raise _other(sha256)
 
         async def chunks() -> AsyncIterator[bytes]:
             for start in range(0, len(view), CHUNK):
@@ -61,26 +73,37 @@ class ObjectStore:
         await self._put(ref, chunks)
         return ref
 
-    async def put_file(self, path: Path, media_type: str = _DEFAULT_TYPE) -> Ref:
+    async def put_file(self, path: Path, media_type: str = _DEFAULT_TYPE, *, sha256: str | None = None) -> Ref:
         """Stores the bytes of a file, which must not change meanwhile, in constant memory.
 
+        They are hashed while they are sent, and become an object only if they have the digest that it is named by. So
+        a file whose digest was announced is hashed once; without that once before, for its name.
+
+        Args:
+            sha256: what somebody says the digest is.
+
         Raises:
-            ObjectCorruptError: the file changed while it was read.
+            ObjectCorruptError: the bytes have another digest, or changed while they were read; nothing was stored.
         """
         with _open(path) as file:
-            digest = await asyncio.to_thread(lambda: hashlib.file_digest(file, "sha256").hexdigest())
-            ref = _ref(digest, file.tell(), media_type)
+            digest = await asyncio.to_thread(_digest, file) if sha256 is None else sha256
+            ref = _ref(digest, os.fstat(file.fileno()).st_size, media_type)
+            was_checked = sha256 is None
 
             async def chunks() -> AsyncIterator[bytes]:
+                nonlocal was_checked
                 file.seek(0)
                 check = hashlib.sha256()
-                while chunk := await asyncio.to_thread(file.read, CHUNK):
-                    check.update(chunk)
+                while chunk := await asyncio.to_thread(_read, file, check):
                     yield chunk
-                if check.hexdigest() != digest:
-                    raise ObjectCorruptError(f"{path} changed while it was read", hint="try again when it is complete")
+                if (check.hexdigest(), file.tell()) != (digest, ref.size):
+                    raise _other(digest)
+                was_checked = True
 
             await self._put(ref, chunks)
+            # An object that was there already proves nothing about this file.
+            if not was_checked and await asyncio.to_thread(_digest, file) != digest:
+                raise _other(digest)
         return ref
 
     async def get(self, ref: Ref | str) -> bytes:
@@ -126,13 +149,28 @@ class ObjectStore:
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
         try:
             with _create(temporary) as file:
-                async with contextlib.aclosing(self.stream(ref)) as chunks:
-                    async for chunk in chunks:
-                        await asyncio.to_thread(file.write, chunk)
-                await asyncio.to_thread(_sync, file)
+                await self._write(ref, file)
+                await asyncio.to_thread(os.fsync, file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    @contextlib.asynccontextmanager
+    async def local(self, ref: Ref) -> AsyncIterator[bytes | memoryview]:
+        """A verified object's bytes, to be read as often as one likes, in constant memory.
+
+        A small object is in memory. Another is a mapped file without a name: it is gone when nobody uses the bytes any
+        more, whoever dies, and need not get as far as the disk.
+
+        Raises:
+            ObjectMissingError, ObjectCorruptError, ObjectTimeoutError: as ``get``.
+        """
+        if ref.size <= SMALL:
+            yield await self.get(ref)
+            return
+        with tempfile.TemporaryFile(prefix="fedbus-object-") as file:
+            await self._write(ref, file)
+            yield memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     async def info(self, name: str) -> Ref | None:
         """The reference of the object called ``sha256-<hex>``, or nothing when it is not there."""
@@ -180,6 +218,24 @@ class ObjectStore:
                 if unneeded:
                     await self.bucket.purge(unneeded)
 
+    async def _write(self, ref: Ref | str, file: IO[bytes]) -> None:
+        """Writes an object to a file and hashes it on the way, both in a thread."""
+        meta, ref = await self._resolve(ref)
+        check, end = hashlib.sha256(), 0
+
+        def take(chunk: bytes) -> None:
+            check.update(chunk)
+            file.write(chunk)
+
+        if ref.size:
+            async with contextlib.aclosing(self._chunks(meta, ref, 0)) as chunks:
+                async for offset, chunk in chunks:
+                    await asyncio.to_thread(take, chunk)
+                    end = offset + len(chunk)
+        if (check.hexdigest(), end) != (ref.sha256, ref.size):
+            raise _corrupt(ref)
+        await asyncio.to_thread(file.flush)
+
     async def _resolve(self, ref: Ref | str) -> tuple[Meta, Ref]:
         name = f"sha256-{ref}" if isinstance(ref, str) else ref.name
         entry = (await self.bucket.find(name))[0] if isinstance(ref, str) or ref.bucket == BUCKET else None
@@ -222,6 +278,10 @@ def _corrupt(ref: Ref) -> ObjectCorruptError:
     return ObjectCorruptError(f"the bytes of {ref.name} are damaged", hint="put the object again")
 
 
+def _other(digest: str | None) -> ObjectCorruptError:
+    return ObjectCorruptError(f"the bytes do not have the digest {digest}", hint="do not change a file while it is put")
+
+
 def ref_of(meta: Meta) -> Ref:
     """The reference of an object called ``sha256-<hex>``."""
     return _ref(meta.name.removeprefix("sha256-"), meta.size, meta.header(MEDIA_TYPE, _DEFAULT_TYPE))
@@ -235,6 +295,17 @@ def _sha256(data: memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _digest(file: BufferedReader) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(file: BufferedReader, check: hashlib._Hash) -> bytes:
+    chunk = file.read(CHUNK)
+    check.update(chunk)
+    return chunk
+
+
 # Both open in the calling thread: a file that another thread hands to a cancelled caller would stay open.
 def _open(path: Path) -> BufferedReader:
     return path.open("rb")
@@ -242,8 +313,3 @@ def _open(path: Path) -> BufferedReader:
 
 def _create(path: Path) -> BinaryIO:
     return path.open("xb")
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,11 @@ from uuid import uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from agents.words.events import Payload, RoundPlanned, RunStarted
-from agents.words.run_config import RunDataset, TaskSpec
 from bus.client import Bus, CaughtUp
 from bus.errors import FedbusError, MalformedRecordingError
 from bus.recording.formats import FORMAT, upgraded
 from bus.words.envelope import Stored, parse_event
+from bus.words.references import Reference, references
 from bus.words.subjects import event_subject, events_of
 from bus.words.values import Name, Ref
 
@@ -79,8 +79,8 @@ class _ObjectLine(BaseModel):
 async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay") -> RecordingCounts:
     """Writes ``run`` up to now to ``path`` (``.jsonl`` or ``.jsonl.gz``), complete or not at all.
 
-    "replay" holds what aggregating again needs: dataset and artifact manifests, models, specs, optimizers, updates and
-    evaluation details. "all" adds shards, held-out images and the artifact files. The same run gives the same bytes.
+    "replay" holds all that events and their documents refer to but what is marked as bulk (``bus.words.references``),
+    "all" that too. The same run gives the same bytes.
 
     Raises:
         ObjectMissingError, ObjectCorruptError: an object that the recording needs cannot be read.
@@ -152,47 +152,32 @@ async def _events(bus: Bus, run: str) -> list[Stored]:
 
 
 async def needed(bus: Bus, events: list[Stored], include: Include) -> AsyncIterator[Ref]:
-    """What a recording of these events holds: each object once, in the order in which the events come to them."""
+    """What a recording of these events holds: each object once, in the order in which the events come to them.
+
+    The documents that an event leads to are followed; what is marked as bulk comes last of all that belongs to it.
+    """
     seen: set[str] = set()
+    followed: set[str] = set()
     for stored in events:
-        for ref in [one async for one in _of_event(bus, stored.event.data, include)]:
-            if ref.sha256 not in seen:
-                seen.add(ref.sha256)
-                yield ref
+        waiting, bulk = deque(references(stored.event.data)), deque[Reference]()
+        while waiting or (bulk and include == "all"):
+            if waiting and waiting[0].bulk:
+                bulk.append(waiting.popleft())
+                continue
+            one = (waiting or bulk).popleft()
+            if one.ref.sha256 not in seen:
+                seen.add(one.ref.sha256)
+                yield one.ref
+            if one.document is not None and one.ref.sha256 not in followed:
+                followed.add(one.ref.sha256)
+                waiting += references(await _read(bus, one.ref, one.document))
 
 
-async def _of_event(bus: Bus, data: Payload, include: Include) -> AsyncIterator[Ref]:
-    shard = getattr(data, "shard", None)
-    for ref in _refs(data):
-        if include == "all" or ref is not shard:
-            yield ref
-    if isinstance(data, RunStarted):
-        dataset = RunDataset.model_validate_json(await bus.objects.get(data.dataset))
-        if dataset.truth is not None:
-            yield dataset.truth
-        if include == "all":
-            for ref in (*_refs(dataset), *_manifest_files(json.loads(await bus.objects.get(data.artifacts)))):
-                yield ref
-    elif isinstance(data, RoundPlanned):
-        yield TaskSpec.model_validate_json(await bus.objects.get(data.spec)).optimizer
-
-
-def _refs(value: object) -> Iterator[Ref]:
-    """Every reference inside a model, depth first in the order of its fields."""
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, BaseModel):
-        for field in type(value).model_fields:
-            yield from _refs(getattr(value, field))
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _refs(item)
-
-
-def _manifest_files(manifest: dict[str, Any]) -> Iterator[Ref]:
-    """The files that a manifest of training artifacts names, whatever else it says; a model may lack some."""
-    for file in filter(None, manifest.get("files", {}).values()):
-        yield Ref(name=f"sha256-{file['sha256']}", **{key: file[key] for key in ("size", "sha256", "media_type")})
+async def _read(bus: Bus, ref: Ref, model: type[BaseModel]) -> BaseModel:
+    try:
+        return model.model_validate_json(await bus.objects.get(ref))
+    except ValidationError as error:
+        raise FedbusError(f"object {ref.sha256} is no {model.__name__}: {_reason(error)}") from None
 
 
 @contextlib.contextmanager

@@ -15,13 +15,12 @@ from datetime import datetime
 
 from nats.js.errors import APIError
 
-from bus.broker.connection import Connection
+from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
 from bus.broker.direct_get import DirectMessage, read_stored
 from bus.broker.topology import DLQ_STREAM
 from bus.process.logs import escaped
 from bus.words.subjects import LetterSubject, parse_letter_subject
 
-WRONG_LAST_SEQUENCE = 10071
 REASON, SUBJECT = "Fedbus-Reason", "Fedbus-Subject"
 _ALL = ">"
 _BATCH = 256

@@ -13,12 +13,11 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bus.broker.connection import Connection, cancellable
-from bus.broker.topology import EVENT_STREAM
 from bus.errors import MalformedEventError
 from bus.stream.dead_letters import bury
 from bus.stream.pull_reader import EXPIRES_S, ConsumerGone, Place, PullReader, place_of
 from bus.words.envelope import Stored, parse_event
-from bus.words.subjects import event_subject
+from bus.words.subjects import EVENT_STREAM, event_subject
 
 BATCH = 512
 INACTIVE_S = 300.0
@@ -43,7 +42,7 @@ def read_event(message: Msg, place: Place) -> Stored:
     return Stored(place.sequence, place.time, event)
 
 
-class Follower:
+class EventReader:
     """The iterator of ``Bus.follow``; ``skipped`` counts the malformed messages that went to the DLQ."""
 
     def __init__(self, connection: Connection, filters: tuple[str, ...], *, after: int, live: bool) -> None:

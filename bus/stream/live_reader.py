@@ -1,4 +1,4 @@
-"""Live progress and heartbeats: core NATS, not kept, and a slow reader misses the oldest."""
+"""Hears what is said live: core NATS, not kept, and a slow reader misses the oldest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
 from nats.aio.msg import Msg
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from bus.broker.connection import Connection
+from bus.words.payload import Live
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Live)
 CAPACITY = 4096
 
 

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 import nats.errors
 from nats.js.errors import APIError
 
-from bus.broker.connection import Connection
+from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
 from bus.broker.direct_get import read_stored
 from bus.broker.pipelining import Ack, Pipeline
-from bus.broker.topology import EVENT_STREAM, MAX_EVENT_BYTES
+from bus.broker.topology import MAX_EVENT_BYTES
 from bus.errors import ConflictingEventError, MalformedEventError
 from bus.process.crash_points import crash_point
-from bus.stream.dead_letters import WRONG_LAST_SEQUENCE
 from bus.words.envelope import Event, Stored, parse_event
-from bus.words.subjects import event_subject
+from bus.words.subjects import EVENT_STREAM, event_subject
 
 WINDOW = 256
 ANSWER_S = 10.0

@@ -101,6 +101,11 @@ class PullReader:
         self._arrived.clear()
         return [self._messages.popleft() for _ in range(min(limit, len(self._messages)))]
 
+    @property
+    def buffered(self) -> int:
+        """How many messages were received and not taken."""
+        return len(self._messages)
+
     def forget_requests(self) -> None:
         """After a lost connection: what was asked for before does not come."""
         self._outstanding, self._gone, self._losses = 0, None, self._connection.losses

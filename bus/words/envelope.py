@@ -11,8 +11,9 @@ from uuid import uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
-from agents.words.events import PAYLOAD_BY_TYPE, Payload
 from bus.errors import MalformedEventError
+from bus.words.payload import Payload, payload_of
+from bus.words.subjects import event_subject
 
 CONTENT_TYPE = "application/cloudevents+json"
 TYPE_PREFIX = "fedbus."
@@ -57,8 +58,6 @@ class Stored:
 
 def new_event(data: Payload, *, source: str, cause: Event | None = None) -> Event:
     """An event that states ``data`` now, traced to ``cause`` when there is one."""
-    from bus.words.subjects import event_subject
-
     return Event(
         id=str(uuid4()),
         source=source,
@@ -84,14 +83,13 @@ def parse_event(body: bytes) -> Event:
 
     Raises:
         MalformedEventError: not JSON, not a CloudEvent, an unknown type, or a payload that breaks its schema.
+        NoWordsError: no event is declared in this process, so none can be read.
     """
     try:
         outer = _Outer.model_validate_json(body)
     except ValidationError as error:
         raise MalformedEventError(f"not a CloudEvents 1.0 event: {_first_line(error)}") from None
-    payload_class = PAYLOAD_BY_TYPE.get(outer.type.removeprefix(TYPE_PREFIX))
-    if payload_class is None:
-        raise MalformedEventError(f"unknown event type {outer.type!r}")
+    payload_class = payload_of(outer.type.removeprefix(TYPE_PREFIX))
     try:
         data = payload_class.model_validate(outer.data)
         return Event.model_validate({**outer.model_dump(exclude={"data"}), "data": data})

@@ -1,29 +1,24 @@
 """Builds and parses every subject of the bus; nothing else does.
 
-``ev.<run>.<noun>.<verb>[.<round>[.<user>[.<attempt>]]]`` for durable events, ``progress.<run>.<round>.<user>`` and
-``hb.<role>.<id>`` for what is not kept, ``dlq.<stream sequence>`` for what could not be understood and
+``ev.<run>.<noun>.<verb>[.<token>…]`` for durable events and ``<type>.<token>…`` for what is not kept, with the tokens
+that its class declares (``bus.words.payload``), ``dlq.<stream sequence>`` for what could not be understood and
 ``dlq.<given_up|retry|handled>.<consumer>.<stream sequence>`` for what a consumer could not handle,
 ``token.<id>`` for what is known of a join token.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.words.events import (
-    ImagesLabelled,
-    Payload,
-    Progress,
-    RoundExtended,
-    RoundPayload,
-    UpdateRejected,
-    UserPayload,
-)
-from bus.errors import MalformedSubjectError
+from bus.errors import MalformedEventError, MalformedSubjectError
+from bus.words.payload import Live, Payload, Word, payload_of
 
 EVENTS = "ev.>"
+EVENT_STREAM = "EVENTS"
+"""Name of the stream that keeps them."""
 DEAD_LETTERS = "dlq.>"
 ALL_TOKENS = "token.*"
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -33,39 +28,57 @@ _RUN_LEVEL = 4
 
 @dataclass(frozen=True)
 class EventSubject:
-    """The parts of a durable event's subject; ``rest`` is the round, user or attempt in order, as text."""
+    """The parts of a durable event's subject; ``rest`` is what its type's tokens are, in order, as text."""
 
     run: str
     type: str
     rest: tuple[str, ...]
 
 
+@functools.cache
+def address(word: type[Word]) -> str:
+    """The subject of all that is said with this class, with the name of a field in braces for each variable token."""
+    head = f"ev.{{run}}.{word.TYPE}" if issubclass(word, Payload) else word.TYPE
+    return ".".join([head, *(f"{{{name}}}" for name in _own_tokens(word))])
+
+
 def event_subject(payload: Payload) -> str:
     """The one subject that this payload may be published on."""
-    tokens: list[str] = ["ev", payload.run, *payload.TYPE.split(".")]
-    if isinstance(payload, ImagesLabelled):
-        tokens.append(payload.user)
-    if isinstance(payload, RoundPayload):
-        tokens.append(str(payload.round))
-    if isinstance(payload, UserPayload):
-        tokens.append(payload.user)
-    if isinstance(payload, UpdateRejected):
-        tokens.append(payload.attempt)
-    if isinstance(payload, RoundExtended):
-        tokens.append(str(payload.extension))
-    return ".".join(tokens)
+    return address(type(payload)).format_map(vars(payload))
+
+
+def live_subject(live: Live) -> str:
+    """Where this goes to whoever listens."""
+    return address(type(live)).format_map(vars(live))
+
+
+def filter_of(word: type[Word], **tokens: str) -> str:
+    """Filter: all that is said with this class, or what has these tokens only."""
+    known = {name: checked(token) for name, token in tokens.items()}
+    parts = address(word).format_map({name: known.get(name, "*") for name in word.TOKENS}).split(".")
+    fixed = len(parts)
+    while parts[fixed - 1] == "*":
+        fixed -= 1
+    return ".".join(parts[:fixed] + [">"] * (fixed < len(parts)))
 
 
 def parse_event_subject(subject: str) -> EventSubject:
     """The parts of ``subject``.
 
     Raises:
-        MalformedSubjectError: it is not the subject of a durable event.
+        MalformedSubjectError: it is not the subject of a durable event that is declared.
     """
     tokens = subject.split(".")
     if len(tokens) < _RUN_LEVEL or tokens[0] != "ev" or not all(_TOKEN.fullmatch(token) for token in tokens):
         raise MalformedSubjectError(f"{subject!r} is not ev.<run>.<noun>.<verb>…")
-    return EventSubject(tokens[1], f"{tokens[2]}.{tokens[3]}", tuple(tokens[4:]))
+    parts = EventSubject(tokens[1], f"{tokens[2]}.{tokens[3]}", tuple(tokens[4:]))
+    try:
+        payload = payload_of(parts.type)
+    except MalformedEventError as error:
+        raise MalformedSubjectError(f"{subject!r}: {error.message}") from None
+    if len(parts.rest) != len(_own_tokens(payload)):
+        raise MalformedSubjectError(f"{subject!r} is not {address(payload)}")
+    return parts
 
 
 def events_of(run: str) -> str:
@@ -75,32 +88,12 @@ def events_of(run: str) -> str:
 
 def events_of_type(type_: str, run: str = "*") -> str:
     """Filter: every event of one type, of one run or of all."""
-    suffix = "" if type_ in ("run.started", "run.finished") else ".>"
-    return f"ev.{run if run == '*' else checked(run)}.{type_}{suffix}"
+    return filter_of(payload_of(type_), **({} if run == "*" else {"run": run}))
 
 
-def progress_subject(progress: Progress) -> str:
-    """Where a task's live progress goes."""
-    return f"progress.{progress.run}.{progress.round}.{progress.user}"
-
-
-def progress_of(run: str) -> str:
-    """Filter: the live progress of one run."""
-    return f"progress.{checked(run)}.>"
-
-
-def heartbeat_subject(role: str, id_: str) -> str:
-    """Where an agent's heartbeats go."""
-    return f"hb.{checked(role)}.{checked(id_)}"
-
-
-def heartbeats_of(role: str) -> str:
-    """Filter: the heartbeats of one role."""
-    return f"hb.{checked(role)}.>"
-
-
-HEARTBEATS = "hb.>"
-LIVE_PROGRESS = "progress.>"
+def _own_tokens(word: type[Word]) -> list[str]:
+    """The tokens after the type: the run of a durable event stands before it."""
+    return [name for name in word.TOKENS if not (name == "run" and issubclass(word, Payload))]
 
 
 LetterKind = Literal["malformed", "given_up", "retry", "handled"]

@@ -14,14 +14,13 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 from bus.broker.connection import Connection, cancellable
-from bus.broker.topology import EVENT_STREAM
 from bus.errors import MalformedEventError
 from bus.process.crash_points import crash_point
 from bus.stream.dead_letters import bury
 from bus.stream.event_reader import read_event
 from bus.stream.pull_reader import ConsumerGone, PullReader, place_of
 from bus.words.envelope import Stored
-from bus.words.subjects import checked
+from bus.words.subjects import EVENT_STREAM, checked
 
 BACKOFF_S = (0.5, 2.0, 10.0, 30.0)
 
@@ -74,6 +73,7 @@ class PullConsumer:
 
     Attributes:
         name: of the durable consumer.
+        reader: receives what was asked for, until ``fetch`` takes it.
         redeliveries: events that came to this worker not for the first time.
         buried: what it put on the DLQ.
     """
@@ -86,7 +86,7 @@ class PullConsumer:
         self.connection = connection
         self._config = config
         self._backoff = tuple(backoff)
-        self._reader = PullReader(connection, self.stream, self.name)
+        self.reader = PullReader(connection, self.stream, self.name)
         self.ack_wait_s = config.ack_wait or 30.0
         self.max_deliver = config.max_deliver or -1
         self.redeliveries = 0
@@ -100,11 +100,11 @@ class PullConsumer:
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
             try:
-                await self._reader.ask(n, expires_s=max(0.1, left))
+                await self.reader.ask(n, expires_s=max(0.1, left))
             except (ConsumerGone, nats.errors.Error):
                 await self._restore(left)
                 continue
-            found = [await self._deliver(one) for one in await self._reader.take(n, timeout_s=left)]
+            found = [await self._deliver(one) for one in await self.reader.take(n, timeout_s=left)]
             if deliveries := [one for one in found if one is not None]:
                 self.redeliveries += sum(one.attempt > 1 for one in deliveries)
                 return deliveries
@@ -115,7 +115,7 @@ class PullConsumer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self.ensure()
-                self._reader.forget_requests()
+                self.reader.forget_requests()
 
     async def ensure(self) -> None:
         """Makes the consumer, or gives an existing one this config."""
@@ -171,10 +171,10 @@ class PullConsumer:
         """Receives until the end of the ``async with``; what was not taken goes back at once."""
         await self.ensure()
         try:
-            async with self._reader.listening():
+            async with self.reader.listening():
                 yield self
         finally:
-            for message in self._reader.drain():
+            for message in self.reader.drain():
                 with contextlib.suppress(nats.errors.Error):
                     await message.nak()
 

@@ -19,14 +19,14 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bus.broker.connection import Connection
-from bus.broker.topology import DLQ_STREAM, EVENT_STREAM
+from bus.broker.topology import DLQ_STREAM
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
 from bus.stream.dead_letters import DeadLetter, bury, letter_at, put_once
 from bus.stream.publisher import parsed
 from bus.stream.pull_reader import place_of
 from bus.words.envelope import Stored
-from bus.words.subjects import LetterSubject, letters_of, matches, parse_letter_subject
+from bus.words.subjects import EVENT_STREAM, LetterSubject, letters_of, matches, parse_letter_subject
 from bus.work.consumer import BACKOFF_S, Delivery, PullConsumer
 
 MAX_RETRIES_PENDING = 16

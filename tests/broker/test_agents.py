@@ -12,8 +12,11 @@ import pytest
 import pytest_asyncio
 
 from agents.aggregator import service as aggregator
+from agents.audit.replay import replay_run
+from agents.audit.verify import verify_run
 from agents.cli.run_setup import RunSources, start_run
 from agents.core.learning.encodings import encode_update
+from agents.core.strategies.registry import built_in
 from agents.dispatcher import service as dispatcher
 from agents.evaluator import service as evaluator
 from agents.labeller import service as labeller
@@ -21,7 +24,6 @@ from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundFailed,
     RoundPlanned,
@@ -37,10 +39,13 @@ from agents.words.run_config import QuorumSpec, RunConfig
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.errors import FedbusError
+from bus.recording.files import needed
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from bus.words.subjects import events_of
 from bus.words.values import Ref
 from tests.builders import config as run_config
+from tests.builders import planned
 
 DEADLINE_S = 60.0
 
@@ -78,9 +83,9 @@ async def running(nats: EmbeddedServer, *names: str) -> AsyncIterator[None]:
             stop.set()
 
 
-def small(rounds: int = 1, users: int = 4, **quorum: float) -> RunConfig:
+def small(rounds: int = 1, users: int = 4, strategy: str = "fedavg", **quorum: float) -> RunConfig:
     return run_config(rounds=rounds, users=users).model_copy(
-        update={"images_per_user": 5, "quorum": QuorumSpec.model_validate(quorum)}
+        update={"images_per_user": 5, "quorum": QuorumSpec.model_validate(quorum), "strategy": strategy}
     )
 
 
@@ -166,6 +171,71 @@ async def test_a_run_goes_from_its_start_to_its_end(nats: EmbeddedServer, bus: B
     parent = np.frombuffer(await bus.objects.get(models[0].parent), "<f4")
     model = np.frombuffer(await bus.objects.get(models[0].model), "<f4")
     np.testing.assert_allclose(model - parent, 0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", sorted(built_in()))
+async def test_every_strategy_makes_the_models_that_its_ledger_and_its_replay_give(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, strategy: str
+) -> None:
+    async with running(nats, *BODIES):
+        await start_run(bus, unique_run, small(rounds=3, strategy=strategy), RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        async with asyncio.timeout(DEADLINE_S):
+            await answer_all(bus, unique_run)
+    stream = await events(bus, unique_run)
+    models, plans = of(stream, ModelPublished), of(stream, RoundPlanned)
+    keeps_state = bool(built_in()[strategy].VECTORS)
+    assert [one.strategy for one in models] == [strategy] * 3
+    assert [one.server_state is not None for one in models] == [keeps_state] * 3
+    # The next round names what the round before left.
+    assert [one.server_state for one in plans] == [None, *(one.server_state for one in models[:2])]
+    assert {problem.code for problem in (await verify_run(bus, unique_run)).problems} == {"decision"}
+    async with contextlib.aclosing(bus.expired_objects(0)) as expired:
+        gone = {ref.sha256 async for ref in expired}
+    assert not gone & {one.server_state.sha256 for one in models if one.server_state}
+    objects = {ref.sha256: await bus.objects.get(ref) async for ref in needed(bus, stream, "replay")}
+    assert replay_run(stream, objects, roles=["dispatcher", "aggregator"]).differences == []
+    if keeps_state:
+        del objects[models[0].server_state.sha256]
+        differences = replay_run(stream, objects, roles=["aggregator"]).differences
+        assert [one.what for one in differences] == ["the model of round 2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"strategy": "fedprox"}, "no strategy 'fedprox'"), ({"strategy_settings": {"speed": 3}}, "speed")],
+)
+async def test_a_run_that_somebody_starts_with_an_unknown_strategy_or_setting_fails_with_the_reason(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(FedbusError, match=reason):
+        await start_run(bus, unique_run, small().model_copy(update=changes), RunSources())
+    started = await start_run(bus, f"{unique_run}-sound", small(), RunSources())
+    odd = started.model_copy(update={"run": unique_run, "config": started.config.model_copy(update=changes)})
+    async with running(nats, *BODIES):
+        await bus.publish(odd)
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        finished = await until_event(bus, unique_run, RunFinished)
+    assert isinstance(finished.event.data, RunFinished)
+    assert finished.event.data.status == "failed"
+    assert reason in finished.event.data.reason
+    stream = await events(bus, unique_run)
+    objects = {ref.sha256: await bus.objects.get(ref) async for ref in needed(bus, stream, "replay")}
+    assert replay_run(stream, objects, roles=["dispatcher"]).differences == []
+
+
+async def test_a_round_whose_strategy_the_aggregator_cannot_load_fails_with_the_reason(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    started = await start_run(bus, f"{unique_run}-sound", small(), RunSources())
+    config = started.config.model_copy(update={"strategy": "only_at_the_dispatcher:Class"})
+    async with running(nats, "aggregator"):
+        await bus.publish(started.model_copy(update={"run": unique_run, "config": config}))
+        plan = planned(1, 1).model_copy(update={"run": unique_run, "base_model": started.base_model})
+        await bus.publish(plan)
+        failed = await until_event(bus, unique_run, RoundFailed)
+    assert isinstance(failed.event.data, RoundFailed)
+    assert "only_at_the_dispatcher:Class cannot be imported" in failed.event.data.reason
 
 
 async def test_agents_that_start_after_everything_was_said_finish_the_run_all_the_same(

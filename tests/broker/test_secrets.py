@@ -27,10 +27,10 @@ from agents.words.events import RoundStarted, RunFinished
 from agents.words.run_config import LabellingSpec, RunConfig
 from artifacts.manifest import load_manifest
 from bus.broker.settings import BusSettings
-from bus.broker.tokens import new_token
-from bus.broker.topology import DLQ_STREAM, EVENT_STREAM, TOKEN_STREAM
+from bus.broker.topology import DLQ_STREAM, TOKEN_STREAM
 from bus.client import Bus
-from bus.words.subjects import events_of_type
+from bus.words.subjects import EVENT_STREAM, events_of_type
+from bus.words.tokens import new_token
 from tests.chaos.system import environment
 from tests.conftest import wait_for
 from tests.unit.agents.labeller.label_server import LabelServer, label_server
@@ -84,7 +84,7 @@ async def use(system: System, server: LabelServer, folder: Path) -> Left:
         server.script.append("401")
         await finished(bus, BAD)
         # What nobody understands lies on the dead letters, with what is said of it.
-        await bus._link.js.publish(f"ev.{GOOD}.run.started", b"nonsense")
+        await bus.connection.js.publish(f"ev.{GOOD}.run.started", b"nonsense")
         await wait_for(bus.dead_letters)
         env = os.environ | connection.env("cli") | {"FEDBUS_LOG_JSON": "1"}
         for name, arguments in {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.learning.augment import default_augmentation
-from agents.core.learning.task import TaskResult, run_task
+from agents.core.learning.kinds import open_kind
+from agents.core.learning.task import TaskInputs, TaskResult, run_task
+from agents.engines import open_engine
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest
-from artifacts.ort_training import NativeTrainer
-from artifacts.pixels import pixel_table
 from bus.words.values import Ref
 from data.dataset import load_dataset
 from data.shards import encode_shard
@@ -36,9 +37,19 @@ class RecordedTask:
     base: NDArray[np.float32]
     objects: dict[str, bytes] = field(default_factory=dict)
 
+    @property
+    def inputs(self) -> TaskInputs:
+        """What ``run_task`` takes."""
+        return TaskInputs(self.task, self.spec, self.images, self.base)
+
 
 def recorded_task(
-    artifacts: Path = ARTIFACTS, *, optimizer: bytes | None = None, stateless: bool = True, epochs: int = 1
+    artifacts: Path = ARTIFACTS,
+    *,
+    optimizer: bytes | None = None,
+    stateless: bool = True,
+    epochs: int = 1,
+    learning_rate: float = 0.03,
 ) -> RecordedTask:
     """The first twenty images of the shipped users, with their true labels but one that the labeller dropped.
 
@@ -59,13 +70,14 @@ def recorded_task(
     base = (artifacts / "trainable.f32").read_bytes()
     manifest = json.loads((artifacts / "manifest.json").read_text(encoding="utf-8"))
     manifest["optimizer"]["stateless"] = stateless
+    if optimizer is not None:
+        manifest["files"]["optimizer_model"] |= {"size": len(optimizer), "sha256": put(optimizer).sha256}
     spec = TaskSpec(
         run="recorded",
         round=1,
         artifacts=put(json.dumps(manifest).encode()),
         base_model=put(base),
-        optimizer=put(optimizer or (artifacts / "optimizer_model.onnx").read_bytes()),
-        learning_rate=0.03,
+        learning_rate=learning_rate,
         epochs=epochs,
         augmentations=6,
         augmentation=default_augmentation(),
@@ -89,12 +101,12 @@ class RecordingNative:
 
     def __init__(self, artifacts: Path) -> None:
         manifest = load_manifest(artifacts)
-        self.pixel_table = pixel_table(manifest.model.mean, manifest.model.std)
+        self.kind = open_kind(manifest.kind, manifest.model)
         self.batches: list[str] = []
-        self._trainer = NativeTrainer(manifest, artifact_paths(manifest, artifacts))
+        self._trainer = open_engine(manifest, artifact_paths(manifest, artifacts))
 
-    def begin(self, base: NDArray[np.float32]) -> None:
-        self._trainer.load_parameters(base)
+    def begin(self, base: NDArray[np.float32], learning_rate: float | None) -> None:
+        self._trainer.begin(base, learning_rate)
 
     def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._trainer.features(pixel_values)
@@ -117,5 +129,5 @@ class RecordingNative:
 def run_natively(recorded: RecordedTask, artifacts: Path = ARTIFACTS) -> tuple[TaskResult, list[str]]:
     """The result of the task in the native engine, and the digests of its batches."""
     engine = RecordingNative(artifacts)
-    result = run_task(recorded.task, recorded.spec, recorded.images, recorded.base, engine, lambda progress: None)
+    result = run_task(recorded.inputs, engine.kind, engine, lambda progress: None, time.monotonic)
     return result, engine.batches

@@ -16,10 +16,11 @@ from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.labeller import service as labeller
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
-from agents.words.events import Payload, RoundStarted
+from agents.words.events import RoundStarted
 from agents.words.run_config import QuorumSpec, RunConfig
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus, CaughtUp
+from bus.words.payload import Payload
 from bus.words.subjects import events_of
 from tests.builders import config as run_config
 

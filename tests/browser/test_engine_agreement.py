@@ -14,7 +14,7 @@ from playwright.async_api import Browser
 from artifacts.base_model import load_base
 from artifacts.build import BuildOptions, build_artifacts
 from artifacts.manifest import load_manifest
-from artifacts.optimizer import build_optimizer, with_learning_rate
+from artifacts.optimizer import build_optimizer
 from tests.browser.conftest import serve
 from tests.browser.recorded import ARTIFACTS, RecordedTask, recorded_task, run_natively
 
@@ -93,7 +93,7 @@ async def test_hundreds_of_get_load_train_cycles_do_not_hang(chromium: Browser, 
 
 async def test_adam_takes_nothing_from_one_task_into_the_next(chromium: Browser, harness_page: Path) -> None:
     adam = build_optimizer("adamw", learning_rate=1e-3)
-    recorded = recorded_task(optimizer=adam, stateless=False)
+    recorded = recorded_task(optimizer=adam, stateless=False, learning_rate=1e-3)
     first, second = await harness(chromium, harness_page, recorded, recorded)
     assert np.abs(delta_of(first)).max() > 0
     assert first["delta"] == second["delta"]
@@ -102,8 +102,7 @@ async def test_adam_takes_nothing_from_one_task_into_the_next(chromium: Browser,
 async def test_a_round_with_another_learning_rate_takes_effect_in_the_same_engine(
     chromium: Browser, harness_page: Path
 ) -> None:
-    shipped = (ARTIFACTS / "optimizer_model.onnx").read_bytes()
-    tiny = recorded_task(optimizer=with_learning_rate(shipped, load_manifest(ARTIFACTS), 3e-5))
+    tiny = recorded_task(learning_rate=3e-5)
     usual, slow, again = await harness(chromium, harness_page, recorded_task(), tiny, recorded_task())
     assert 0 < np.abs(delta_of(slow)).max() < 0.01 * np.abs(delta_of(usual)).max()
     assert again["delta"] == usual["delta"]

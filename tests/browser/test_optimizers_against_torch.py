@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from playwright.async_api import Browser
 
+from agents.core.learning.kinds import open_kind
 from agents.core.learning.task import run_task
 from artifacts.base_model import load_base
 from artifacts.manifest import load_manifest
 from artifacts.modes import parse_mode
 from artifacts.optimizer import build_optimizer
-from artifacts.pixels import pixel_table
 from artifacts.torch_models import TrainableModel
 from tests.browser.recorded import ARTIFACTS, recorded_task
 from tests.browser.test_engine_agreement import delta_of, harness
@@ -25,6 +26,8 @@ from tests.unit.artifacts.optimizers import DecoupledSgd, OrtAdamW
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+MODEL = load_manifest(ARTIFACTS)
+KIND = open_kind(MODEL.kind, MODEL.model)
 Kind = Literal["sgd", "adamw"]
 SETTINGS: list[tuple[float, float, float | None]] = [(0.01, 0.0, None), (0.03, 0.0, None), (0.03, 0.5, 0.2)]
 """Learning rate (a tenth of it with AdamW), weight decay, largest norm of the gradient."""
@@ -41,9 +44,8 @@ class TorchEngine:
         named = dict(self._model.plain_parameters())
         self._tensors = [named[tensor.name] for tensor in self._manifest.trainable]
         self._optimizer, self._clip = make(self._tensors), clip
-        self.pixel_table = pixel_table(self._manifest.model.mean, self._manifest.model.std)
 
-    def begin(self, base: NDArray[np.float32]) -> None:
+    def begin(self, base: NDArray[np.float32], learning_rate: float | None) -> None:
         torch.nn.utils.vector_to_parameters(torch.from_numpy(base.copy()), self._tensors)
 
     def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,8 +79,10 @@ async def test_rate_decay_and_clipping_take_effect_as_in_torch(
     settings = [(rate if kind == "sgd" else rate / 10, decay, clip) for rate, decay, clip in SETTINGS]
     recorded = [
         recorded_task(
-            optimizer=build_optimizer(kind, learning_rate=rate, weight_decay=decay, clip_norm=clip),
+            # The rate that counts is the task's.
+            optimizer=build_optimizer(kind, learning_rate=1.0, weight_decay=decay, clip_norm=clip),
             stateless=kind == "sgd",
+            learning_rate=rate,
         )
         for rate, decay, clip in settings
     ]
@@ -90,7 +94,7 @@ async def test_rate_decay_and_clipping_take_effect_as_in_torch(
         def make(tensors: list[Any], of: Any = reference, at: float = rate, shrink: float = decay) -> Any:
             return of(tensors, at, shrink)
 
-        expected = run_task(task.task, task.spec, task.images, task.base, TorchEngine(make, clip), lambda done: None)
+        expected = run_task(task.inputs, KIND, TorchEngine(make, clip), lambda done: None, time.monotonic)
         assert expected.metrics.mismatched_images > 0
         changes.append(np.linalg.norm(expected.delta))
         # AdamW divides by the gradient's size, so that the rounding of tiny gradients shows in single parameters.

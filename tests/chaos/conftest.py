@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
 
-from tests.chaos.system import Outcome, complete
+from tests.chaos.system import Outcome, complete, small
 
 SURVIVED = pytest.StashKey[list["Survived"]]()
 
@@ -20,10 +21,30 @@ class Survived:
     outcome: Outcome
 
 
+Undisturbed = Callable[[str], Awaitable[Outcome]]
+
+
+@pytest.fixture(scope="session")
+def undisturbed_with(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The small run of a strategy with nothing in its way; each is run once."""
+    outcomes: dict[str, Outcome] = {}
+
+    async def run(strategy: str) -> Outcome:
+        if strategy not in outcomes:
+            folder = tmp_path_factory.mktemp("undisturbed") / "system"
+            outcomes[strategy] = _sound(await complete(folder, config=small(strategy=strategy)))
+        return outcomes[strategy]
+
+    return run
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The small run with nothing in its way."""
-    outcome = await complete(tmp_path_factory.mktemp("undisturbed") / "system")
+async def undisturbed(undisturbed_with: Undisturbed) -> Outcome:
+    """The small run of the default strategy with nothing in its way."""
+    return await undisturbed_with("fedavg")
+
+
+def _sound(outcome: Outcome) -> Outcome:
     assert outcome.status == "completed"
     assert outcome.verdict.problems == []
     assert outcome.restarts == {}

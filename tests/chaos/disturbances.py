@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterable
 
-from agents.words.events import PAYLOAD_BY_TYPE
+from bus.words.payload import payload_of
 from tests.chaos.system import Chaos, Disturbance
 from tests.conftest import wait_for
 
@@ -23,7 +23,7 @@ def kill_broker_at(*moments: str) -> Disturbance:
 
     async def disturb(chaos: Chaos) -> None:
         for moment in moments:
-            await chaos.until(PAYLOAD_BY_TYPE[moment])
+            await chaos.until(payload_of(moment))
             await kill_broker(chaos)
 
     return disturb

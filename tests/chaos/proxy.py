@@ -65,11 +65,15 @@ class _Link:
 
 
 class Proxy:
-    """Listens on ``port`` and passes on to a target; ``weather`` may change any time, ``refusing`` lets nobody in."""
+    """Listens on ``port`` and passes on to a target; ``weather`` may change any time.
+
+    While it is ``refusing`` nobody gets in, and ``refused`` counts those who tried.
+    """
 
     def __init__(self, target: tuple[str, int], seed: int) -> None:
         self.weather = Weather()
         self.refusing = False
+        self.refused = 0
         self._cut_at: int | None = None
         self._cut_resets = False
         self._links: list[_Link] = []
@@ -108,6 +112,7 @@ class Proxy:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection from its beginning to its end."""
         if self.refusing:
+            self.refused += 1
             writer.transport.abort()
             return
         try:

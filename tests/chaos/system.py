@@ -16,11 +16,12 @@ from agents.cli.options import ClientMix, make_config
 from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import System, running_system
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
-from agents.words.events import ModelPublished, Payload, RoundStarted, RunFinished
+from agents.words.events import ModelPublished, RoundStarted, RunFinished
 from agents.words.run_config import RunConfig
 from bus.broker.settings import BusSettings
 from bus.client import Bus
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from bus.words.subjects import events_of
 from tests.conftest import wait_for
 
@@ -75,7 +76,13 @@ Disturbance = Callable[[Chaos], Awaitable[None]]
 
 
 def small(
-    *, users: int = 6, images: int = 4, rounds: int = 2, quorum: float = 1.0, deadline: float = 120.0
+    *,
+    users: int = 6,
+    images: int = 4,
+    rounds: int = 2,
+    quorum: float = 1.0,
+    deadline: float = 120.0,
+    strategy: str = "fedavg",
 ) -> RunConfig:
     """The default task, small enough to run often."""
     return make_config(
@@ -86,6 +93,7 @@ def small(
         seed=0,
         quorum=quorum,
         deadline=deadline,
+        strategy=strategy,
     )
 
 

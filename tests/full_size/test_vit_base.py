@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.client.trainer import NativeEngine
 from agents.core.learning.encodings import decode_update
-from agents.core.learning.task import run_task
+from agents.core.learning.kinds import open_kind
+from agents.core.learning.task import TaskInputs, run_task
 from agents.words.events import RoundPlanned, TaskAssigned, UpdateSubmitted
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest
@@ -135,12 +136,14 @@ def test_from_a_folder_of_pictures_to_a_run_in_chromium(
     updates = [data for data in payloads if isinstance(data, UpdateSubmitted)]
     manifest = load_manifest(artifacts)
     trainer = NativeTrainer(manifest, artifact_paths(manifest, artifacts), threads=2)
-    trainer.set_optimizer((artifacts / manifest.files.optimizer_model.path).read_bytes())
+    kind = open_kind(manifest.kind, manifest.model)
     images = load_dataset(users).images
     assert len(updates) == 2
     for number, update in enumerate(sorted(updates, key=lambda one: one.user)):
         owned = images[4 * number : 4 * number + 4]
-        native = run_task(tasks[update.user], spec, owned, base, NativeEngine(trainer), lambda _: None)
+        native = run_task(
+            TaskInputs(tasks[update.user], spec, owned, base), kind, trainer, lambda _: None, time.monotonic
+        )
         delta = decode_update(recording.objects[update.update.sha256], update.encoding, len(base))
         assert update.metrics.predictions == native.metrics.predictions
         assert update.metrics.mismatched_images == native.metrics.mismatched_images

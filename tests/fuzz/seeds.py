@@ -36,7 +36,6 @@ from agents.words.events import (
     DroppedImage,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundExtended,
     RoundFailed,
@@ -49,6 +48,7 @@ from agents.words.events import (
 from agents.words.run_config import RunDataset, UserShard
 from bus.recording.formats import FORMAT
 from bus.words.envelope import new_event
+from bus.words.payload import Payload
 from bus.words.values import Frozen
 from data.dataset import DatasetManifest, ImageEntry, ImageFormat, Part
 from data.shards import encode_shard

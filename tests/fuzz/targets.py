@@ -5,7 +5,6 @@ A target may raise a ``FedbusError`` (the input was refused) and nothing else.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import io
 import math
@@ -28,12 +27,11 @@ from agents.core.exchange.messages import (
 )
 from agents.core.exchange.upload_rules import Expected, Progression, check_metrics, check_size, check_update
 from agents.core.labels.matching import LabelMatcher
+from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
 from agents.core.learning.encodings import decode_update, encode_update, encoded_size, update_norm
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
 from agents.labeller.label_file import match_answers, read_answers, read_classes, read_label_file
 from agents.labeller.prompt import MalformedReply, Prompt
-from agents.labeller.providers import RecordedProvider, TruthProvider
-from agents.words.run_config import UserShard
 from artifacts.manifest import load_manifest
 from bus.errors import FedbusError
 from bus.process.logs import escaped
@@ -230,17 +228,13 @@ def _label_file(data: bytes) -> None:
 
 
 def _recorded_labels(data: bytes) -> None:
-    async def load(_: object) -> np.ndarray:
-        return np.zeros((2, 4, 4, 1), np.uint8)
-
-    provider = RecordedProvider(_file("recorded.json", data), CLASSES, load, threshold=88)
-    labels = asyncio.run(provider.label(UserShard(user="u1", shard=ANY_REF)))
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    labels = RecordedAnswers(data, "recorded.json").label("u1", images, LabelMatcher(CLASSES))
     assert len(labels.labels) == 2
 
 
 def _truth(data: bytes) -> None:
-    provider = TruthProvider(data, classes=len(CLASSES), error_rate=0.5, seed=1)
-    labels = asyncio.run(provider.label(UserShard(user="u1", shard=ANY_REF)))
+    labels = SimulatedLabeller(data, classes=len(CLASSES), error_rate=0.5, seed=1).label("u1")
     assert all(label is None or 0 <= label < len(CLASSES) for label in labels.labels)
 
 

@@ -20,7 +20,6 @@ from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundPlanned,
     RunFinished,
@@ -30,6 +29,7 @@ from agents.words.events import (
     UpdateSubmitted,
 )
 from bus.recording.files import Recording
+from bus.words.payload import Payload
 from bus.words.values import Frozen
 from tests.conftest import SMALL_RUN
 
@@ -132,6 +132,9 @@ def luckier(data: ModelEvaluated) -> ModelEvaluated:
         pytest.param("gateway", UpdateSubmitted, lambda data: put(data, base_model="0" * 64), id="base"),
         pytest.param("aggregator", RoundClosed, lambda data: put(data, reason="deadline"), id="reason"),
         pytest.param("aggregator", ModelPublished, lambda data: put(data, inputs_digest="0" * 64), id="inputs"),
+        pytest.param("aggregator", ModelPublished, lambda data: put(data, strategy="median"), id="strategy"),
+        pytest.param("aggregator", ModelPublished, lambda data: put(data, server_state=data.model), id="state"),
+        pytest.param("dispatcher", RoundPlanned, lambda data: put(data, server_state=data.spec), id="kept state"),
         pytest.param("evaluator", ModelEvaluated, luckier, id="accuracy"),
         pytest.param("evaluator", ModelEvaluated, lambda data: put(data, images=data.images + 1), id="images"),
         pytest.param("evaluator", ModelEvaluated, lambda data: put(data, model="0" * 64), id="model"),
@@ -143,6 +146,15 @@ def test_whatever_an_agent_did_not_say_is_found_at_its_event(
     sequence, outcome = changed(recorded_run, kind, change)
     assert (sequence, role) in {(one.sequence, one.role) for one in outcome.differences}
     assert f"event {sequence}, {role}: " in "\n".join(map(str, outcome.differences))
+
+
+def test_a_spec_that_the_rules_do_not_make_is_found(recorded_run: Recording) -> None:
+    plan = next(one.event.data for one in recorded_run.events if isinstance(one.event.data, RoundPlanned))
+    objects = dict(recorded_run.objects)
+    spec = json.loads(objects[plan.spec.sha256])
+    objects[plan.spec.sha256] = json.dumps({**spec, "epochs": spec["epochs"] + 1}).encode()
+    differences = replay_run(recorded_run.events, objects, roles=["dispatcher"]).differences
+    assert [one.what for one in differences] == ["the spec of round 1"]
 
 
 def test_an_update_that_was_refused_as_late_and_was_not_is_found(recorded_run: Recording) -> None:

@@ -33,8 +33,11 @@ from agents.core.learning.augment import augment, default_augmentation
 from agents.core.learning.encodings import encode_update
 from agents.words.events import TaskAssigned, UpdateMetrics
 from agents.words.run_config import AugmentationSpec, TaskSpec
+from artifacts.learning_rate import with_learning_rate
+from artifacts.optimizer import LEARNING_RATE_INITIALIZER, build_optimizer
 from artifacts.pixels import pixel_table
 from bus.words.values import Frozen, Ref
+from tests.vectors.run_views import engine_cases, view_cases
 
 FOLDER = Path(__file__).parent
 REF = Ref(name="sha256-" + "a" * 64, size=12, sha256="a" * 64)
@@ -44,8 +47,13 @@ LEASE = "run-1.3.user-007.1"
 def main() -> None:
     """Writes all files."""
     for name, cases in all_vectors().items():
-        text = json.dumps(cases, indent=1) + "\n"
-        (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
+        (FOLDER / f"{name}.json").write_text(_text(name, cases), encoding="utf-8")
+
+
+def _text(name: str, cases: object) -> str:
+    # The runs are large and nobody reads them.
+    short = json.dumps(cases, separators=(",", ":"))
+    return (short if name == "run_views" else json.dumps(cases, indent=1)) + "\n"
 
 
 def all_vectors() -> dict[str, object]:
@@ -54,7 +62,10 @@ def all_vectors() -> dict[str, object]:
         "augment": augment_cases(),
         "pixels": pixel_cases(),
         "encodings": encoding_cases(),
+        "learning_rates": learning_rate_cases(),
         "protocol": protocol_samples(),
+        "run_views": view_cases(),
+        "engine_kinds": engine_cases(),
     }
 
 
@@ -120,6 +131,26 @@ def pixel_cases() -> list[dict[str, object]]:
     ]
 
 
+def learning_rate_cases() -> list[dict[str, object]]:
+    """Optimizer models of both kinds, and the same with another learning rate; one of which rounds to a tie."""
+    models = {
+        "sgd": build_optimizer("sgd", learning_rate=0.03),
+        "sgd, decay and clipping": build_optimizer("sgd", learning_rate=1.0, weight_decay=0.1, clip_norm=0.5),
+        "adamw": build_optimizer("adamw", learning_rate=1e-3, weight_decay=0.01),
+    }
+    return [
+        {
+            "name": f"{name} at {rate}",
+            "initializer": LEARNING_RATE_INITIALIZER,
+            "rate": rate,
+            "model": base64.b64encode(model).decode(),
+            "changed": base64.b64encode(with_learning_rate(model, LEARNING_RATE_INITIALIZER, rate)).decode(),
+        }
+        for name, model in models.items()
+        for rate in (0.03, 0.03 * 0.75**3, 1 + 2**-24, 1e-45, 100.0)
+    ]
+
+
 def encoding_cases() -> list[dict[str, object]]:
     """Updates in every encoding; values with ties, zeros, both signs, and halves below the normal range."""
     generator = np.random.default_rng(7)
@@ -152,13 +183,13 @@ def protocol_samples() -> dict[str, object]:
         loss_last=2.25,
         predict_s=0.5,
         train_s=1.5,
+        platform="browser",
     )
     spec = TaskSpec(
         run="run-1",
         round=3,
         artifacts=REF,
         base_model=REF,
-        optimizer=REF,
         learning_rate=0.03,
         epochs=1,
         augmentations=6,

@@ -10,18 +10,19 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from agents.audit.replay.aggregator import AggregatorReplay, aggregate
+from agents.audit.replay.aggregator import AggregatorReplay
 from agents.audit.replay.dispatcher import DispatcherReplay
 from agents.audit.replay.evaluator import EvaluatorReplay, HeldOut
 from agents.audit.replay.gateway import GatewayReplay
 from agents.audit.replay.labeller import LabellerReplay
 from agents.audit.replay.outcome import ROLES, Difference, Objects, Replay, Role, find_object
-from agents.words.events import RunStarted
+from agents.core.strategies.registry import strategy_named
+from agents.words.events import ModelPublished, RunStarted
 from agents.words.run_config import RunDataset
 from bus.errors import MalformedRecordingError, ObjectMissingError
 from bus.words.envelope import Stored
 
-__all__ = ["ROLES", "Difference", "HeldOut", "Replay", "Role", "aggregate", "find_object", "replay_run"]
+__all__ = ["ROLES", "Difference", "HeldOut", "Replay", "Role", "find_object", "replay_run"]
 
 
 class _RoleReplay(Protocol):
@@ -46,10 +47,13 @@ def replay_run(
     Raises:
         ObjectMissingError: the recording lacks the run's start or its dataset.
         MalformedRecordingError: the dataset is none.
+        UnknownStrategyError, StrategySettingsError: the strategy that made its models is not here.
     """
     started = next((one.event.data for one in events if isinstance(one.event.data, RunStarted)), None)
     if not isinstance(started, RunStarted):
         raise ObjectMissingError("the recording has no run.started event")
+    if {"dispatcher", "aggregator"} & set(roles) and any(isinstance(one.event.data, ModelPublished) for one in events):
+        strategy_named(started.config.strategy, started.config.strategy_settings)
     try:
         dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))
     except ValidationError as error:
@@ -58,7 +62,7 @@ def replay_run(
         ) from None
     replays: dict[Role, _RoleReplay] = {
         "labeller": LabellerReplay(started, dataset, objects),
-        "dispatcher": DispatcherReplay(started, dataset),
+        "dispatcher": DispatcherReplay(started, objects),
         "gateway": GatewayReplay(started, dataset, objects),
         "aggregator": AggregatorReplay(started, objects),
         "evaluator": EvaluatorReplay(started, dataset, objects, held_out),

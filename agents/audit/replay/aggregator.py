@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
-from numpy.typing import NDArray
-
-from agents.audit.replay.outcome import Objects, Replay, find_object, parameters_of
-from agents.core.learning.encodings import decode_update
-from agents.core.learning.fixed_point import FixedPointSum, inputs_digest
-from agents.core.rounds.state import RoundState, attempt_of, is_attempt_of_stream
+from agents.audit.replay.outcome import Objects, Replay, find_object
+from agents.core.rounds.aggregation import RoundAggregation
+from agents.core.rounds.state import attempt_of, is_attempt_of_stream
 from agents.words.events import (
     ModelPublished,
     RoundClosed,
@@ -20,102 +14,122 @@ from agents.words.events import (
     RunStarted,
     UpdateRejected,
 )
-from bus.errors import FedbusError, ObjectMissingError
+from bus.errors import FedbusError, ObjectCorruptError
 from bus.words.envelope import Stored
 
 
 class AggregatorReplay:
-    """Drives the round state machine and the aggregation with the recorded events."""
+    """Drives the rounds' rules and their aggregation with the recorded events and objects."""
 
     def __init__(self, started: RunStarted, objects: Objects) -> None:
         self._started = started
         self._objects = objects
-        self._rounds: dict[int, list[Stored]] = {}
-        self._states: dict[int, RoundState] = {}
+        self._events: dict[int, list[Stored]] = {}
+        self._rounds: dict[int, RoundAggregation] = {}
 
     def take(self, stored: Stored, outcome: Replay) -> None:
         """Compares one event with what the events before it in its round lead to, when it is the aggregator's."""
         data = stored.event.data
         if not isinstance(data, RoundPayload):
             return
-        before = self._rounds.setdefault(data.round, [])
-        state = self._states.setdefault(data.round, self._new(data.round))
+        before = self._events.setdefault(data.round, [])
+        one = self._rounds.setdefault(data.round, RoundAggregation(self._started, data.round))
         match data:
             case RoundClosed():
-                # It says up to where its author had read; what came between that and the event itself is late.
-                as_read = self._new(data.round)
-                for one in before:
-                    if one.sequence <= data.through:
-                        as_read.fold(one)
-                self._decision(data, as_read, stored, outcome)
-            case RoundExtended() | RoundFailed():
-                self._decision(data, state, stored, outcome)
+                self._decision(self._as_read(data), stored, outcome)
+            # A round that could not be planned is failed by the dispatcher.
+            case RoundExtended() | RoundFailed() if one.state.plan is not None:
+                self._decision(one, stored, outcome)
             case ModelPublished():
-                self._model(data, state, stored, outcome)
+                self._model(data, one, stored, outcome)
             case UpdateRejected() if is_attempt_of_stream(data.attempt):
-                self._refusal(data, state, stored, outcome)
+                self._refusal(data, one, stored, outcome)
         before.append(stored)
-        state.fold(stored)
+        one.fold(stored)
+        if one.is_over:
+            one.release()
 
-    def _new(self, number: int) -> RoundState:
-        return RoundState(self._started.run, number, self._started.config.quorum)
+    def _as_read(self, closed: RoundClosed) -> RoundAggregation:
+        """The round up to where the author of ``closed`` had read it; what came after that is late."""
+        one = self._rounds[closed.round]
+        if one.state.last_sequence > closed.through:
+            one = RoundAggregation(self._started, closed.round)
+            for stored in self._events[closed.round]:
+                if stored.sequence <= closed.through:
+                    one.fold(stored)
+        return one
 
-    def _decision(
-        self, data: RoundClosed | RoundExtended | RoundFailed, state: RoundState, stored: Stored, outcome: Replay
-    ) -> None:
-        # A round that could not be planned is failed by the dispatcher.
-        if isinstance(data, RoundFailed) and state.plan is None:
+    def _decision(self, one: RoundAggregation, stored: Stored, outcome: Replay) -> None:
+        decided = one.decide(stored.event.time or stored.time)
+        _said(outcome, stored, f"the decision on round {one.state.round}", decided)
+
+    def _refusal(self, data: UpdateRejected, one: RoundAggregation, stored: Stored, outcome: Replay) -> None:
+        expected = _of_attempt(data.attempt, one.refusals())
+        if expected is None and any(attempt_of(at.sequence) == data.attempt for at in one.wanted()):
+            # Its bytes must have been found wanting. How that is put in words may have changed since.
+            expected = _of_attempt(data.attempt, _refused(one, self._objects))
+            expected = expected and expected.model_copy(update={"reason": data.reason})
+        _said(outcome, stored, f"the refusal of an update of {data.user}", expected)
+
+    def _model(self, data: ModelPublished, one: RoundAggregation, stored: Stored, outcome: Replay) -> None:
+        outcome.checked["aggregator"] += 1
+
+        def same(what: str, recorded: object, replayed: object) -> None:
+            outcome.compare(stored.sequence, "aggregator", f"{what} of round {data.round}", recorded, replayed)
+
+        if one.state.plan is None:
+            same("the model", data.model.sha256, None)
             return
-        outcome.checked["aggregator"] += 1
-        decided = state.decide(stored.event.time or stored.time)
-        outcome.compare(stored.sequence, "aggregator", f"the decision on round {data.round}", data, decided)
-
-    def _refusal(self, data: UpdateRejected, state: RoundState, stored: Stored, outcome: Replay) -> None:
-        expected = {attempt_of(at): one.as_event() for at, one in state.refused.items()}.get(data.attempt)
-        candidate = next((one for one in state.counted.values() if attempt_of(one.sequence) == data.attempt), None)
-        if expected is None and candidate is not None:
-            # Its bytes were found wanting, which the fold cannot know.
-            update, parameters = candidate.update, _parameters(state)
-            try:
-                decode_update(find_object(self._objects, update.update), update.encoding, parameters)
-            except FedbusError:
-                outcome.checked["aggregator"] += 1
-                return
-        outcome.checked["aggregator"] += 1
-        outcome.compare(stored.sequence, "aggregator", f"the refusal of an update of {data.user}", data, expected)
-
-    def _model(self, data: ModelPublished, state: RoundState, stored: Stored, outcome: Replay) -> None:
-        outcome.checked["aggregator"] += 1
-        inputs = [(user, one.update.update.sha256, one.weight) for user, one in state.accepted().items()]
-        what = f"the inputs of round {data.round}"
-        outcome.compare(stored.sequence, "aggregator", what, data.inputs_digest, inputs_digest(inputs))
-        what = f"the model of round {data.round}"
+        words = one.published(data.model, data.server_state)
+        same("the inputs", data.inputs_digest, words.inputs_digest)
+        same("what is said", data, words.model_copy(update={"inputs_digest": data.inputs_digest}))
         try:
-            model = aggregate(state, self._objects, clip_norm=self._started.config.clip_norm)
+            model, server_state = remade(one, self._objects)
         except FedbusError as error:
-            outcome.differ(stored.sequence, "aggregator", what, data.model.sha256, error.message)
+            same("the model", data.model.sha256, error.message)
             return
-        computed = hashlib.sha256(model.astype("<f4").tobytes()).hexdigest()
-        outcome.models[data.round] = computed
-        outcome.compare(stored.sequence, "aggregator", what, data.model.sha256, computed)
+        outcome.models[data.round] = model
+        same("the model", data.model.sha256, model)
+        same("the server's state", data.server_state.sha256 if data.server_state else None, server_state)
 
 
-def aggregate(state: RoundState, objects: Objects, *, clip_norm: float | None = None) -> NDArray[np.float32]:
-    """The model of a round from its accepted updates, float32 [parameters], each clipped to ``clip_norm``.
+def remade(one: RoundAggregation, objects: Objects) -> tuple[str, str | None]:
+    """SHA-256 of a round's model, and of the server's state, if any, from recorded objects.
 
     Raises:
-        FedbusError: the plan, the base model or an update is missing or malformed.
+        FedbusError: an object that counts is missing or malformed, or the strategy is not here.
     """
-    if state.plan is None:
-        raise ObjectMissingError(f"round {state.round} has no plan")
-    parent = parameters_of(objects, state.plan.base_model)
-    total = FixedPointSum(parent.size)
-    for candidate in state.accepted().values():
-        update = candidate.update
-        data = find_object(objects, update.update)
-        total.add(decode_update(data, update.encoding, parent.size, clip_norm=clip_norm), candidate.weight)
-    return total.applied_to(parent)
+    plan, parent = one.required_plan(), _parent(one, objects)
+    before = find_object(objects, plan.server_state) if plan.server_state is not None else None
+    for candidate in one.wanted():
+        one.add(candidate, find_object(objects, candidate.update.update))
+    return one.digests(parent, before)
 
 
-def _parameters(state: RoundState) -> int:
-    return state.plan.base_model.size // 4 if state.plan is not None else 0
+def _refused(one: RoundAggregation, objects: Objects) -> list[UpdateRejected]:
+    """Adds what the round wants; answers with the refusals of updates whose bytes are wanting."""
+    refused = []
+    for candidate in one.wanted():
+        try:
+            _parent(one, objects)
+            one.add(candidate, find_object(objects, candidate.update.update))
+        except FedbusError as error:
+            refused.append(one.refusal_of(candidate, error))
+    return refused
+
+
+def _parent(one: RoundAggregation, objects: Objects) -> bytes:
+    """The base model, looked at first: a plan may say of it that it is larger than any memory."""
+    ref = one.required_plan().base_model
+    if len(parent := find_object(objects, ref)) != ref.size:
+        raise ObjectCorruptError(f"model {ref.sha256} has {len(parent)} bytes, the plan says {ref.size}")
+    return parent
+
+
+def _of_attempt(attempt: str, refusals: list[UpdateRejected]) -> UpdateRejected | None:
+    return next((one for one in refusals if one.attempt == attempt), None)
+
+
+def _said(outcome: Replay, stored: Stored, what: str, expected: object) -> None:
+    outcome.checked["aggregator"] += 1
+    outcome.compare(stored.sequence, "aggregator", what, stored.event.data, expected)

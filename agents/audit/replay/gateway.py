@@ -1,20 +1,13 @@
-"""Replays the gateway: every update that it let in passes its checks again, and none that it had to refuse is there."""
+"""Replays the gateway: its own view of the runs and its own judge, over every update that it let in or refused."""
 
 from __future__ import annotations
 
 from agents.audit.replay.outcome import Objects, Replay
-from agents.core.exchange.upload_rules import Expected, UpdateRefusedError, check_metrics, check_size, check_update
+from agents.core.exchange.leases import TaskKey
+from agents.core.exchange.runs import Runs
+from agents.core.exchange.upload_rules import Expected, UpdateRefusedError, judge, submission
 from agents.core.rounds.state import is_attempt_of_stream
-from agents.words.events import (
-    RoundClosed,
-    RoundFailed,
-    RoundPlanned,
-    RunFinished,
-    RunStarted,
-    TaskAssigned,
-    UpdateRejected,
-    UpdateSubmitted,
-)
+from agents.words.events import RunStarted, TaskAssigned, UpdateRejected, UpdateSubmitted
 from agents.words.run_config import RunDataset
 from bus.words.envelope import Stored
 
@@ -22,66 +15,46 @@ LATE = ("stale", "duplicate")
 
 
 class GatewayReplay:
-    """Drives the rules of an upload with the recorded updates.
+    """Folds the recorded events as the gateway does, and decides on every update again.
 
     What it accepted is judged again. The bytes that it refused are not in the stream; only that something came too
     late can be seen from it.
     """
 
     def __init__(self, started: RunStarted, dataset: RunDataset, objects: Objects) -> None:
-        self._started = started
-        self._classes = len(dataset.classes)
+        self._dataset = dataset
         self._objects = objects
-        self._plans: dict[int, RoundPlanned] = {}
-        self._tasks: dict[tuple[int, str], TaskAssigned] = {}
-        self._over: set[int] = set()
-        self._submitted: set[tuple[int, str]] = set()
+        self._runs = Runs()
+        self._tasks: dict[TaskKey, tuple[TaskAssigned, Expected | None]] = {}
 
     def take(self, stored: Stored, outcome: Replay) -> None:
-        """Judges one submitted update again."""
+        """Decides again where the event is a decision, and takes it in."""
         data = stored.event.data
         match data:
-            case RoundPlanned():
-                self._plans.setdefault(data.round, data)
-            case TaskAssigned():
-                self._tasks.setdefault((data.round, data.user), data)
             case UpdateSubmitted():
                 outcome.checked["gateway"] += 1
                 what = f"the update of {data.user} in round {data.round}"
-                outcome.compare(stored.sequence, "gateway", what, "accepted", self._judge(data))
-                self._submitted.add((data.round, data.user))
-            case RoundClosed() | RoundFailed():
-                self._over.add(data.round)
-            case RunFinished():
-                self._over.update(self._plans)
+                outcome.compare(stored.sequence, "gateway", what, data, self._decision(data))
             case UpdateRejected() if not is_attempt_of_stream(data.attempt) and data.code in LATE:
                 outcome.checked["gateway"] += 1
-                late = data.round in self._over or (data.round, data.user) in self._submitted
+                late = self._runs.is_over((data.run, data.round, data.user)) is not None
                 what = f"the refusal of an update of {data.user} in round {data.round}"
                 outcome.compare(stored.sequence, "gateway", what, data.code, data.code if late else "accepted")
+        self._runs.fold(stored, self._dataset)
+        if isinstance(data, TaskAssigned):
+            # Kept from here: the gateway knew it, however late in the run it judges the task's update.
+            self._tasks.setdefault((data.run, data.round, data.user), (data, self._runs.expected(data)))
 
-    def _judge(self, data: UpdateSubmitted) -> str:
-        plan, task = self._plans.get(data.round), self._tasks.get((data.round, data.user))
-        if plan is None or task is None:
+    def _decision(self, data: UpdateSubmitted) -> UpdateSubmitted | str:
+        task, expected = self._tasks.get((data.run, data.round, data.user), (None, None))
+        if task is None or expected is None:
             return "unknown_task: no such task was assigned before"
-        expected = Expected(
-            config=self._started.config,
-            parameters=plan.base_model.size // 4,
-            base_model=plan.base_model.sha256,
-            classes=self._classes,
-            labels=task.labels,
-        )
-        if data.encoding != self._started.config.training.encoding:
-            return f"encoding: the run's is {self._started.config.training.encoding}, not {data.encoding}"
-        if data.base_model != expected.base_model:
-            return "stale: it was trained from another model"
         update = self._objects.get(data.update.sha256)
         if update is None:
             return "digest: the recording has no such object"
         try:
-            check_size(len(update), expected, len(update))
-            check_update(update, expected)
-            check_metrics(data.metrics, expected)
+            # A recording has been read only if its objects have the digests that they are named by.
+            judge(update, data.metrics, expected)
         except UpdateRefusedError as error:
             return f"{error.code}: {error.message}"
-        return "accepted"
+        return submission(task, expected, data.update, data.metrics, client=data.client, engine=data.engine)

@@ -1,36 +1,30 @@
-"""Replays the labeller: a simulated labeller's labels are computed again; what an API or a file said is checked."""
+"""Replays the labeller: its rules label every user's images again, and must come to the same event."""
 
 from __future__ import annotations
 
-from pydantic import TypeAdapter, ValidationError
-
 from agents.audit.replay.outcome import Objects, Replay
-from agents.core.labels.labels import simulated_labels
+from agents.core.labels.errors import LabellingError
+from agents.core.labels.labels import UserLabels, answers_told, images_labelled, settle
+from agents.core.labels.matching import LabelMatcher
+from agents.core.labels.sources import SimulatedLabeller
 from agents.words.events import ImagesLabelled, RunStarted
 from agents.words.run_config import RunDataset
 from bus.words.envelope import Stored
-
-_Truth = TypeAdapter(dict[str, list[int]])
 
 
 class LabellerReplay:
     """Drives the labels' rules with the run's config and data.
 
     With the provider ``truth`` the labels themselves are computed again. What ``openai`` and ``recorded`` were told
-    came from outside, so of theirs it is checked what must hold of any: labels of the run's classes, for each image a
-    label or a reason for none, and the provider and model that the config asks for.
+    came from outside, so theirs are settled again from what their event says that they were told.
     """
 
     def __init__(self, started: RunStarted, dataset: RunDataset, objects: Objects) -> None:
-        self._started = started
-        self._shards = {user.user: user.shard for user in dataset.users}
-        self._classes = len(dataset.classes)
-        self._truth: dict[str, list[int]] | None = None
-        if dataset.truth is not None and dataset.truth.sha256 in objects:
-            try:
-                self._truth = _Truth.validate_json(objects[dataset.truth.sha256])
-            except ValidationError:
-                self._truth = {}
+        self._started, self._dataset = started, dataset
+        self._users = {user.user: user for user in dataset.users}
+        self._matcher = LabelMatcher(dataset.classes)
+        self._truth = objects.get(dataset.truth.sha256) if dataset.truth is not None else None
+        self._labeller: SimulatedLabeller | None = None
 
     def take(self, stored: Stored, outcome: Replay) -> None:
         """Compares one event with what its user's images must have been labelled as, when it is the labeller's."""
@@ -38,29 +32,28 @@ class LabellerReplay:
         if not isinstance(data, ImagesLabelled):
             return
         outcome.checked["labeller"] += 1
-        spec = self._started.config.labelling
+        user, what = self._users.get(data.user), f"what it says of {data.user}"
+        if user is None:
+            outcome.differ(stored.sequence, "labeller", what, data, None)
+            return
+        try:
+            labels = self._labels(data)
+        except LabellingError as error:
+            outcome.differ(stored.sequence, "labeller", what, data, error.message)
+            return
+        expected = images_labelled(self._started, user, labels, prompt_version=data.prompt_version)
+        for field in ImagesLabelled.model_fields:
+            recorded, replayed = getattr(data, field), getattr(expected, field)
+            outcome.compare(stored.sequence, "labeller", f"{what} ({field})", recorded, replayed)
 
-        def same(what: str, recorded: object, replayed: object) -> None:
-            outcome.compare(stored.sequence, "labeller", f"{what} of {data.user}", recorded, replayed)
-
-        same("the provider", data.provider, spec.provider)
-        same("the model", data.model, spec.model if spec.provider == "openai" else None)
-        same("the images", data.shard, self._shards.get(data.user))
-        same("the images without a label", tuple(one.index for one in data.dropped), _without_label(data))
-        wrong = [label for label in data.labels if label is not None and not 0 <= label < self._classes]
-        same("labels that are no class", wrong, [])
-        if spec.provider == "truth" and self._truth is not None:
-            same("the labels", data.labels, self._simulated(data.user))
-
-    def _simulated(self, user: str) -> tuple[int | None, ...] | None:
-        truth = (self._truth or {}).get(user)
-        if truth is None:
-            return None
-        config = self._started.config
-        return simulated_labels(
-            truth, self._classes, error_rate=config.labelling.error_rate, seed=config.seed, user=user
-        )
-
-
-def _without_label(data: ImagesLabelled) -> tuple[int, ...]:
-    return tuple(index for index, label in enumerate(data.labels) if label is None)
+    def _labels(self, data: ImagesLabelled) -> UserLabels:
+        if self._started.config.labelling.provider != "truth" or self._truth is None:
+            return settle(answers_told(data, self._dataset.classes), self._matcher)
+        if self._labeller is None:
+            self._labeller = SimulatedLabeller(
+                self._truth,
+                classes=len(self._dataset.classes),
+                error_rate=self._started.config.labelling.error_rate,
+                seed=self._started.config.seed,
+            )
+        return self._labeller.label(data.user)

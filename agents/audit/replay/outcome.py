@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.words.events import Payload
 from bus.errors import ObjectCorruptError, ObjectMissingError
+from bus.words.payload import Payload
 from bus.words.values import Ref
 
 Role = Literal["labeller", "dispatcher", "gateway", "aggregator", "evaluator"]

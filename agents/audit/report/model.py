@@ -11,10 +11,16 @@ from bus.words.values import Frozen
 
 
 class ClientCounts(Frozen):
-    """Clients that trained, by kind."""
+    """Clients that trained, by kind; ``other`` are those whose engine nobody knows."""
 
     browser: int = 0
     native: int = 0
+    other: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.browser + self.native + self.other
 
 
 class RoundReport(Frozen):

@@ -154,7 +154,7 @@ def _rounds(report: Report) -> str:
 
 def _time_parts(report: Report) -> tuple[list[tuple[str, float]], str]:
     """Labelled seconds that sum to the wall time, and what they are."""
-    time, clients = report.time, report.clients.browser + report.clients.native
+    time, clients = report.time, report.clients.total
     labelling = min(time.labelling or 0.0, report.wall_seconds)
     predict, train = time.predict / clients, time.train / clients
     rest = max(0.0, report.wall_seconds - labelling - predict - train)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import get_args
 
-from bus.broker.tokens import Role, TokenRecord, digest_of, id_of
 from bus.errors import FedbusError
+from bus.words.tokens import Role, TokenRecord, digest_of, id_of
 
 ROLES: tuple[Role, ...] = get_args(Role)
 """From the least to the most: each may do what the ones before it may."""

@@ -58,6 +58,11 @@ class Lease:
         """Run, round and user of the task."""
         return key_of(self.record.task)
 
+    @property
+    def about(self) -> dict[str, object]:
+        """Run, round and user of the task, for a line of the log."""
+        return dict(zip(("run", "round", "user"), self.key, strict=True))
+
 
 def key_of(task: TaskAssigned) -> TaskKey:
     """Run, round and user of a task."""
@@ -71,6 +76,7 @@ class LeaseTable:
         self.lease_s = lease_s
         self._leases: dict[str, Lease] = {}
         self._by_key: dict[TaskKey, Lease] = {}
+        self._by_client: dict[str, dict[str, Lease]] = {}
         self._outcomes: OrderedDict[str, tuple[Outcome, LeaseRecord]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -89,6 +95,7 @@ class LeaseTable:
         if lease.key in self._by_key:
             raise ValueError(f"{lease.id}: the task has a lease")
         self._leases[lease.id] = self._by_key[lease.key] = lease
+        self._by_client.setdefault(record.client, {})[lease.id] = lease
         return lease
 
     def get(self, lease: str, client: str) -> Lease | None:
@@ -102,7 +109,13 @@ class LeaseTable:
 
     def of(self, client: str) -> list[Lease]:
         """The leases of a client, connected or not."""
-        return [lease for lease in self._leases.values() if lease.record.client == client]
+        return list(self._by_client.get(client, {}).values())
+
+    def within(self, part: TaskKey | tuple[str, int] | tuple[str]) -> list[Lease]:
+        """The leases of a run, of a round, or of one task."""
+        if len(part) == 3:
+            return [self._by_key[part]] if part in self._by_key else []
+        return [lease for lease in self._leases.values() if lease.key[: len(part)] == part]
 
     def detach(self, client: str, now: float) -> None:
         """The client is gone: its leases wait ``lease_s`` for its return."""
@@ -132,11 +145,21 @@ class LeaseTable:
             if lease.expires_at is not None and lease.expires_at <= now and not lease.committing
         ]
 
+    def expiries(self) -> Iterator[float]:
+        """When the leases of lost clients end, in no order."""
+        return (
+            lease.expires_at for lease in self._leases.values() if lease.expires_at is not None and not lease.committing
+        )
+
     def end(self, lease: Lease, outcome: Outcome | None = None) -> bool:
         """Takes a lease out, and remembers how it ended for a client that asks late; false if it was out."""
         if self._leases.pop(lease.id, None) is None:
             return False
         del self._by_key[lease.key]
+        of_client = self._by_client[lease.record.client]
+        del of_client[lease.id]
+        if not of_client:
+            del self._by_client[lease.record.client]
         if outcome is not None:
             self._outcomes[lease.id] = (outcome, lease.record)
             while len(self._outcomes) > REMEMBERED:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from agents.core.exchange.messages import ProtocolError
 from agents.core.learning.encodings import Buffer, encoded_size, update_norm
-from agents.words.events import RejectionCode, UpdateMetrics
+from agents.words.events import RejectionCode, TaskAssigned, UpdateMetrics, UpdateSubmitted
 from agents.words.run_config import RunConfig
 from bus.errors import FedbusError
+from bus.words.values import Ref
 
 
 class UpdateRefusedError(FedbusError):
@@ -82,6 +83,35 @@ def check_size(size: int, expected: Expected, limit: int) -> None:
         raise UpdateRefusedError(
             "size", f"{encoding} of {expected.parameters} parameters takes {expected.size} bytes, not {size}"
         )
+
+
+def judge(data: Buffer, metrics: UpdateMetrics, expected: Expected) -> None:
+    """Decides about a complete update: its bytes, and the figures that came with them.
+
+    Whether the bytes have the digest that was announced is seen by the store, which hashes them anyway.
+
+    Raises:
+        UpdateRefusedError: as ``check_metrics`` and ``check_update``.
+    """
+    check_metrics(metrics, expected)
+    check_update(data, expected)
+
+
+def submission(
+    task: TaskAssigned, expected: Expected, update: Ref, metrics: UpdateMetrics, *, client: str, engine: str
+) -> UpdateSubmitted:
+    """The event by which an update that passed counts."""
+    return UpdateSubmitted(
+        run=task.run,
+        round=task.round,
+        user=task.user,
+        base_model=expected.base_model,
+        update=update,
+        encoding=expected.config.training.encoding,
+        metrics=metrics,
+        client=client,
+        engine=engine,
+    )
 
 
 def check_update(data: Buffer, expected: Expected) -> None:

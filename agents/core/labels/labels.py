@@ -1,15 +1,13 @@
-"""What a labeller says about a user's images: a class or a reason for each, and the simulated labeller's errors."""
+"""What a labeller says about a user's images: a class, or a reason for none, for each; and the event that says it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from agents.core.labels.matching import LabelMatcher, Matched
-from agents.words.events import DroppedImage
+from agents.words.events import DroppedImage, ImagesLabelled, RunStarted
+from agents.words.run_config import UserShard
 
 _MAX_ANSWER = 500
 
@@ -47,8 +45,6 @@ def settle(answers: Sequence[Answer], matcher: LabelMatcher) -> UserLabels:
             continue
         labels.append(None)
         reason = answer.failure if verdict is None else verdict.reason
-        # Half a character is JSON, and no text that an event could say.
-        text = (answer.text or "").encode(errors="replace").decode()
         image = {"index": index, "reason": reason, "answer": text[:_MAX_ANSWER]}
         dropped.append(DroppedImage.model_validate(image))
     return UserLabels(
@@ -59,15 +55,42 @@ def settle(answers: Sequence[Answer], matcher: LabelMatcher) -> UserLabels:
     )
 
 
-def simulated_labels(
-    truth: Sequence[int], classes: int, *, error_rate: float, seed: int, user: str
-) -> tuple[int | None, ...]:
-    """The true class indices with errors: each is replaced with probability ``error_rate`` by another class, uniformly.
+def answers_told(said: ImagesLabelled, classes: Sequence[str]) -> list[Answer]:
+    """What a labeller must have been told to say this, as far as the event knows: the inverse of ``settle``.
 
-    Whether and how image ``i`` is mislabelled depends on seed, user and ``i`` alone.
+    The text of a label is its class's own name. Why an image was dropped is taken as said, like a failure: how close a
+    spelling had to be is the labeller's own setting.
     """
-    true = np.asarray(truth, np.int64)
-    key = hashlib.sha256(f"{seed}/labels/{user}".encode()).digest()
-    draws = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "big"))).random((len(true), 2))
-    wrong = (true + 1 + (draws[:, 1] * (classes - 1)).astype(np.int64)) % classes
-    return tuple(np.where(draws[:, 0] < error_rate, wrong, true).tolist())
+    dropped = {image.index: image for image in said.dropped}
+    answers = []
+    for index, label in enumerate(said.labels):
+        if label is not None:
+            answers.append(Answer(classes[label] if 0 <= label < len(classes) else None))
+        elif (image := dropped.get(index)) is not None:
+            answers.append(Answer(image.answer, image.reason))
+        else:
+            answers.append(Answer(None))
+    if answers:
+        # Their sum is all that the event knows.
+        spent = replace(answers[0], prompt_tokens=said.prompt_tokens, completion_tokens=said.completion_tokens)
+        answers[0] = spent
+    return answers
+
+
+def images_labelled(
+    started: RunStarted, user: UserShard, labels: UserLabels, *, prompt_version: str | None = None
+) -> ImagesLabelled:
+    """The event that says a user's labels in this run."""
+    spec = started.config.labelling
+    return ImagesLabelled(
+        run=started.run,
+        user=user.user,
+        shard=user.shard,
+        labels=labels.labels,
+        dropped=labels.dropped,
+        provider=spec.provider,
+        model=spec.model if spec.provider == "openai" else None,
+        prompt_version=prompt_version,
+        prompt_tokens=labels.prompt_tokens,
+        completion_tokens=labels.completion_tokens,
+    )

@@ -24,17 +24,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.learning.fixed_point import NonFiniteUpdateError, UpdateShapeError
+from agents.core.learning.fixed_point import NonFiniteUpdateError, Part, UpdateShapeError
 from bus.errors import FedbusError
 
 BLOCK = 1024
-_CHUNK = 256 * BLOCK
+# Values of a part. The norm is summed part by part, so its last bits hang on this.
+_PART = 256 * BLOCK
+_DECODED_AT_ONCE = 16 << 20
 _FRACTION = re.compile(r"topk:((?:0|1)(?:\.[0-9]{1,9})?)")
 _HALF_MAX = 65504.0
 
@@ -103,7 +106,7 @@ def encode_update(delta: NDArray[np.float32], encoding: str) -> bytes:
     if delta.ndim != 1 or delta.dtype != np.float32:
         raise UpdateShapeError(f"an update is a float32 vector, not {delta.dtype} {delta.shape}")
     if not np.isfinite(delta).all():
-        raise NonFiniteUpdateError("the update has a NaN or an infinity")
+        raise _not_finite()
     match parsed.kind:
         case "float32":
             return delta.astype("<f4").tobytes()
@@ -161,22 +164,29 @@ def decode_update(data: Buffer, encoding: str, size: int, *, clip_norm: float | 
 
 
 def clipped_parts(
-    data: Buffer, encoding: str, size: int, clip_norm: float | None
-) -> Iterator[tuple[slice | NDArray[np.uint32], NDArray[np.float32]]]:
-    """As ``decoded_parts``, with the whole update scaled down to the L2 norm ``clip_norm`` where it is larger.
+    data: Buffer, encoding: str, size: int, clip_norm: float | None = None, *, check: bool = True
+) -> Sequence[Part]:
+    """The delta that ``data`` encodes, as places and finite values; each part is decoded when it is asked for.
 
-    The factor is rounded to float32 towards zero, so that it does not hang on how a machine adds up the last digits of
-    the norm. Source: the clipping of updates in McMahan et al., Learning Differentially Private Recurrent Language
-    Models (2018), without its noise.
+    With ``clip_norm``, all is read once for the norm and again by the reader, scaled down to ``clip_norm`` where it is
+    larger. So that it is decoded only once, float16 and int8 of up to 16 M parameters become float32 in memory; larger
+    ones are decoded again. The factor is rounded to float32 towards zero, so that it does not hang on how a machine
+    adds up the last digits of the norm. Source: the clipping of updates in McMahan et al., Learning Differentially
+    Private Recurrent Language Models (2018), without its noise.
+
+    Threads may ask for different parts at the same time. No place is in two of them, and they ascend.
+
+    Args:
+        data: must not change as long as parts are read.
+        check: False leaves it to the reader to look for NaN and infinities, as ``FixedPointSum`` does anyway.
 
     Raises:
-        FedbusError: what ``decode_update`` raises.
+        FedbusError: what ``decode_update`` raises. Asking for a part may raise ``NonFiniteUpdateError``.
     """
-    scale = 1.0
-    if clip_norm is not None and (norm := update_norm(data, encoding, size)) > clip_norm:
-        scale = float(np.nextafter(np.float32(clip_norm / norm), np.float32(0)))
-    for where, values in decoded_parts(data, encoding, size):
-        yield where, values if scale == 1.0 else (values * scale).astype(np.float32)
+    parts = _Parts(data, encoding, size, check=check)
+    if clip_norm is not None:
+        parts.clip(clip_norm)
+    return parts
 
 
 def update_norm(data: Buffer, encoding: str, size: int) -> float:
@@ -185,59 +195,116 @@ def update_norm(data: Buffer, encoding: str, size: int) -> float:
     Raises:
         FedbusError: what ``decode_update`` raises.
     """
-    total = 0.0
-    for _, values in decoded_parts(data, encoding, size):
-        wide = values.astype(np.float64)
-        total += float(wide @ wide)
-    return math.sqrt(total)
+    return _Parts(data, encoding, size, check=True).norm()
 
 
-def decoded_parts(
-    data: Buffer, encoding: str, size: int
-) -> Iterator[tuple[slice | NDArray[np.uint32], NDArray[np.float32]]]:
-    """Places in the delta and the finite values that belong there, about a megabyte at a time.
+class _Parts(Sequence[Part]):
+    """An encoded update, decoded about a megabyte at a time."""
 
-    Raises:
-        FedbusError: what ``decode_update`` raises; nothing is yielded before the length is known to be right.
+    def __init__(self, data: Buffer, encoding: str, size: int, *, check: bool) -> None:
+        parsed = _parse(encoding)
+        expected = encoded_size(encoding, size)
+        self._raw = np.frombuffer(data, np.uint8)
+        if len(self._raw) != expected:
+            raise UpdateSizeError(
+                f"{encoding} of {size} parameters takes {expected} bytes, the update has {len(self._raw)}"
+            )
+        self._kind = parsed.kind
+        self._values = parsed.kept(size) if parsed.kind == "topk" else size
+        self._scales = 4 * -(-size // BLOCK)
+        self._check = check
+        self._factor: np.float32 | None = None
+        if self._kind == "topk":
+            _check_indices(self._raw[: 4 * self._values].view("<u4"), size)
+
+    def __len__(self) -> int:
+        return -(-self._values // _PART)
+
+    @overload
+    def __getitem__(self, index: int) -> Part: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Part]: ...
+    def __getitem__(self, index: int | slice) -> Part | list[Part]:
+        found = range(len(self))[index]
+        return self._part(found) if isinstance(found, int) else [self._part(one) for one in found]
+
+    def norm(self) -> float:
+        """The L2 norm of all, which is found to be finite."""
+        total = 0.0
+        for _, values in map(self._decoded, range(len(self))):
+            # Squares of float32 do not leave float64: only what is not finite makes a sum that is not.
+            with np.errstate(all="ignore"):
+                wide = values.astype(np.float64)
+                square = float(wide @ wide)
+            if not math.isfinite(square):
+                raise _not_finite()
+            total += square
+        self._check = False
+        return math.sqrt(total)
+
+    def clip(self, limit: float) -> None:
+        """Scales all down to the norm ``limit`` if it is larger."""
+        if self._kind in ("float16", "int8") and self._values <= _DECODED_AT_ONCE:
+            whole = np.empty(self._values, np.float32)
+            for where, values in map(self._decoded, range(len(self))):
+                whole[where] = values
+            self._kind, self._raw = "float32", whole.view(np.uint8)
+        if (norm := self.norm()) > limit:
+            self._factor = np.nextafter(np.float32(limit / norm), np.float32(0))
+
+    def _part(self, index: int) -> Part:
+        where, values = self._decoded(index)
+        if self._check and not np.isfinite(values).all():
+            raise _not_finite()
+        return where, values if self._factor is None else values * self._factor
+
+    def _decoded(self, index: int) -> Part:
+        start, stop = index * _PART, min(self._values, (index + 1) * _PART)
+        raw = self._raw
+        match self._kind:
+            case "float32":
+                return slice(start, stop), raw[4 * start : 4 * stop].view("<f4")
+            case "float16":
+                return slice(start, stop), _decode_half(raw[2 * start : 2 * stop].view("<i2"))
+            case "int8":
+                scales = raw[4 * (start // BLOCK) : 4 * -(-stop // BLOCK)].view("<f4")
+                quantised = raw[self._scales + start : self._scales + stop].view(np.int8)
+                return slice(start, stop), _decode_int8(quantised, scales)
+            case _:
+                values = raw[4 * self._values :]
+                return raw[4 * start : 4 * stop].view("<u4"), values[4 * start : 4 * stop].view("<f4")
+
+
+def _decode_half(halves: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Half-precision floats from their bits, faster than numpy converts them.
+
+    Shifted to where float32 has its exponent and fraction, with the sign spread before them taken off, the bits are the
+    value less the difference of the exponents' biases. A product brings that back, and normalises what is subnormal.
     """
-    parsed = _parse(encoding)
-    expected = encoded_size(encoding, size)
-    raw = np.frombuffer(data, np.uint8)
-    if len(raw) != expected:
-        raise UpdateSizeError(f"{encoding} of {size} parameters takes {expected} bytes, the update has {len(raw)}")
-    if parsed.kind == "topk":
-        yield from _topk_parts(raw, size, parsed.kept(size))
-        return
-    scales_end = 4 * -(-size // BLOCK)
-    for start in range(0, size, _CHUNK):
-        stop = min(size, start + _CHUNK)
-        if parsed.kind == "float32":
-            values = raw[4 * start : 4 * stop].view("<f4")
-        elif parsed.kind == "float16":
-            values = raw[2 * start : 2 * stop].view("<f2").astype(np.float32)
-        else:
-            scales = raw[4 * (start // BLOCK) : 4 * -(-stop // BLOCK)].view("<f4")
-            quantised = raw[scales_end + start : scales_end + stop].view(np.int8)
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = quantised.astype(np.float32) * np.repeat(scales, BLOCK)[: stop - start]
-        yield slice(start, stop), _finite(values)
-
-
-def _topk_parts(
-    raw: NDArray[np.uint8], size: int, kept: int
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.float32]]]:
-    last = -1
-    for start in range(0, kept, _CHUNK):
-        stop = min(kept, start + _CHUNK)
-        indices = raw[4 * start : 4 * stop].view("<u4")
-        steps = np.diff(indices.astype(np.int64), prepend=last)
-        last = int(indices[-1])
-        if (steps <= 0).any() or last >= size:
-            raise UpdateShapeError(f"the indices of an update ascend strictly from 0 to at most {size - 1}")
-        yield indices, _finite(raw[4 * (kept + start) : 4 * (kept + stop)].view("<f4"))
-
-
-def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(values).all():
-        raise NonFiniteUpdateError("the update has a NaN or an infinity")
+    bits = halves.astype(np.int32)
+    bits <<= 13
+    bits &= ~0x7000_1FFF
+    values = bits.view(np.float32)
+    values *= np.float32(2.0**112)
+    # What has the largest exponent is no number past that of float16, but an infinity or NaN.
+    if values.max() > _HALF_MAX or values.min() < -_HALF_MAX:
+        raise _not_finite()
     return values
+
+
+def _decode_int8(quantised: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return quantised.astype(np.float32) * np.repeat(scales, BLOCK)[: len(quantised)]
+
+
+def _check_indices(indices: NDArray[np.uint32], size: int) -> None:
+    ascending = all(
+        (part[1:] > part[:-1]).all()
+        for part in (indices[start : start + _PART + 1] for start in range(0, len(indices), _PART))
+    )
+    if not ascending or (len(indices) and indices[-1] >= size):
+        raise UpdateShapeError(f"the indices of an update ascend strictly from 0 to at most {size - 1}")
+
+
+def _not_finite() -> NonFiniteUpdateError:
+    return NonFiniteUpdateError("the update has a NaN or an infinity")

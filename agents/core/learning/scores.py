@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -36,29 +38,57 @@ class EvaluationDetails(Frozen):
     updated: ClassScores
 
 
-def score(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Score:
-    """Accuracy and mean cross-entropy (no label smoothing, float64) of logits [n, classes] for labels [n], n >= 1.
+@dataclass(frozen=True)
+class ModelScores:
+    """A model on labelled images: all but the mean loss follows from how often which class was taken for which."""
+
+    by_class: ClassScores
+    loss: float
+
+    @property
+    def images(self) -> int:
+        """How many there were."""
+        return sum(map(sum, self.by_class.confusion))
+
+    @property
+    def score(self) -> Score:
+        """Accuracy and loss."""
+        right = sum(row[at] for at, row in enumerate(self.by_class.confusion))
+        return Score(accuracy=right / self.images, loss=self.loss)
+
+
+def scores(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> ModelScores:
+    """Confusion matrix and mean cross-entropy of logits [n, classes] for labels [n], n >= 1.
 
     A logit that is not finite counts as the lowest of its row.
     """
-    scores = _finite(logits)
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    own = shifted[np.arange(len(labels)), labels]
-    losses = np.minimum(np.log(np.exp(shifted).sum(axis=1)) - own, MAX_LOSS)
-    accuracy = np.mean(scores.argmax(axis=1) == labels)
-    return Score(accuracy=float(accuracy), loss=max(0.0, float(losses.mean())))
-
-
-def by_class(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> ClassScores:
-    """Per-class accuracy and confusion matrix of logits [n, classes] for labels [n]."""
     classes = logits.shape[1]
     cells = np.bincount(labels * classes + _finite(logits).argmax(axis=1), minlength=classes * classes)
-    confusion = cells.reshape(classes, classes)
-    images, right = confusion.sum(axis=1).tolist(), confusion.diagonal().tolist()
-    return ClassScores(
-        per_class=tuple(hit / count if count else None for hit, count in zip(right, images, strict=True)),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    confusion = cells.reshape(classes, classes).tolist()
+    return scores_of_counts(confusion, max(0.0, float(losses(logits, labels).mean())))
+
+
+def scores_of_counts(confusion: Sequence[Sequence[int]], loss: float) -> ModelScores:
+    """The scores of a model with this square matrix ``[true][predicted]`` of numbers of images, and this mean loss."""
+    images = [sum(row) for row in confusion]
+    return ModelScores(
+        ClassScores(
+            per_class=tuple(
+                row[at] / count if count else None
+                for at, (row, count) in enumerate(zip(confusion, images, strict=True))
+            ),
+            confusion=tuple(tuple(row) for row in confusion),
+        ),
+        loss,
     )
+
+
+def losses(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Each image's cross-entropy, nats, of logits [n, classes] for labels [n]: no label smoothing, in float64."""
+    finite = _finite(logits)
+    shifted = finite - finite.max(axis=1, keepdims=True)
+    own = shifted[np.arange(len(labels)), labels]
+    return np.asarray(np.minimum(np.log(np.exp(shifted).sum(axis=1)) - own, MAX_LOSS))
 
 
 def _finite(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
+from pydantic import ValidationError
 
+from agents.core.strategies.registry import strategy_named
 from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundFailed,
     RoundPlanned,
@@ -26,14 +27,23 @@ from agents.words.events import (
     RunStarted,
     TaskAssigned,
 )
-from agents.words.run_config import RunConfig
+from agents.words.run_config import RunConfig, RunDataset, TaskSpec
+from bus.errors import FedbusError
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from bus.words.values import Ref
 
 
 @dataclass(frozen=True)
+class ReadDataset:
+    """Intent: give the run its dataset object, or say why there is none (``RunState.open``)."""
+
+    dataset: Ref
+
+
+@dataclass(frozen=True)
 class PlanRound:
-    """Intent: put the round's spec into the store and say ``round.planned``."""
+    """Intent: put the round's spec (``task_spec``) into the store and say that it is ``planned``."""
 
     started: RoundStarted
     base_model: Ref
@@ -41,6 +51,27 @@ class PlanRound:
     quorum: int
     learning_rate: float
     deadline_s: float
+    server_state: Ref | None
+
+    def planned(self, spec: Ref, now: datetime) -> RoundPlanned:
+        """The event that says so; the round's time begins ``now``."""
+        return RoundPlanned(
+            run=self.started.run,
+            round=self.started.round,
+            base_model=self.base_model,
+            spec=spec,
+            users=len(self.users),
+            quorum=self.quorum,
+            learning_rate=self.learning_rate,
+            deadline=now + timedelta(seconds=self.deadline_s),
+            deadline_s=self.deadline_s,
+            server_state=self.server_state,
+        )
+
+    def failed(self, reason: str) -> RoundFailed:
+        """The event that says that the round cannot be planned."""
+        text = f"the round cannot be planned: {reason}"[:500]
+        return RoundFailed(run=self.started.run, round=self.started.round, reason=text)
 
 
 @dataclass(frozen=True)
@@ -57,7 +88,7 @@ class Say:
     data: Payload
 
 
-Intent = PlanRound | AssignTasks | Say
+Intent = ReadDataset | PlanRound | AssignTasks | Say
 
 
 @dataclass
@@ -78,19 +109,31 @@ class RoundFacts:
 class RunState:
     """All that the dispatcher knows of one run.
 
-    ``users`` are the names of the run's users in the order of its dataset object, which the shell reads.
+    ``users`` are the names of the run's users in the order of its dataset, none before that was read; ``problem`` says
+    why the run cannot go on.
     """
 
     started: RunStarted
-    users: tuple[str, ...]
+    users: tuple[str, ...] = ()
     labelled: dict[str, ImagesLabelled] = field(default_factory=dict)
     rounds: dict[int, RoundFacts] = field(default_factory=dict)
     finished: RunFinished | None = None
+    problem: str = ""
 
     @property
     def run(self) -> str:
         """The run's name."""
         return self.started.run
+
+    def open(self, dataset: bytes) -> None:
+        """Takes in the run's dataset object: it says who the users are. Sees, too, whether there is such a strategy."""
+        try:
+            strategy_named(self.started.config.strategy, self.started.config.strategy_settings)
+            self.users = tuple(user.user for user in RunDataset.model_validate_json(dataset).users)
+        except ValidationError as error:
+            self.problem = f"dataset: {error}"
+        except FedbusError as error:
+            self.problem = f"{error.message} ({error.hint})"
 
     def fold(self, stored: Stored) -> None:
         """Takes one event of this run in; folding it again changes nothing."""
@@ -126,6 +169,10 @@ class RunState:
         """The next thing to do, or nothing until another event comes."""
         if self.finished is not None:
             return None
+        if self.problem:
+            return Say(RunFinished(run=self.run, status="failed", reason=self.problem[:500], rounds=0))
+        if not self.users:
+            return ReadDataset(self.started.dataset)
         number = 1
         while (facts := self.rounds.get(number)) is not None and facts.published is not None:
             number += 1
@@ -159,7 +206,9 @@ class RunState:
         if not users:
             return Say(RoundFailed(run=self.run, round=number, reason="no picked user has a labelled image"))
         config = self.started.config
-        base = started.base_model or self.newest_model(number)
+        newest = self.newest_model(number)
+        base = started.base_model or newest
+        before = self.rounds.get(number - 1)
         return PlanRound(
             started=started,
             base_model=base,
@@ -167,6 +216,8 @@ class RunState:
             quorum=quorum_of(started.quorum or config.quorum.fraction, len(users)),
             learning_rate=learning_rate_of(config, number),
             deadline_s=started.deadline_s or config.quorum.deadline_s,
+            # Momenta belong to the model that they led to: a round from another one starts without.
+            server_state=before.published.server_state if before and before.published and base == newest else None,
         )
 
     def newest_model(self, number: int) -> Ref:
@@ -213,6 +264,23 @@ class RunState:
                 "final_model": self.newest_model(last + 1),
             }
         )
+
+
+def task_spec(started: RunStarted, plan: PlanRound) -> TaskSpec:
+    """What all tasks of the planned round share."""
+    training = started.config.training
+    return TaskSpec(
+        run=started.run,
+        round=plan.started.round,
+        artifacts=started.artifacts,
+        base_model=plan.base_model,
+        kind=started.config.kind,
+        learning_rate=plan.learning_rate,
+        epochs=training.epochs,
+        augmentations=training.augmentations,
+        augmentation=training.augmentation,
+        encoding=training.encoding,
+    )
 
 
 def quorum_of(fraction: float, users: int) -> int:

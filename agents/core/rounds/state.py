@@ -12,7 +12,6 @@ from typing import Literal
 
 from agents.words.events import (
     ModelPublished,
-    Payload,
     RejectionCode,
     RoundClosed,
     RoundExtended,
@@ -25,6 +24,7 @@ from agents.words.events import (
 )
 from agents.words.run_config import QuorumSpec
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 
 _STREAM_ATTEMPT = "seq-"
 

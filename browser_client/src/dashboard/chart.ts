@@ -1,5 +1,5 @@
 /** The accuracy curve of a run as an inline SVG. */
-import { percent, svg } from '../dom';
+import { percent, svg } from '../page/dom';
 
 const WIDTH = 480;
 const HEIGHT = 200;

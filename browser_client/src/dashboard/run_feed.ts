@@ -1,12 +1,15 @@
 /** Follows a run at the gateway: finds the newest one, and keeps its view up to date from Server-Sent Events. */
 import { EventSource } from 'eventsource';
-import { CheckError, list, parseJson, record, text } from '../checks';
-import { NAME } from '../protocol';
+import { CheckError, list, optional, parseJson, record, text } from '../words/checks';
+import { NAME } from '../words/protocol';
 import { foldEvent, foldProgress, newRunView, type RunView } from './run_view';
 
 const LOOK_AGAIN_MS = 3_000;
 const LIVE: readonly RunView['status'][] = ['waiting', 'labelling', 'running'];
 const runs = list(record({ run: text(NAME) }));
+const anything = (value: unknown): unknown => value;
+/** The feed does not say when the broker took an event; when it was made is close to that. */
+const made = record({ time: optional(text()) });
 
 export class RunFeed {
   view: RunView | null = null;
@@ -57,9 +60,9 @@ export class RunFeed {
     const url = new URL(`runs/${view.run}/events`, this.gateway);
     url.searchParams.set('since', this.#last);
     const source = new EventSource(url, { fetch: this.fetchFrom });
-    const taking = (fold: (view: RunView, body: string) => void) => (message: MessageEvent<string>) => {
+    const taking = (fold: (body: unknown, sequence: number) => void) => (message: MessageEvent<string>) => {
       try {
-        fold(view, message.data);
+        fold(parseJson(message.data, anything, 'message'), Number(message.lastEventId));
         if (message.lastEventId !== '') this.#last = message.lastEventId;
         this.problem = '';
       } catch (error) {
@@ -68,8 +71,13 @@ export class RunFeed {
       }
       this.onChange();
     };
-    source.onmessage = taking(foldEvent);
-    source.addEventListener('progress', taking(foldProgress));
+    source.onmessage = taking((event, sequence) => {
+      foldEvent(view, { sequence, time: made(event, 'event').time ?? '', event });
+    });
+    source.addEventListener(
+      'progress',
+      taking((body) => foldProgress(view, body)),
+    );
     source.onerror = () => {
       // A browser comes back from a cut by itself, but not from an answer that is no feed.
       if (source.readyState === EventSource.CLOSED) this.#close();

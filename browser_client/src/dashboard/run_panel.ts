@@ -1,7 +1,8 @@
 /** Shows a run: its accuracy, the round's way to its quorum, and who is done. */
-import { bar, figure, html, percent } from '../dom';
+import { bar, figure, html, percent } from '../page/dom';
 import { accuracyChart } from './chart';
-import type { RoundView, RunView } from './run_view';
+import type { RoundView, TaskView } from './round_view';
+import { accuracyByRound, currentRound, type RunView } from './run_view';
 
 /** More users than this are shown as numbers only. */
 const MOST_DOTS = 400;
@@ -29,33 +30,35 @@ export class RunPanel {
       `Run ${view.run} `,
       html('span', { class: 'chip', 'data-status': view.status }, view.status),
     );
-    this.#figures.replaceChildren(...figures(view));
+    const [current, accuracy] = [currentRound(view), accuracyByRound(view)];
+    this.#figures.replaceChildren(...figures(view, current, accuracy));
     this.#chart.replaceChildren(
       html('h3', {}, 'Accuracy on held-out images, by round'),
-      accuracyChart(view.accuracy, Math.max(view.rounds, 1)),
+      accuracyChart(accuracy, Math.max(view.rounds_planned, 1)),
     );
-    this.#round.replaceChildren(...(view.round === null ? labelling(view) : round(view.round)));
+    this.#round.replaceChildren(...(current === null ? labelling(view) : round(current)));
     this.#latest.replaceChildren(
-      ...view.latest.map((one) =>
-        html(
-          'li',
-          {},
-          html('strong', {}, one.user),
-          ` ${one.mismatched} of ${one.images} images mismatched, by ${one.client}`,
-        ),
-      ),
+      ...view.latest.flatMap(({ round: number, user }) => {
+        const task = view.rounds.get(number)?.tasks.get(user);
+        return task === undefined ? [] : [latest(task)];
+      }),
     );
     if (problem !== '') this.#round.append(html('p', { class: 'problem' }, problem));
   }
 }
 
-function figures(view: RunView): HTMLElement[] {
-  const base = view.accuracy.get(0);
-  const newest = Math.max(...view.accuracy.keys());
-  const now = view.accuracy.get(newest);
+function latest(task: TaskView): HTMLElement {
+  const words = ` ${task.mismatched_images} of ${task.images} images mismatched, by ${task.client}`;
+  return html('li', {}, html('strong', {}, task.user), words);
+}
+
+function figures(view: RunView, current: RoundView | null, accuracy: ReadonlyMap<number, number>): HTMLElement[] {
+  const base = accuracy.get(0);
+  const newest = Math.max(...accuracy.keys());
+  const now = accuracy.get(newest);
   const gain = base === undefined || now === undefined ? null : 100 * (now - base);
   return [
-    figure(`${view.round?.number ?? 0} / ${view.rounds}`, 'round'),
+    figure(`${current?.round ?? 0} / ${view.rounds_planned}`, 'round'),
     figure(String(view.users), 'users'),
     figure(now === undefined ? '–' : percent(now, 1), 'accuracy'),
     figure(gain === null ? '–' : `${gain >= 0 ? '+' : '−'}${Math.abs(gain).toFixed(1)}`, 'points over base'),
@@ -63,31 +66,41 @@ function figures(view: RunView): HTMLElement[] {
 }
 
 function labelling(view: RunView): HTMLElement[] {
-  const share = view.users === 0 ? 0 : view.labelled / view.users;
-  return [html('h3', {}, `Labelled: ${view.labelled} of ${view.users} users`), bar('users labelled', share)];
+  const done = view.labelled.size;
+  const share = view.users === 0 ? 0 : done / view.users;
+  return [html('h3', {}, `Labelled: ${done} of ${view.users} users`), bar('users labelled', share)];
 }
 
 function round(view: RoundView): HTMLElement[] {
   const shares = [view.submitted / view.users, view.quorum / view.users] as const;
-  const rejected = view.rejected > 0 ? `, ${view.rejected} rejected` : '';
+  const rejected = view.rejections > 0 ? `, ${view.rejections} rejected` : '';
   const end = view.ended === '' ? '' : ` – closed: ${view.ended}`;
   return [
     html(
       'h3',
       {},
-      `Round ${view.number}: ${view.submitted} of ${view.users} updates, quorum ${view.quorum}${rejected}${end}`,
+      `Round ${view.round}: ${view.submitted} of ${view.users} updates, quorum ${view.quorum}${rejected}${end}`,
     ),
     bar('updates of the round', ...shares),
-    html('p', { class: 'legend' }, `${view.mismatched} images mismatched, ${view.trained} images trained this round`),
-    ...(view.states.size <= MOST_DOTS ? [dots(view)] : []),
+    html(
+      'p',
+      { class: 'legend' },
+      `${view.mismatched_images} images mismatched, ${view.trained_images} images trained this round`,
+    ),
+    ...(view.tasks.size <= MOST_DOTS ? [dots(view)] : []),
   ];
+}
+
+function dotOf(task: TaskView): 'done' | 'working' | 'waiting' {
+  if (task.submitted_at !== null) return 'done';
+  return task.state === 'working' ? 'working' : 'waiting';
 }
 
 function dots(view: RoundView): HTMLElement {
   const list = html('ul', { class: 'dots', 'aria-label': 'users of the round' });
-  for (const [user, state] of view.states) {
-    const client = view.clients.get(user);
-    const words = `${user}: ${state}${client === undefined ? '' : `, ${client}`}`;
+  for (const task of view.tasks.values()) {
+    const state = dotOf(task);
+    const words = `${task.user}: ${state}${task.client === '' ? '' : `, ${task.client}`}`;
     list.append(html('li', { 'data-state': state, title: words, 'aria-label': words }));
   }
   const states = ['done', 'working', 'waiting'].map((state) => html('li', { 'data-state': state }, state));

@@ -1,187 +1,220 @@
-/** What a watcher wants to know of a run: a fold over its events and its live progress, free of the DOM. */
-import { type Check, integer, list, literal, parseJson, real, record, text } from '../checks';
+/**
+ * What a watcher wants to know of a run: a fold over its events and its live progress, free of the DOM. The twin of
+ * agents/core/views/run.py; tests/vectors/run_views.json holds what both must make of the same events.
+ */
+import { type EngineKind, kindOf } from './engine_kind';
+import { type DataOf, type KnownEvent, type Progress, progressData, readEvent, type Score } from './event_data';
+import { foldRound, newRoundView, noteInRound, roundJson, type RoundView } from './round_view';
 
-export type UserState = 'waiting' | 'working' | 'done';
+const LATEST = 6;
 
-export interface RoundView {
-  readonly number: number;
-  users: number;
-  quorum: number;
-  deadline: string;
-  /** Users of the round by state, in the order of their assignment. */
-  readonly states: Map<string, UserState>;
-  /** Clients by the user that they work on. */
-  readonly clients: Map<string, string>;
-  submitted: number;
-  rejected: number;
-  mismatched: number;
-  trained: number;
-  /** Why the round closed or failed, or an empty text while it is open. */
-  ended: string;
+export interface ClientView {
+  readonly client: string;
+  /** What it trains with, known from its first update on. */
+  engine: string;
+  kind: EngineKind;
+  updates: number;
+  last_at: string | null;
+  progress: Progress | null;
 }
 
-export interface Finished {
-  readonly user: string;
-  readonly client: string;
-  readonly round: number;
-  readonly mismatched: number;
-  readonly images: number;
+/** What the labeller did so far; `dropped` counts the images without a label by reason. */
+export interface LabelsView {
+  readonly provider: string;
+  readonly model: string | null;
+  last_at: string;
+  images: number;
+  labelled_images: number;
+  readonly dropped: Record<string, number>;
+  prompt_tokens: number;
+  completion_tokens: number;
 }
 
 export interface RunView {
   readonly run: string;
+  /** The last event that was taken in. */
+  sequence: number;
   status: 'waiting' | 'labelling' | 'running' | 'completed' | 'failed' | 'cancelled';
   reason: string;
+  seed: number | null;
   users: number;
-  rounds: number;
-  labelled: number;
-  /** Accuracy on the held-out images by round; round 0 is the base model. */
-  readonly accuracy: Map<number, number>;
-  round: RoundView | null;
-  /** The latest updates, newest first. */
-  readonly latest: Finished[];
+  rounds_planned: number;
+  base_model: string | null;
+  started_at: string | null;
+  last_at: string | null;
+  finished_at: string | null;
+  base: Score | null;
+  labels: LabelsView | null;
+  /** When each user's images had labels. */
+  readonly labelled: Map<string, string>;
+  readonly clients: Map<string, ClientView>;
+  /** Round and user of the newest updates, newest first. */
+  readonly latest: { readonly round: number; readonly user: string }[];
+  readonly rounds: Map<number, RoundView>;
 }
 
-const LATEST = 6;
-const score = record({ accuracy: real });
-const inRound = { round: integer(0) };
-const ofUser = { ...inRound, user: text() };
-
-/** What is taken from an event's data, by its type. */
-const events = {
-  'fedbus.run.started': record({ users: integer(1), config: record({ rounds: integer(1) }) }),
-  'fedbus.images.labelled': record({ user: text() }),
-  'fedbus.round.planned': record({ ...inRound, users: integer(1), quorum: integer(1), deadline: text() }),
-  'fedbus.round.extended': record({ ...inRound, deadline: text() }),
-  'fedbus.task.assigned': record(ofUser),
-  'fedbus.update.submitted': record({
-    ...ofUser,
-    client: text(),
-    metrics: record({
-      predictions: list(integer(0)),
-      mismatched_images: integer(0),
-      trained_images: integer(0),
-    }),
-  }),
-  'fedbus.update.rejected': record(inRound),
-  'fedbus.round.closed': record({ ...inRound, reason: text() }),
-  'fedbus.round.failed': record({ ...inRound, reason: text() }),
-  'fedbus.model.evaluated': record({ ...inRound, base: score, updated: score }),
-  'fedbus.run.finished': record({ status: text(/^(completed|failed|cancelled)$/), reason: text() }),
-} satisfies Record<string, Check<unknown>>;
-
-const progress = record({ ...ofUser, client: text() });
-const typed = record({ type: text() });
+/** An event with its place in the stream and the time of it there. */
+export interface StoredEvent {
+  readonly sequence: number;
+  readonly time: string;
+  /** A CloudEvent. */
+  readonly event: unknown;
+}
 
 export function newRunView(run: string): RunView {
   return {
     run,
+    sequence: 0,
     status: 'waiting',
     reason: '',
+    seed: null,
     users: 0,
-    rounds: 0,
-    labelled: 0,
-    accuracy: new Map(),
-    round: null,
+    rounds_planned: 0,
+    base_model: null,
+    started_at: null,
+    last_at: null,
+    finished_at: null,
+    base: null,
+    labels: null,
+    labelled: new Map(),
+    clients: new Map(),
     latest: [],
+    rounds: new Map(),
   };
 }
 
-/** Takes one event, a CloudEvent as JSON, into the view. Unknown types say nothing; throws CheckError for bad ones. */
-export function foldEvent(view: RunView, body: string): void {
-  const { type } = parseJson(body, typed, 'event');
-  const data = <T>(check: Check<T>): T => parseJson(body, record({ type: literal(type), data: check }), type).data as T;
-  switch (type) {
+/** The round that was planned last. */
+export function currentRound(view: RunView): RoundView | null {
+  return [...view.rounds.values()].filter((one) => one.planned_at !== null).at(-1) ?? null;
+}
+
+/** Accuracy on the held-out images by round; round 0 is the base model. */
+export function accuracyByRound(view: RunView): Map<number, number> {
+  const found = new Map<number, number>();
+  if (view.base !== null) found.set(0, view.base.accuracy);
+  for (const one of view.rounds.values()) if (one.score !== null) found.set(one.round, one.score.accuracy);
+  return found;
+}
+
+/**
+ * Takes one event in, and says whether it changed anything. A view begins with `run.started` and ends with
+ * `run.finished`; what comes outside of that, belongs to another run or to a round that the run does not have, is not
+ * newer than the last event or of an unknown type changes nothing. Throws CheckError for a damaged event.
+ */
+export function foldEvent(view: RunView, { sequence, time, event: body }: StoredEvent): boolean {
+  const event = readEvent(body);
+  if (event === null || !awaits(view, event) || sequence <= view.sequence) return false;
+  view.sequence = sequence;
+  view.last_at = time;
+  switch (event.type) {
     case 'fedbus.run.started': {
-      const { users, config } = data(events[type]);
-      view.users = users;
-      view.rounds = config.rounds;
-      view.status = 'labelling';
+      const { users, config, base_model } = event.data;
+      Object.assign(view, { users, rounds_planned: config.rounds, seed: config.seed, base_model: base_model.sha256 });
+      Object.assign(view, { started_at: time, status: 'labelling' });
       break;
     }
+    case 'fedbus.run.finished':
+      Object.assign(view, { status: event.data.status, reason: event.data.reason, finished_at: time });
+      break;
     case 'fedbus.images.labelled':
-      view.labelled += 1;
+      labelled(view, event.data, time);
       break;
-    case 'fedbus.round.planned': {
-      const { round, users, quorum, deadline } = data(events[type]);
+    case 'fedbus.model.evaluated':
+      view.base ??= event.data.base;
+      if (event.data.round > 0) foldRound(roundOf(view, event.data.round), event, sequence, time);
+      break;
+    default:
+      inRound(view, event, sequence, time);
+  }
+  return true;
+}
+
+/** Takes live progress in, which is worth something while its task is still to be done. Throws CheckError. */
+export function foldProgress(view: RunView, body: unknown): void {
+  const progress = progressData(body, 'progress');
+  const round = view.rounds.get(progress.round);
+  if (progress.run !== view.run || view.finished_at !== null || round === undefined) return;
+  if (noteInRound(round, progress)) clientOf(view, progress.client).progress = progress;
+}
+
+/** The view as JSON, as Python writes it. */
+export function runJson(view: RunView): Record<string, unknown> {
+  const clients = [...view.clients.values()].map((one) => ({
+    ...one,
+    progress: one.progress === null ? null : withoutNames(one.progress),
+  }));
+  const rounds = [...view.rounds.values()].sort((a, b) => a.round - b.round).map(roundJson);
+  const users = [...view.labelled].map(([user, at]) => ({ user, at }));
+  return { ...view, waiting: view.users - view.labelled.size, labelled: users, clients, rounds };
+}
+
+function withoutNames({ run: _, client: __, ...rest }: Progress): Omit<Progress, 'run' | 'client'> {
+  return rest;
+}
+
+function awaits(view: RunView, { type, data }: KnownEvent): boolean {
+  if (data.run !== view.run || view.finished_at !== null) return false;
+  if (view.started_at === null || type === 'fedbus.run.started') {
+    return view.started_at === null && type === 'fedbus.run.started';
+  }
+  if (!('round' in data)) return true;
+  return data.round >= (type === 'fedbus.model.evaluated' ? 0 : 1) && data.round <= view.rounds_planned;
+}
+
+function roundOf(view: RunView, number: number): RoundView {
+  const found = view.rounds.get(number) ?? newRoundView(number);
+  view.rounds.set(number, found);
+  return found;
+}
+
+function clientOf(view: RunView, name: string): ClientView {
+  const found = view.clients.get(name) ?? { client: name, engine: '', kind: 'other' as const, updates: 0, last_at: null, progress: null };
+  view.clients.set(name, found);
+  return found;
+}
+
+function labelled(view: RunView, data: DataOf<'fedbus.images.labelled'>, time: string): void {
+  if (view.labelled.has(data.user)) return;
+  view.labelled.set(data.user, time);
+  view.labels ??= {
+    provider: data.provider,
+    model: data.model,
+    last_at: time,
+    images: 0,
+    labelled_images: 0,
+    dropped: {},
+    prompt_tokens: 0,
+    completion_tokens: 0,
+  };
+  const { labels } = view;
+  labels.last_at = time;
+  labels.images += data.labels.length;
+  labels.labelled_images += data.labels.filter((label) => label !== null).length;
+  for (const { reason } of data.dropped) labels.dropped[reason] = (labels.dropped[reason] ?? 0) + 1;
+  labels.prompt_tokens += data.prompt_tokens;
+  labels.completion_tokens += data.completion_tokens;
+}
+
+function inRound(view: RunView, event: Parameters<typeof foldRound>[1], sequence: number, time: string): void {
+  const round = roundOf(view, event.data.round);
+  foldRound(round, event, sequence, time);
+  switch (event.type) {
+    case 'fedbus.round.planned':
       view.status = 'running';
-      view.round = {
-        number: round,
-        users,
-        quorum,
-        deadline,
-        states: new Map(),
-        clients: new Map(),
-        submitted: 0,
-        rejected: 0,
-        mismatched: 0,
-        trained: 0,
-        ended: '',
-      };
+      break;
+    case 'fedbus.update.submitted': {
+      const { client: name, engine, metrics, user } = event.data;
+      const client = clientOf(view, name);
+      const kind = metrics.platform ?? kindOf(engine);
+      Object.assign(client, { engine, kind, last_at: time, updates: client.updates + 1 });
+      if (round.sequences.get(user) !== sequence) break;
+      view.latest.unshift({ round: round.round, user });
+      view.latest.length = Math.min(view.latest.length, LATEST);
       break;
     }
-    case 'fedbus.round.extended': {
-      const { round, deadline } = data(events[type]);
-      if (view.round?.number === round) view.round.deadline = deadline;
+    case 'fedbus.model.published':
+    case 'fedbus.round.failed':
+      for (const client of view.clients.values()) client.progress = null;
       break;
-    }
-    case 'fedbus.task.assigned': {
-      const { round, user } = data(events[type]);
-      if (view.round?.number === round && !view.round.states.has(user)) view.round.states.set(user, 'waiting');
-      break;
-    }
-    case 'fedbus.update.submitted':
-      submitted(view, data(events[type]));
-      break;
-    case 'fedbus.update.rejected': {
-      const { round } = data(events[type]);
-      if (view.round?.number === round) view.round.rejected += 1;
-      break;
-    }
-    case 'fedbus.round.closed':
-    case 'fedbus.round.failed': {
-      const { round, reason } = data(events[type]);
-      if (view.round?.number === round) view.round.ended = reason;
-      break;
-    }
-    case 'fedbus.model.evaluated': {
-      const { round, base, updated } = data(events[type]);
-      view.accuracy.set(0, base.accuracy);
-      if (round > 0) view.accuracy.set(round, updated.accuracy);
-      break;
-    }
-    case 'fedbus.run.finished': {
-      const { status, reason } = data(events[type]);
-      view.status = status as RunView['status'];
-      view.reason = reason;
-      break;
-    }
   }
-}
-
-/** Takes one live progress message, JSON, into the view. */
-export function foldProgress(view: RunView, body: string): void {
-  const { round, user, client } = parseJson(body, progress, 'progress');
-  if (view.round?.number !== round || view.round.states.get(user) === 'done') return;
-  view.round.states.set(user, 'working');
-  view.round.clients.set(user, client);
-}
-
-function submitted(view: RunView, data: ReturnType<(typeof events)['fedbus.update.submitted']>): void {
-  const { round, user, client, metrics } = data;
-  const current = view.round;
-  if (current?.number === round && current.states.get(user) !== 'done') {
-    current.states.set(user, 'done');
-    current.submitted += 1;
-    current.mismatched += metrics.mismatched_images;
-    current.trained += metrics.trained_images;
-  }
-  view.latest.unshift({
-    user,
-    client,
-    round,
-    mismatched: metrics.mismatched_images,
-    images: metrics.predictions.length,
-  });
-  view.latest.length = Math.min(view.latest.length, LATEST);
 }

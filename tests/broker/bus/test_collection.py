@@ -26,7 +26,6 @@ from agents.words.events import (
     Score,
 )
 from agents.words.run_config import RunDataset, TaskSpec, UserShard
-from bus.broker.pipelining import Pipeline
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
@@ -181,7 +180,7 @@ async def test_a_whole_run_can_still_be_recorded(bus: Bus, tmp_path: Path) -> No
 
 async def test_an_object_that_becomes_needed_meanwhile_stays(bus: Bus) -> None:
     ref, document = await bus.objects.put(b"image"), await bus.objects.put(b"{}", media_type=JSON)
-    collector = Collector(bus._link, bus.objects)
+    collector = Collector(bus.connection, bus.objects)
     entries = await collector.expired(0)
     assert len(entries) == 2
     dataset = json.dumps({"held_out": ref.sha256}).encode()
@@ -193,9 +192,9 @@ async def test_an_object_that_becomes_needed_meanwhile_stays(bus: Bus) -> None:
 
 async def test_an_object_that_is_put_again_meanwhile_stays(bus: Bus) -> None:
     """Its event comes later, and the put that found the bytes there has moved none."""
-    always = ObjectStore(bus._link, Pipeline(bus._link), fresh_s=0)
+    always = ObjectStore(bus.connection, bus.pipeline, fresh_s=0)
     ref = await bus.objects.put(b"image")
-    collector = Collector(bus._link, bus.objects)
+    collector = Collector(bus.connection, bus.objects)
     (entry,) = await collector.expired(0)
     before = await bus.objects.bucket.find(ref.name)
     assert await always.put(b"image") == ref
@@ -209,7 +208,7 @@ async def test_an_object_that_is_put_again_meanwhile_stays(bus: Bus) -> None:
 
 @pytest.mark.parametrize(("fresh_s", "moves"), [(0.0, True), (FRESH_S, False)])
 async def test_only_what_is_not_fresh_any_more_is_made_new(bus: Bus, fresh_s: float, moves: bool) -> None:
-    store = ObjectStore(bus._link, Pipeline(bus._link), fresh_s=fresh_s)
+    store = ObjectStore(bus.connection, bus.pipeline, fresh_s=fresh_s)
     ref = await store.put(b"image", media_type="image/x")
     _, before = await store.bucket.find(ref.name)
     await store.put(b"image")
@@ -234,7 +233,7 @@ async def test_putting_and_collecting_at_once_leaves_an_object_whole_or_not_at_a
 ) -> None:
     """With an age of nothing, so that they meet as often as possible."""
     data = os.urandom(700_000)
-    always = ObjectStore(bus._link, Pipeline(bus._link), fresh_s=0)
+    always = ObjectStore(bus.connection, bus.pipeline, fresh_s=0)
     digest = hashlib.sha256(data).hexdigest()
     outcomes = set()
     for _ in range(40):

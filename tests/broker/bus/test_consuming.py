@@ -12,7 +12,7 @@ from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.envelope import Stored
-from bus.words.subjects import event_subject, events_of
+from bus.words.subjects import events_of
 from bus.work.consumer import Delivery, PullConsumer
 from bus.work.worker import Handler, work
 from tests.broker.bus.conftest import failed
@@ -202,19 +202,6 @@ async def test_without_a_limit_an_event_comes_as_often_as_it_fails(bus: Bus, uni
         assert await consumer.fetch(1, timeout_s=0.1) == []
 
 
-async def test_a_malformed_message_is_buried_and_the_next_one_delivered(
-    bus: Bus, raw: JetStreamContext, unique_run: str
-) -> None:
-    bad = await raw.publish(event_subject(failed(unique_run, 1)), b"\xff\xfe")
-    await bus.publish(failed(unique_run, 2))
-    async with bus.pull(unique_run, events_of(unique_run)) as consumer:
-        (delivery,) = await consumer.fetch(5, timeout_s=5)
-        assert delivery.stored.event.data == failed(unique_run, 2)
-        await delivery.ack()
-        assert await consumer.pending() == 0
-    assert (await raw.get_last_msg("DLQ", f"dlq.{bad.seq}")).data == b"\xff\xfe"
-
-
 async def test_an_existing_consumer_gets_the_new_config(bus: Bus, raw: JetStreamContext, unique_run: str) -> None:
     for limit in (3, 7):
         async with bus.pull(unique_run, events_of(unique_run), max_deliver=limit):
@@ -224,8 +211,8 @@ async def test_an_existing_consumer_gets_the_new_config(bus: Bus, raw: JetStream
 async def test_what_a_leaving_worker_did_not_take_goes_back_at_once(bus: Bus, unique_run: str) -> None:
     await bus.publish_many(failed(unique_run, number) for number in range(3))
     async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=60) as leaving:
-        await leaving._reader.ask(3)
-        await wait_for(lambda: len(leaving._reader._messages) == 3)
+        await leaving.reader.ask(3)
+        await wait_for(lambda: leaving.reader.buffered == 3)
     async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=60) as consumer:
         again: list[Delivery] = []
         while len(again) < 3:

@@ -4,14 +4,12 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from nats.js import JetStreamContext
-
 from agents.words.events import Heartbeat, Progress, RoundFailed
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus, CaughtUp
 from bus.errors import BrokerUnavailableError
-from bus.words.envelope import Stored, new_event
-from bus.words.subjects import event_subject, events_of, events_of_type
+from bus.words.envelope import Stored
+from bus.words.subjects import events_of
 from tests.broker.bus.conftest import failed
 from tests.conftest import wait_for
 
@@ -52,59 +50,6 @@ async def test_a_late_reader_can_begin_after_any_sequence(bus: Bus, unique_run: 
 async def test_more_events_than_a_batch_arrive_in_order(bus: Bus, unique_run: str) -> None:
     await bus.publish_many(failed(unique_run, number) for number in range(1200))
     assert rounds(await all_of(bus, unique_run)) == list(range(1200))
-
-
-async def test_several_filters_are_followed_in_stream_order(bus: Bus, unique_run: str) -> None:
-    other = f"{unique_run}-2"
-    for number in range(4):
-        await bus.publish(failed(unique_run if number % 2 else other, number))
-    filters = [events_of_type("round.failed", unique_run), events_of_type("round.failed", other)]
-    async with bus.follow(filters, live=False) as items:
-        assert rounds([item async for item in items]) == [0, 1, 2, 3]
-
-
-async def test_a_cancelled_read_loses_nothing(bus: Bus, unique_run: str) -> None:
-    async with asyncio.timeout(10), bus.follow(events_of(unique_run)) as items:
-        assert isinstance(await anext(items), CaughtUp)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await anext(items)
-        await bus.publish(failed(unique_run))
-        assert rounds([await anext(items)]) == [1]
-
-
-async def test_malformed_messages_are_buried_once_with_their_reason_and_skipped(
-    bus: Bus, raw: JetStreamContext, unique_run: str
-) -> None:
-    subject = event_subject(failed(unique_run, 7))
-    bad = await raw.publish(subject, b"{broken\x00", headers={"Status": "409", "Description": "Consumer Deleted"})
-    misplaced = await raw.publish(subject, new_event(failed(unique_run, 8), source="test").to_json())
-    await bus.publish(failed(unique_run, 9))
-    for _ in range(2):
-        assert rounds(await all_of(bus, unique_run)) == [9]
-    buried = await raw.get_last_msg("DLQ", f"dlq.{bad.seq}")
-    assert buried.data == b"{broken\x00"
-    assert buried.headers is not None
-    assert buried.headers["Fedbus-Subject"] == subject
-    assert "CloudEvents" in buried.headers["Fedbus-Reason"]
-    reason = (await raw.get_last_msg("DLQ", f"dlq.{misplaced.seq}")).headers
-    assert reason is not None
-    assert "failed.8" in reason["Fedbus-Reason"]
-    info = await raw.stream_info("DLQ", subjects_filter=f"dlq.{bad.seq}")
-    assert info.state.subjects == {f"dlq.{bad.seq}": 1}
-
-
-async def test_a_follower_survives_the_loss_of_its_consumer(bus: Bus, raw: JetStreamContext, unique_run: str) -> None:
-    async with asyncio.timeout(20), bus.follow(events_of(unique_run)) as items:
-        assert isinstance(await anext(items), CaughtUp)
-        reading = asyncio.ensure_future(anext(items))
-        for consumer in await raw.consumers_info("EVENTS"):
-            if consumer.config.filter_subjects == [events_of(unique_run)] or (
-                consumer.config.filter_subject == events_of(unique_run)
-            ):
-                assert await raw.delete_consumer("EVENTS", consumer.name)
-        await bus.publish(failed(unique_run, 4))
-        assert rounds([await reading]) == [4]
 
 
 @contextlib.asynccontextmanager
@@ -156,21 +101,19 @@ async def test_a_single_publish_waits_for_the_broker_to_come_back(tmp_path: Path
             bus = await stack.enter_async_context(Bus.connect(first.settings, name="test", wait_s=10))
         publishing = asyncio.create_task(bus.publish(failed(unique_run)))
         await wait_for(lambda: not bus.statistics().connected)
-        await bus.beat(Heartbeat(role="r", id="i", time="2026-01-01T00:00:00Z", uptime_s=0))
+        await bus.say(Heartbeat(role="r", id="i", time="2026-01-01T00:00:00Z", uptime_s=0))
         assert bus.statistics().unsaid == 1
         await stack.enter_async_context(embedded_server(tmp_path / "store", port=first.port))
         assert (await asyncio.wait_for(publishing, 20)).created
         await stack.pop_all().aclose()
 
 
-async def test_live_progress_reaches_its_run_only_and_is_counted_when_malformed(
-    bus: Bus, raw: JetStreamContext, nats: EmbeddedServer, unique_run: str
-) -> None:
+async def test_live_progress_reaches_its_run_only_and_is_counted_when_malformed(bus: Bus, unique_run: str) -> None:
     said = Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=3)
-    async with asyncio.timeout(10), bus.progress(unique_run) as items:
+    async with asyncio.timeout(10), bus.hear(Progress, run=unique_run) as items:
         await bus.say(said.model_copy(update={"run": f"{unique_run}-2"}))
-        await raw._nc.publish(f"progress.{unique_run}.1.u", b"garbage")
-        await raw._nc.flush()
+        await bus.connection.nc.publish(f"progress.{unique_run}.1.u", b"garbage")
+        await bus.connection.nc.flush()
         await bus.say(said)
         assert await anext(items) == said
         assert items.malformed == 1
@@ -180,13 +123,13 @@ async def test_heartbeats_of_all_agents_arrive(bus: Bus) -> None:
     beat = Heartbeat.model_validate(
         {"role": "tester", "id": "1", "time": "2026-01-01T00:00:00Z", "uptime_s": 1.5, "state": {"queue": 3}}
     )
-    async with asyncio.timeout(10), bus.heartbeats() as items:
-        await bus.beat(beat)
+    async with asyncio.timeout(10), bus.hear(Heartbeat) as items:
+        await bus.say(beat)
         assert await anext(items) == beat
 
 
 async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(bus: Bus, unique_run: str) -> None:
-    async with asyncio.timeout(20), bus.progress(unique_run) as items:
+    async with asyncio.timeout(20), bus.hear(Progress, run=unique_run) as items:
         for number in range(4100):
             await bus.say(Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=number))
         await wait_for(lambda: items.dropped == 4)
@@ -194,9 +137,9 @@ async def test_a_slow_reader_of_progress_misses_the_oldest_and_knows_how_many(bu
 
 
 async def test_readers_of_a_closed_connection_end_with_an_error(nats: EmbeddedServer, unique_run: str) -> None:
-    async with Bus.connect(nats.settings, name="test", wait_s=10) as bus, bus.progress(unique_run) as items:
+    async with Bus.connect(nats.settings, name="test", wait_s=10) as bus, bus.hear(Progress, run=unique_run) as items:
         reading = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0)
-        await bus._link.nc.close()
+        await bus.connection.nc.close()
         results = await asyncio.wait_for(asyncio.gather(reading, return_exceptions=True), 10)
     assert isinstance(results[0], BrokerUnavailableError)

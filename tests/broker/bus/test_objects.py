@@ -10,13 +10,12 @@ import pytest
 from nats.js import JetStreamContext
 
 from bus.broker.direct_get import read_stored
-from bus.broker.pipelining import Pipeline
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
 from bus.objects.bucket import CHUNK, meta_subject
-from bus.objects.store import ObjectStore
+from bus.objects.store import SMALL, ObjectStore
 from bus.words.values import Ref
 from tests.conftest import wait_for
 
@@ -170,6 +169,71 @@ async def test_a_file_goes_in_and_out_in_constant_memory(bus: Bus, tmp_path: Pat
     assert peak < 34 * CHUNK
 
 
+@pytest.mark.parametrize("size", SIZES)
+async def test_bytes_of_an_announced_digest_are_put_and_bytes_of_another_are_not(
+    bus: Bus, raw: JetStreamContext, tmp_path: Path, size: int
+) -> None:
+    data, path, before = os.urandom(size), tmp_path / "file", await chunk_count(raw)
+    path.write_bytes(data)
+    wrong = unknown(os.urandom(9)).sha256
+    for put in (bus.objects.put_file(path, sha256=wrong), bus.objects.put(data, sha256=wrong)):
+        with pytest.raises(ObjectCorruptError, match=wrong):
+            await put
+    assert await bus.objects.info(f"sha256-{wrong}") is None
+    assert await chunk_count(raw) == before
+    ref = unknown(data)
+    assert await bus.objects.put_file(path, sha256=ref.sha256) == ref
+    assert await bus.objects.put(data, sha256=ref.sha256) == ref
+    assert await bus.objects.get(ref) == data
+
+
+async def test_a_file_that_names_an_object_that_is_there_must_be_that_object(bus: Bus, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    ref = await bus.objects.put(os.urandom(CHUNK + 1))
+    path.write_bytes(os.urandom(CHUNK + 1))
+    with pytest.raises(ObjectCorruptError, match=ref.sha256):
+        await bus.objects.put_file(path, sha256=ref.sha256)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_file_that_changes_while_it_is_put_becomes_no_object(
+    bus: Bus, raw: JetStreamContext, tmp_path: Path, announced: bool
+) -> None:
+    path, data = tmp_path / "file", os.urandom(40 * CHUNK)
+    path.write_bytes(data)
+    ref, before = unknown(data), await chunk_count(raw)
+    putting = asyncio.create_task(bus.objects.put_file(path, sha256=ref.sha256 if announced else None))
+    await wait_for(lambda: _more_than(raw, before))
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([data[-1] ^ 1]))
+    with pytest.raises(ObjectCorruptError, match=ref.sha256):
+        await putting
+    assert await bus.objects.info(ref.name) is None
+    assert await chunk_count(raw) == before
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL, SMALL + 1, 3 * SMALL])
+async def test_local_bytes_stay_as_long_as_they_are_used_and_leave_no_file(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data, descriptors = os.urandom(size), len(os.listdir("/proc/self/fd"))
+    async with bus.objects.local(await bus.objects.put(data)) as found:
+        assert list(tmp_path.iterdir()) == []
+    assert bytes(found) == data
+    del found
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+async def test_local_bytes_with_another_digest_are_corrupt(bus: Bus, raw: JetStreamContext) -> None:
+    wanted = unknown(os.urandom(SMALL + 10))
+    await (await raw.object_store("objects")).put(wanted.name, os.urandom(wanted.size))
+    with pytest.raises(ObjectCorruptError):
+        async with bus.objects.local(wanted):
+            pass
+
+
 async def test_a_fetch_cancelled_at_any_of_its_steps_leaves_no_file_and_none_open(bus: Bus, tmp_path: Path) -> None:
     ref, descriptors = await bus.objects.put(os.urandom(3 * CHUNK)), os.listdir("/proc/self/fd")
     for steps in range(1, 40):
@@ -189,7 +253,7 @@ async def test_chunks_that_stop_arriving_end_in_a_timeout(
     bus: Bus, nats: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = await bus.objects.put(os.urandom(CHUNK))
-    impatient = ObjectStore(bus._link, Pipeline(bus._link), stall_s=0.2)
+    impatient = ObjectStore(bus.connection, bus.pipeline, stall_s=0.2)
 
     def nobody_answers(link: object, stream: str, *args: object, **options: object) -> object:
         return read_stored(link, "NOWHERE", *args, **options)  # type: ignore[arg-type]

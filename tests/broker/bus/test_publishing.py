@@ -1,4 +1,6 @@
 import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
 
 import pytest
 from nats.js import JetStreamContext
@@ -7,17 +9,32 @@ from nats.js.errors import APIError
 from agents.words.events import ImagesLabelled, RoundClosed
 from bus.broker.server import EmbeddedServer
 from bus.broker.topology import STREAMS, ensure_topology
-from bus.client import Bus
+from bus.client import Bus, Published
 from bus.errors import ConflictingEventError, MalformedEventError
 from bus.words.envelope import new_event
+from bus.words.payload import Payload
 from bus.words.subjects import event_subject
 from bus.words.values import Ref
 from tests.broker.bus.conftest import failed
 
+Say = Callable[[Payload], Awaitable[Published]]
 
-async def test_an_event_is_created_once_and_an_equal_one_is_recognised(bus: Bus, unique_run: str) -> None:
-    first = await bus.publish(failed(unique_run))
-    again = await bus.publish(failed(unique_run))
+
+@pytest.fixture(params=["alone", "among others"])
+def say(request: pytest.FixtureRequest, bus: Bus, unique_run: str) -> Say:
+    """The two ways to publish: what holds for one event holds for each of many."""
+    others = itertools.count(1000)
+
+    async def among_others(data: Payload) -> Published:
+        around = [failed(unique_run, next(others)) for _ in range(2)]
+        return (await bus.publish_many([around[0], data, around[1]]))[1]
+
+    return bus.publish if request.param == "alone" else among_others
+
+
+async def test_an_event_is_created_once_and_an_equal_one_is_recognised(bus: Bus, unique_run: str, say: Say) -> None:
+    first = await say(failed(unique_run))
+    again = await say(failed(unique_run))
     assert first.created
     assert not again.created
     assert (again.sequence, again.event.id) == (first.sequence, first.event.id)
@@ -25,12 +42,12 @@ async def test_an_event_is_created_once_and_an_equal_one_is_recognised(bus: Bus,
 
 
 async def test_second_round_closed_event_is_refused_by_the_broker(
-    bus: Bus, raw: JetStreamContext, unique_run: str
+    raw: JetStreamContext, unique_run: str, say: Say
 ) -> None:
     closed = RoundClosed(run=unique_run, round=1, reason="quorum", accepted=1, missing=0, rejected=0, through=1)
-    await bus.publish(closed)
+    await say(closed)
     with pytest.raises(ConflictingEventError) as caught:
-        await bus.publish(closed.model_copy(update={"accepted": 2}))
+        await say(closed.model_copy(update={"accepted": 2}))
     assert caught.value.code == "conflicting_event"
     with pytest.raises(APIError) as refused:
         await raw.publish(event_subject(closed), b"{}", headers={"Nats-Expected-Last-Subject-Sequence": "0"})
@@ -47,11 +64,11 @@ async def test_of_two_publishers_at_the_same_time_one_wins_and_both_know_the_win
         assert mine.event.id == theirs.event.id
 
 
-async def test_a_malformed_event_is_superseded(bus: Bus, raw: JetStreamContext, unique_run: str) -> None:
+async def test_a_malformed_event_is_superseded(bus: Bus, raw: JetStreamContext, unique_run: str, say: Say) -> None:
     data = failed(unique_run)
     bad = await raw.publish(event_subject(data), b"not an event")
     assert await bus.find(event_subject(data)) is None
-    published = await bus.publish(data)
+    published = await say(data)
     assert published.created
     assert published.sequence > bad.seq
     found = await bus.find(event_subject(data))
@@ -60,26 +77,26 @@ async def test_a_malformed_event_is_superseded(bus: Bus, raw: JetStreamContext, 
 
 
 async def test_what_cannot_be_read_hides_no_event_that_came_before_it(
-    bus: Bus, raw: JetStreamContext, unique_run: str
+    bus: Bus, raw: JetStreamContext, unique_run: str, say: Say
 ) -> None:
-    first = await bus.publish(failed(unique_run))
+    first = await say(failed(unique_run))
     for _ in range(3):
         await raw.publish(event_subject(failed(unique_run)), b"nonsense")
     found = await bus.find(event_subject(failed(unique_run)))
     assert found is not None
     assert (found.sequence, found.event.data) == (first.sequence, failed(unique_run))
-    again = await bus.publish(failed(unique_run))
+    again = await say(failed(unique_run))
     assert (again.created, again.sequence) == (False, first.sequence)
     with pytest.raises(ConflictingEventError):
-        await bus.publish(failed(unique_run).model_copy(update={"reason": "something else"}))
+        await say(failed(unique_run).model_copy(update={"reason": "something else"}))
 
 
 async def test_an_event_on_the_wrong_subject_does_not_count_as_said(
-    bus: Bus, raw: JetStreamContext, unique_run: str
+    raw: JetStreamContext, unique_run: str, say: Say
 ) -> None:
     data = failed(unique_run, 1)
     await raw.publish(event_subject(data), new_event(failed(unique_run, 2), source="test").to_json())
-    assert (await bus.publish(data)).created
+    assert (await say(data)).created
 
 
 async def test_many_events_keep_their_order_and_the_first_conflict_is_raised_after_all_are_written(
@@ -105,11 +122,11 @@ async def test_the_cause_of_an_event_is_kept_with_its_trace(bus: Bus, unique_run
     assert effect.traceparent.split("-")[1] == cause.traceparent.split("-")[1]
 
 
-async def test_an_event_that_is_too_large_is_refused_before_it_is_sent(bus: Bus, unique_run: str) -> None:
+async def test_an_event_that_is_too_large_is_refused_before_it_is_sent(unique_run: str, say: Say) -> None:
     ref = Ref(name=f"sha256-{'0' * 64}", size=0, sha256="0" * 64)
     labels = ImagesLabelled(run=unique_run, user="u", shard=ref, labels=(10**70,) * 1000, provider="truth")
     with pytest.raises(MalformedEventError, match="bytes long"):
-        await bus.publish(labels)
+        await say(labels)
 
 
 async def test_the_topology_can_be_set_up_again_and_mends_what_differs(bus: Bus, raw: JetStreamContext) -> None:

@@ -204,13 +204,14 @@ async def test_strange_words_on_the_dlq_stop_nobody(
 
 
 async def test_the_count_from_subjects_alone_is_the_length_of_the_list(bus: Bus) -> None:
-    counted = await count_open(bus._link, (await stream_state(bus._link, DLQ_STREAM, ">")).subjects)
+    counted = await count_open(bus.connection, (await stream_state(bus.connection, DLQ_STREAM, ">")).subjects)
     assert counted == len(await bus.dead_letters()) > 0
 
 
 WORKER = """
 import asyncio, sys
 from pathlib import Path
+import agents.words.events
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.subjects import events_of
@@ -326,7 +327,7 @@ async def test_the_command_gives_back_one_letter_or_all(tmp_path: Path) -> None:
     ):
         await bus.publish_many(failed("shop", number) for number in (1, 2, 3))
         other = new_event(failed("other"), source="test").to_json()
-        await bus._link.js.publish("ev.shop.round.failed.4", other)
+        await bus.connection.js.publish("ev.shop.round.failed.4", other)
         await wait_for(lambda: _count(bus, 4))
         moody.broken = False
         first = next(one.sequence for one in await bus.dead_letters() if one.consumer == "shop")

@@ -180,17 +180,15 @@ def test_settings_come_from_the_environment_and_hide_their_secrets(monkeypatch: 
 
 async def test_a_cancellation_is_not_lost_when_the_answer_comes_at_the_same_time(nats: EmbeddedServer) -> None:
     async with Bus.connect(nats.settings, name="test", wait_s=10) as bus:
-        waiting = bus._link.nc._resp_map
-        for _ in range(20):
-            task = asyncio.ensure_future(bus.last_sequence())
-            async with asyncio.timeout(10):
-                while not waiting:  # noqa: ASYNC110 - the very step counts
-                    await asyncio.sleep(0)
-            (answer,) = waiting.values()
-            # The answer is there, and before its reader wakes up it is told to stop.
-            answer.add_done_callback(partial(_cancel, task))
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # So do the requests of nats-py wait for their answers.
+        task = asyncio.ensure_future(bus.connection.persist(lambda: asyncio.wait_for(answer, 10)))
+        await asyncio.sleep(0)
+        # The answer is there, and before its reader wakes up it is told to stop.
+        answer.add_done_callback(partial(_cancel, task))
+        answer.set_result(1)
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 def _cancel(task: asyncio.Future[int], _: object) -> None:

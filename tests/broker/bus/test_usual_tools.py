@@ -10,10 +10,11 @@ import nats.errors
 import pytest_asyncio
 from nats.aio.client import Client
 
-from bus.broker.permissions import OPERATOR, new_passwords
+from bus.broker.permissions import new_passwords
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.broker.topology import DLQ_STREAM, EVENT_STREAM
 from bus.client import Bus
+from bus.words.payload import OPERATOR
 from tests.builders import config, run_started
 
 

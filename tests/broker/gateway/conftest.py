@@ -28,10 +28,11 @@ from agents.core.exchange.messages import (
 from agents.core.learning.encodings import encode_update
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
-from agents.words.events import Payload, RoundPlanned, RunStarted, TaskAssigned, UpdateMetrics
+from agents.words.events import RoundPlanned, RunStarted, TaskAssigned, UpdateMetrics
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
+from bus.words.payload import Payload
 from bus.words.subjects import events_of
 from bus.words.values import Frozen, Ref
 from data.shards import encode_shard

@@ -25,9 +25,10 @@ from agents.gateway.service import TlsFilesError, running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.runtime.tasks import background
 from bus.broker.server import EmbeddedServer
-from bus.broker.tokens import Role, TokenLimits, TokenUnknownError, new_token
+from bus.broker.tokens import TokenUnknownError
 from bus.client import Bus
 from bus.words.subjects import token_subject
+from bus.words.tokens import Role, TokenLimits, new_token
 from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking, update
 from tests.broker.gateway.test_client import ScriptedTrainer, submitted
 from tests.conftest import wait_for
@@ -250,7 +251,7 @@ async def test_an_operator_makes_lists_and_ends_tokens_and_nothing_keeps_the_sec
     assert (record.id, record.role, record.limits.clients) == (id_of(token), "train", 4)
     _, listed = await fedbus("list")
     assert all(text in listed for text in (record.id, "train", "valid", "4 clients", "lab 3"))
-    stored = await bus._link.js.get_last_msg("TOKENS", token_subject(record.id))
+    stored = await bus.connection.js.get_last_msg("TOKENS", token_subject(record.id))
     assert stored.data is not None
     assert token.split("_", 2)[2] not in listed + stored.data.decode()
     assert (await fedbus("revoke", record.id))[0] == 0
@@ -268,7 +269,7 @@ async def test_a_record_that_cannot_be_read_lets_nobody_in(bus: Bus, tmp_path: P
     token, record = new_token("train")
     await bus.tokens.put(record)
     for name, body in ((record.id, b"{}"), ("0" * 12, record.model_dump_json().encode())):
-        await bus._link.js.publish(token_subject(name), body)
+        await bus.connection.js.publish(token_subject(name), body)
     assert await bus.tokens.all() == []
     with pytest.raises(TokenUnknownError):
         await bus.tokens.revoke(record.id)

@@ -20,8 +20,8 @@ from websockets.asyncio.client import connect
 
 from agents.core.exchange.messages import CHUNK_HEADER, MAX_CHUNK_BYTES, ErrorMessage, Ping, encode_chunk
 from agents.gateway.patience import MAX_UNREAD_PONGS, NOT_READ
-from bus.broker.tokens import TokenLimits, new_token
 from bus.client import Bus
+from bus.words.tokens import TokenLimits, new_token
 from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking
 from tests.conftest import wait_for
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
+from agents.core.exchange import presence
 from agents.core.exchange.messages import (
     Assignment,
     ErrorMessage,
@@ -26,7 +27,6 @@ from agents.core.exchange.messages import (
     UploadRejected,
     encode_chunk,
 )
-from agents.gateway import websocket
 from agents.words.events import RoundClosed, UpdateMetrics, UpdateRejected, UpdateSubmitted
 from bus.client import Bus
 from tests.broker.gateway.conftest import METRICS, PARAMETERS, Gateway, Talk, serving, talking, update
@@ -314,7 +314,7 @@ async def test_hello_comes_once(bus: Bus, tmp_path: Path) -> None:
 async def test_silence_instead_of_hello_closes_the_connection(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "HELLO_S", 0.2)
+    monkeypatch.setattr(presence, "HELLO_S", 0.2)
     async with connect(gateway.socket_url) as socket:
         assert await Talk(socket).closed_with() == 1008
 

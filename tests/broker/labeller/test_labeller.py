@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from agents.cli.run_setup import RunSources, start_run
-from agents.core.labels.labels import simulated_labels
+from agents.core.labels.sources import image_digest, simulated_labels
 from agents.labeller import service
-from agents.labeller.providers import image_digest
 from agents.labeller.service import serve
 from agents.runtime.tasks import background
 from agents.words.events import ImagesLabelled, RunFinished, RunStarted

@@ -78,14 +78,14 @@ def test_full_trains_every_parameter(build: Build) -> None:
 
 def test_the_trainable_file_is_what_the_session_starts_from(build: Build) -> None:
     manifest, directory, trainer = build("lora:2")
-    stored = np.fromfile(directory / manifest.files.trainable.path, dtype="<f4")
+    stored = np.fromfile(directory / manifest.files["trainable"].path, dtype="<f4")
     assert np.array_equal(stored, trainer.parameters())
 
 
 def test_both_models_have_the_same_inputs_and_outputs_and_a_dynamic_batch(build: Build) -> None:
     manifest, directory, trainer = build("lora:2", label_smoothing=0.1)
-    training = onnx.load(directory / manifest.files.training_model.path)
-    evaluation = onnx.load(directory / manifest.files.eval_model.path)
+    training = onnx.load(directory / manifest.files["training_model"].path)
+    evaluation = onnx.load(directory / manifest.files["eval_model"].path)
     for model in (training, evaluation):
         assert [value.name for value in model.graph.output][:2] == ["loss", "logits"]
         assert [value.name for value in model.graph.input][:2] == ["pixel_values", "labels"]
@@ -206,7 +206,7 @@ def test_a_damaged_file_is_found_when_loading(build: Build, tmp_path: Path) -> N
         (tmp_path / file.path).write_bytes((directory / file.path).read_bytes())
     (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
     assert load_manifest(tmp_path) == manifest
-    path = tmp_path / manifest.files.eval_model.path
+    path = tmp_path / manifest.files["eval_model"].path
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
@@ -231,6 +231,35 @@ def test_a_manifest_whose_tensors_leave_gaps_is_refused(build: Build) -> None:
     content = manifest.model_dump()
     content["trainable"][1]["offset"] += 1
     with pytest.raises(ValueError, match="expected"):
+        ArtifactManifest.model_validate(content)
+
+
+@pytest.mark.parametrize("mode", ["full", "head"])
+def test_a_manifest_says_which_engines_have_their_files(build: Build, mode: str) -> None:
+    manifest, directory, _ = build(mode)
+    assert set(manifest.engines) == {"ort-training"}
+    opened = manifest.files_of("ort-training")
+    assert "trainable" not in opened
+    assert ("prefix_model" in opened) == ("checkpoint" not in opened) == (mode == "head")
+    NativeTrainer(manifest, {role: directory / file.path for role, file in opened.items()})
+
+
+@pytest.mark.parametrize("mode", ["full", "head"])
+def test_a_manifest_of_before_offers_what_its_files_show(build: Build, mode: str) -> None:
+    manifest = build(mode)[0]
+    content = manifest.model_dump()
+    del content["engines"], content["kind"]
+    content["files"] = {"prefix_model": None, **content["files"]}
+    old = ArtifactManifest.model_validate(content)
+    assert (old.offered, old.kind) == (manifest.engines, manifest.kind)
+    del content["files"]["optimizer_model"]
+    assert ArtifactManifest.model_validate(content).offered == {}
+
+
+def test_an_engine_cannot_be_offered_without_its_files(build: Build) -> None:
+    content = build("full")[0].model_dump()
+    content["engines"]["another"] = ("step", "checkpoint")
+    with pytest.raises(ValueError, match="no file for step"):
         ArtifactManifest.model_validate(content)
 
 

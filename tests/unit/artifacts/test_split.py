@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from agents.client.trainer import NativeEngine
-from agents.core.learning.task import run_task
+from agents.core.learning.kinds import open_kind
+from agents.core.learning.task import TaskInputs, run_task
 from artifacts import ort_training
 from artifacts.base_model import BaseModel
 from artifacts.build import BuildOptions, build_artifacts
@@ -56,7 +57,7 @@ def test_prefix_and_suffix_together_are_the_whole_model(build: Build, mode: str)
 def test_modes_that_train_from_the_start_have_no_prefix(build: Build, mode: str) -> None:
     manifest, _, trainer = build(mode)
     assert manifest.prefix is None
-    assert manifest.files.prefix_model is None
+    assert "prefix_model" not in manifest.files
     pixels, _ = batch(3)
     assert trainer.features(pixels) is pixels
 
@@ -76,11 +77,11 @@ def test_features_do_the_same_as_the_images_that_they_come_from(build: Build) ->
 
 def test_the_suffix_carries_none_of_the_frozen_weights(build: Build) -> None:
     manifest, directory, _ = build("head")
-    names = {value.name for value in onnx.load(directory / manifest.files.suffix_training_model.path).graph.input}
+    names = {value.name for value in onnx.load(directory / manifest.files["suffix_training_model"].path).graph.input}
     assert {"activations", "labels", "classifier.weight", "classifier.bias"} <= names
     assert not [name for name in names if name.startswith("vit.")]
-    assert manifest.files.suffix_checkpoint.size < manifest.files.checkpoint.size / 4
-    outputs = [value.name for value in onnx.load(directory / manifest.files.suffix_eval_model.path).graph.output]
+    assert manifest.files["suffix_checkpoint"].size < manifest.files["checkpoint"].size / 4
+    outputs = [value.name for value in onnx.load(directory / manifest.files["suffix_eval_model"].path).graph.output]
     assert outputs == ["loss", "logits"]
 
 
@@ -111,7 +112,7 @@ def test_building_another_mode_into_the_folder_takes_the_split_away(tiny_base: B
 def test_a_prefix_and_its_files_go_together(build: Build) -> None:
     content = build("head")[0].model_dump()
     for change in ({"prefix": None}, {"files": {**content["files"], "suffix_checkpoint": None}}):
-        with pytest.raises(ValueError, match="go together"):
+        with pytest.raises(ValueError, match=r"prefix|no file for suffix_checkpoint"):
             ArtifactManifest.model_validate({**content, **change})
 
 
@@ -145,8 +146,9 @@ def test_a_whole_task_is_the_same_with_the_split_and_runs_the_frozen_part_once_f
         return computed(pixel_values)
 
     monkeypatch.setattr(trainer, "features", counted)
-    split = run_task(task, spec, images, base, NativeEngine(trainer), lambda _: None)
-    whole = run_task(task, spec, images, base, NativeEngine(whole_trainer(manifest, directory)), lambda _: None)
+    given, kind = TaskInputs(task, spec, images, base), open_kind(manifest.kind, manifest.model)
+    split = run_task(given, kind, trainer, lambda _: None, time.monotonic)
+    whole = run_task(given, kind, whole_trainer(manifest, directory), lambda _: None, time.monotonic)
     assert split.metrics.predictions == whole.metrics.predictions
     assert split.metrics.mismatched_images > 0
     np.testing.assert_allclose(split.delta, whole.delta, atol=1e-5)

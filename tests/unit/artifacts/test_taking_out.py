@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import ViTForImageClassification, ViTImageProcessor
 
-from agents.engines.exported import open_exported
+from agents.audit.exported import open_exported
 from artifacts.base_model import BaseModel, load_base
 from artifacts.errors import TakeOutError
 from artifacts.inference import InferenceModel, inference_model

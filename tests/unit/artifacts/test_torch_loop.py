@@ -11,7 +11,7 @@ from benchmarks.torch_loop import NativeEngine, Plan, TorchEngine, load_held_out
 
 def test_torch_and_the_native_engine_learn_the_same_model() -> None:
     manifest = load_manifest(DEFAULT_DIRECTORY)
-    initial = np.fromfile(DEFAULT_DIRECTORY / manifest.files.trainable.path, dtype="<f4")
+    initial = np.fromfile(DEFAULT_DIRECTORY / manifest.files["trainable"].path, dtype="<f4")
     table = pixel_table(manifest.model.mean, manifest.model.std)
     users, (images, labels) = load_users(6, 20, seed=0), load_held_out("B")
     engines = TorchEngine(manifest, DEFAULT_DIRECTORY), NativeEngine(manifest, DEFAULT_DIRECTORY)

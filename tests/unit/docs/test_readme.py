@@ -14,9 +14,9 @@ import pytest_asyncio
 
 from agents.runtime.connection import Connection, agreed_connection
 from agents.words.events import RoundStarted
-from bus.broker.permissions import OPERATOR
 from bus.broker.server import embedded_server
 from bus.client import Bus
+from bus.words.payload import OPERATOR
 from bus.words.subjects import event_subject
 from tests.conftest import wait_for
 

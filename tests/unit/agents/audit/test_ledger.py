@@ -8,18 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from agents.aggregator.service import model_published
 from agents.audit.ledger import check_decisions, check_events, check_metrics, check_model, check_sequence, rounds_of
-from agents.audit.replay import aggregate
+from agents.audit.replay.aggregator import remade
 from agents.core.learning.augment import default_augmentation
-from agents.core.learning.encodings import decode_update
-from agents.core.learning.fixed_point import FixedPointSum
-from agents.core.rounds.state import RoundState
+from agents.core.rounds.aggregation import RoundAggregation
 from agents.words.events import (
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
+    RoundPlanned,
     RoundStarted,
     RunFinished,
     RunStarted,
@@ -30,6 +27,7 @@ from agents.words.events import (
 )
 from agents.words.run_config import TaskSpec
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
 from tests.builders import (
     ANY_REF,
     BASE,
@@ -40,7 +38,7 @@ from tests.builders import (
     config,
     labelled,
     planned,
-    ref_of,
+    publish,
     run_started,
     submitted,
 )
@@ -51,7 +49,6 @@ SPEC = TaskSpec(
     round=1,
     artifacts=ANY_REF,
     base_model=BASE_REF,
-    optimizer=ANY_REF,
     learning_rate=0.1,
     epochs=1,
     augmentations=6,
@@ -63,21 +60,23 @@ SPEC = TaskSpec(
 def sound_run() -> tuple[list[Stored], dict[str, bytes]]:
     """A run of one round: two updates count, a third is late."""
     objects = {BASE_REF.sha256: BASE.tobytes()}
-    stream, state = Stream(), RoundState(RUN, 1, config().quorum)
-    stream.add(run_started(config(users=3)))
+    started = run_started(config(users=3))
+    stream, one = Stream(), RoundAggregation(started, 1)
+    stream.add(started)
     for user in USERS:
         stream.add(labelled(user))
     for data in (RoundStarted(run=RUN, round=1), planned(3, 2), *map(assigned, USERS)):
-        state.fold(stream.add(data))
+        one.fold(stream.add(data))
     for index, user in enumerate(("u0", "u1")):
-        state.fold(stream.add(submitted(user, np.full(4, index, np.float32), objects=objects), after_s=1))
-    closed = state.decide(stream.now)
+        one.fold(stream.add(submitted(user, np.full(4, index, np.float32), objects=objects), after_s=1))
+    closed = one.state.decide(stream.now)
     assert closed is not None
-    state.fold(stream.add(closed))
-    state.fold(stream.add(submitted("u2", objects=objects)))
-    state.fold(stream.add(state.unsaid()[0].as_event()))
-    model = ref_of(aggregate(state, objects).tobytes())
-    state.fold(stream.add(model_published(state, state.accepted(), model)))
+    one.fold(stream.add(closed))
+    one.fold(stream.add(submitted("u2", objects=objects)))
+    one.fold(stream.add(one.refusals()[0]))
+    published = publish(one, objects)
+    one.fold(stream.add(published))
+    model = published.model
     score = Score(accuracy=0.5, loss=1.0)
     stream.add(
         ModelEvaluated(run=RUN, round=1, model=model.sha256, images=2, base=score, updated=score, details=ANY_REF)
@@ -118,6 +117,8 @@ def test_a_sound_run_has_no_problem() -> None:
         (lambda events: changed(events, ModelPublished, inputs_digest="0" * 64), "inputs"),
         (lambda events: changed(events, ModelPublished, updates=1), "inputs"),
         (lambda events: changed(events, UpdateSubmitted, update=ANY_REF), "inputs"),
+        (lambda events: changed(events, ModelPublished, strategy="median"), "strategy"),
+        (lambda events: changed(events, RoundPlanned, server_state=ANY_REF), "server_state"),
         (lambda events: changed(events, TaskAssigned, labels=(0, 0)), "labels"),
         (lambda events: changed(events, TaskAssigned, shard=BASE_REF), "labels"),
         (lambda events: changed(events, ModelEvaluated, model="0" * 64), "evaluation"),
@@ -135,22 +136,15 @@ def test_a_gap_in_the_stream_is_found() -> None:
     assert [problem.sequence for problem in check_sequence([1, 3], 1, 4)] == [2, 4]
 
 
-def summed(events: list[Stored], objects: dict[str, bytes]) -> tuple[RoundState, FixedPointSum]:
-    started = events[0].event.data
-    assert isinstance(started, RunStarted)
-    state = rounds_of(started, events)[1]
-    total = FixedPointSum(BASE.size)
-    for one in state.accepted().values():
-        total.add(decode_update(objects[one.update.update.sha256], "float32", BASE.size), one.weight)
-    return state, total
-
-
 def test_a_model_that_is_not_the_aggregate_is_found() -> None:
     events, objects = sound_run()
-    state, total = summed(events, objects)
-    assert check_model(state, total, BASE) == []
-    total.add(np.ones(4, np.float32), 1)
-    assert [problem.code for problem in check_model(state, total, BASE)] == ["aggregate"]
+    started = events[0].event.data
+    assert isinstance(started, RunStarted)
+    one = rounds_of(started, events)[1]
+    model, state = remade(one, objects)
+    assert check_model(one, model, state) == []
+    assert [problem.code for problem in check_model(one, ANY_REF.sha256, None)] == ["aggregate"]
+    assert [problem.code for problem in check_model(one, model, ANY_REF.sha256)] == ["server_state"]
 
 
 def test_every_images_decision_is_accounted_for() -> None:

@@ -20,7 +20,7 @@ from data.dataset import load_dataset
 from data.shards import encode_shard
 
 MANIFEST = load_manifest(DEFAULT_ARTIFACTS)
-BASE = np.fromfile(DEFAULT_ARTIFACTS / MANIFEST.files.trainable.path, "<f4")
+BASE = np.fromfile(DEFAULT_ARTIFACTS / MANIFEST.files["trainable"].path, "<f4")
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agents.cli.labels import app
-from agents.cli.run_setup import DEFAULT_HELD_OUT_DATA
-from agents.labeller.errors import ApiKeyMissingError, CostLimitError, LabelsFileError
+from agents.core.labels.errors import LabelsFileError
+from agents.labeller.errors import ApiKeyMissingError, CostLimitError
+from agents.runtime.shipped import DEFAULT_HELD_OUT_DATA
 from data.dataset import DatasetManifest, ImageEntry, ImageFormat, load_dataset, write_dataset
 from tests.unit.agents.labeller.label_server import LabelServer, label_server
 

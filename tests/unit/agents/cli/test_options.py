@@ -8,7 +8,7 @@ import sys
 import pytest
 import typer
 
-from agents.cli.options import ARTIFACTS, MAX_CLIENTS, ClientMix, make_config, parse_clients
+from agents.cli.options import ARTIFACTS, MAX_CLIENTS, ClientMix, make_config, parse_clients, parse_settings
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,37 @@ def test_options_that_typer_cannot_check_are_checked(wrong: dict[str, object]) -
     options: dict[str, object] = {"users": 100, "images": 1, "rounds": 1, "seed": 0, "quorum": 1.0, **wrong}
     with pytest.raises(typer.BadParameter):
         make_config(artifacts=ARTIFACTS, **options)  # type: ignore[arg-type]
+
+
+def test_a_strategy_is_told_its_settings_and_the_config_says_all_of_them() -> None:
+    options = {"artifacts": ARTIFACTS, "users": 1, "images": 1, "rounds": 1, "seed": 0, "quorum": 1.0}
+    config = make_config(**options, strategy="fedadam", strategy_set=["server_learning_rate=0.1", "tau=1e-2"])
+    assert config.strategy_settings == {"server_learning_rate": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 0.01}
+    # A config without settings is, byte for byte, what it was before there were any: so is its digest.
+    assert "strategy_settings" not in make_config(**options).model_dump_json()
+    assert parse_settings(["a=1", "b=0.5", "c=true", "d=x=y"]) == {"a": 1, "b": 0.5, "c": True, "d": "x=y"}
+
+
+@pytest.mark.parametrize("texts", [["tau"], ["=1"], ["tau=1", "tau=2"]])
+def test_a_setting_is_a_name_and_a_value_once(texts: list[str]) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_settings(texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--strategy", "fedprox"], "strategy_unknown"),
+        (["--strategy", "fedadam", "--strategy-set", "learning_rate=1"], "strategy_settings"),
+    ],
+)
+@pytest.mark.parametrize("command", [["run", "start"], ["demo", "--clients", "none"]])
+def test_an_unknown_strategy_or_setting_is_refused_before_anything_is_started(
+    command: list[str], arguments: list[str], code: str
+) -> None:
+    done = fedbus(*command, *arguments)
+    assert done.returncode == 1
+    assert f"[{code}]" in done.stderr
 
 
 def test_the_learning_rate_comes_from_the_artifacts_unless_it_is_given() -> None:

@@ -9,13 +9,17 @@ from rich.console import Console, RenderableType
 
 from agents.audit.compare import compare
 from agents.audit.report import build_report, summary_table
-from agents.audit.run_view import RunView
 from agents.cli.display import render
 from agents.cli.doctor import Finding, lines_about
 from agents.cli.evaluate import comparison_table
+from agents.core.learning.kinds import open_kind
+from agents.core.views.run import RunView
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
+from artifacts.manifest import load_manifest
 from tests.unit.agents.audit.report.runs import a_run
 
 NARROW = 60
+MODEL = load_manifest(DEFAULT_ARTIFACTS)
 COLUMNS = ["accuracy", "loss", "mismatched", "trained", "updates", "seconds"]
 
 
@@ -35,8 +39,8 @@ def test_a_path_that_doctor_names_stays_in_one_piece() -> None:
 
 
 def test_the_table_of_a_run_fits() -> None:
-    stream, details = a_run(rounds=10)
-    lines = printed(summary_table(build_report(stream.events, details)))
+    stream, _ = a_run(rounds=10)
+    lines = printed(summary_table(build_report(RunView.of(stream.events), None)))
     assert ["model", *COLUMNS] in [line.split() for line in lines]
     assert any(line.startswith(" round 10") or line.startswith("round 10") for line in lines)
     assert max(map(len, lines)) <= NARROW
@@ -44,10 +48,7 @@ def test_the_table_of_a_run_fits() -> None:
 
 def test_the_live_picture_fits() -> None:
     stream, _ = a_run(rounds=10, finished=False)
-    view = RunView(stream.events[0].event.data.run)
-    for stored in stream.events:
-        view.fold(stored)
-    lines = printed(render(view))
+    lines = printed(render(RunView.of(stream.events)))
     assert ["round", *COLUMNS] in [line.split() for line in lines]
     assert max(map(len, lines)) <= NARROW
 
@@ -57,7 +58,9 @@ def test_a_comparison_fits_and_tells_points_from_percent() -> None:
     right = np.eye(2, dtype=np.float32)[labels]
     wrong = right[::-1].copy()
     wrong[:10] = right[:10]
-    lines = printed(comparison_table(compare(("a" * 99, "b" * 99), (wrong, right), labels, ("shirt", "bag"))))
+    kind = open_kind(MODEL.kind, MODEL.model)
+    result = compare(("a" * 99, "b" * 99), kind, (wrong, right), labels, ("shirt", "bag"))
+    lines = printed(comparison_table(result))
     assert max(map(len, lines)) <= NARROW
     assert any("accuracy" in line and "+50.0 points" in line for line in lines)
     assert any("only this one right" in line for line in lines)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from agents.core.learning.scores import MAX_LOSS
-from agents.words.events import ModelEvaluated
+from agents.words.events import LARGEST_LOSS, ModelEvaluated
 from bus.errors import MalformedRecordingError
-from bus.recording import formats as upgrades
+from bus.recording import formats
 from bus.recording.files import load_recording
-from bus.recording.formats import FORMAT, LARGEST_LOSS, upgraded
+from bus.recording.formats import FORMAT, upgraded
+from bus.words.payload import Payload, declared_for_a_while, payloads
 from tests.conftest import SMALL_RUN
 
 
@@ -75,22 +76,25 @@ def test_another_format_is_refused_with_what_to_do(tmp_path: Path, version: obje
 
 
 def test_a_format_that_no_step_leads_from_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upgrades, "STEPS", {})
+    monkeypatch.setattr(formats, "OLDEST", 2)
     with pytest.raises(MalformedRecordingError, match="older than this version"):
         load_recording(SMALL_RUN)
 
 
-def test_steps_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upgrades, "FORMAT", 3)
-    monkeypatch.setattr(
-        upgrades,
-        "STEPS",
-        {1: lambda event: event | {"first": True}, 2: lambda event: event | {"second": "first" in event}},
-    )
-    assert upgraded({}, 1) == {"first": True, "second": True}
-    assert upgraded({}, 2) == {"second": False}
-    assert upgraded({}, 3) == {}
+def test_the_steps_of_an_event_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "FORMAT", 4)
+    steps = {1: lambda data: data | {"first": True}, 3: lambda data: data | {"third": "first" in data}}
+    with declared_for_a_while():
+        type(
+            "DoorOpened",
+            (Payload,),
+            {"TYPE": "door.opened", "SAID_BY": ("porter",), "UPGRADES": steps, "__module__": __name__},
+        )
+        event = {"type": "fedbus.door.opened", "data": {}}
+        assert upgraded(event, 1)["data"] == {"first": True, "third": True}
+        assert upgraded(event, 2)["data"] == {"third": False}
+        assert upgraded(event, 4) == event
 
 
-def test_every_format_has_a_step_to_the_next() -> None:
-    assert set(upgrades.STEPS) == set(range(1, FORMAT))
+def test_every_step_leads_from_a_format_that_there_was() -> None:
+    assert {step for payload in payloads() for step in payload.UPGRADES} <= set(range(formats.OLDEST, FORMAT))

@@ -1,44 +1,9 @@
-import re
-from typing import Any
-
-from agents.words.events import (
-    PAYLOAD_BY_TYPE,
-    ImagesLabelled,
-    Payload,
-    RoundExtended,
-    RoundPayload,
-    UpdateRejected,
-    UserPayload,
-)
-from bus.words.asyncapi import PATH, document, rendered
-from bus.words.subjects import event_subject
-
-
-def test_the_document_in_docs_is_up_to_date() -> None:
-    assert PATH.read_text() == rendered(), "run `python -m bus.words.asyncapi`"
-
-
-def test_every_event_type_has_a_channel_with_the_subject_that_it_is_published_on() -> None:
-    channels = document()["channels"]
-    assert set(PAYLOAD_BY_TYPE) <= set(channels)
-    for type_, payload in PAYLOAD_BY_TYPE.items():
-        values = {"run": "R", "round": "7", "user": "U", "attempt": "A", "extension": "3"}
-        address = re.sub(r"{(\w+)}", lambda match: values[match[1]], channels[type_]["address"])  # noqa: B023
-        assert address == event_subject(_example(payload))
-
-
-def _example(payload: type[Payload]) -> Payload:
-    """Only the fields that the subject is made of."""
-    fields: dict[str, Any] = {"run": "R"}
-    fields |= {"round": 7} if issubclass(payload, RoundPayload) else {}
-    fields |= {"user": "U"} if issubclass(payload, UserPayload | ImagesLabelled) else {}
-    fields |= {"attempt": "A"} if payload is UpdateRejected else {}
-    fields |= {"extension": 3} if payload is RoundExtended else {}
-    return payload.model_construct(**fields)
+import agents.words.events  # noqa: F401 - something to describe
+from bus.words.asyncapi import document
 
 
 def test_every_reference_leads_somewhere() -> None:
-    whole = document()
+    whole = document("all")
 
     def check(value: object) -> int:
         if isinstance(value, list):

@@ -7,31 +7,38 @@ import dataclasses
 import numpy as np
 import pytest
 
-from agents.aggregator.service import model_published
-from agents.audit.replay import aggregate, replay_run
+from agents.audit.replay import Replay, replay_run
+from agents.audit.replay.aggregator import AggregatorReplay
+from agents.core.learning.fixed_point import NonFiniteUpdateError
+from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.plan import AssignTasks, RunState
-from agents.core.rounds.state import RoundState
+from agents.core.strategies.registry import UnknownStrategyError
 from agents.words.events import (
     DroppedImage,
     ModelPublished,
-    Payload,
     RoundClosed,
+    RoundFailed,
     RoundPlanned,
     RoundStarted,
+    RunFinished,
+    RunStarted,
     TaskAssigned,
     UpdateSubmitted,
 )
 from agents.words.run_config import RunDataset, UserShard
 from bus.errors import ObjectMissingError
+from bus.words.payload import Payload
 from tests.builders import (
     ANY_REF,
     BASE,
     BASE_REF,
     RUN,
     Stream,
+    assigned,
     config,
     labelled,
     planned,
+    publish,
     ref_of,
     run_started,
     submitted,
@@ -53,26 +60,24 @@ def recorded_run() -> tuple[Stream, dict[str, bytes]]:
     stream.add(started)
     dropped = (DroppedImage(index=1, reason="ambiguous"),)
     labels = [labelled("u0"), labelled("u1", (1, None)).model_copy(update={"dropped": dropped}), labelled("u2")]
-    state, dispatcher = RoundState(RUN, 1, settings.quorum), RunState(started, USERS)
+    one, dispatcher = RoundAggregation(started, 1), RunState(started, USERS)
     plan = planned(3, 2).model_copy(update={"learning_rate": settings.training.learning_rate})
     for data in (*labels, RoundStarted(run=RUN, round=1), plan):
         stored = stream.add(data)
-        state.fold(stored)
+        one.fold(stored)
         dispatcher.fold(stored)
     intent = dispatcher.decide()
     assert isinstance(intent, AssignTasks)
     for task in intent.tasks:
-        state.fold(stream.add(task))
+        one.fold(stream.add(task))
     for index, user in enumerate(("u1", "u0")):
         delta = np.arange(4, dtype=np.float32) + index
-        state.fold(stream.add(submitted(user, delta, examples=index + 1, objects=objects), after_s=1))
-    closed = state.decide(stream.now)
-    assert closed is not None
-    state.fold(stream.add(submitted("u2", objects=objects)))
-    state.fold(stream.add(closed))
-    model = aggregate(state, objects).tobytes()
-    objects[ref_of(model).sha256] = model
-    stream.add(model_published(state, state.accepted(), ref_of(model)))
+        one.fold(stream.add(submitted(user, delta, examples=index + 1, objects=objects), after_s=1))
+    closed = one.decide(stream.now)
+    assert isinstance(closed, RoundClosed)
+    one.fold(stream.add(submitted("u2", objects=objects)))
+    one.fold(stream.add(closed))
+    stream.add(publish(one, objects))
     return stream, objects
 
 
@@ -118,11 +123,13 @@ def test_a_decision_that_the_events_do_not_lead_to_is_named() -> None:
 
 def test_a_refusal_of_the_aggregator_is_what_the_events_lead_to() -> None:
     stream, objects = recorded_run()
-    state = RoundState(RUN, 1, config(users=3, fraction=0.6, deadline_s=60).quorum)
+    started = stream.events[0].event.data
+    assert isinstance(started, RunStarted)
+    one = RoundAggregation(started, 1)
     for stored in stream.events:
-        state.fold(stored)
-    (refusal,) = state.unsaid()
-    stream.add(refusal.as_event())
+        one.fold(stored)
+    (refusal,) = one.refusals()
+    stream.add(refusal)
     assert replay_run(stream.events, objects).differences == []
     for changes in ({"code": "norm"}, {"attempt": "seq-1"}):
         outcome = replay_run(with_data(stream, -1, **changes), objects)
@@ -156,3 +163,73 @@ def test_a_recording_without_its_start_is_refused() -> None:
     stream, objects = recorded_run()
     with pytest.raises(ObjectMissingError, match=r"run\.started"):
         replay_run(stream.events[1:], objects)
+
+
+def failed_before_its_plan(labels: tuple[int | None, ...], reason: str) -> tuple[Stream, dict[str, bytes]]:
+    """A run whose only round failed without a plan."""
+    dataset = RunDataset(classes=("a", "b"), users=(UserShard(user="u0", shard=ANY_REF),), held_out=ANY_REF)
+    body = dataset.model_dump_json().encode()
+    stream = Stream()
+    stream.add(run_started(config(users=1)).model_copy(update={"dataset": ref_of(body)}))
+    stream.add(labelled("u0", labels))
+    stream.add(RoundStarted(run=RUN, round=1))
+    stream.add(RoundFailed(run=RUN, round=1, reason=reason))
+    text = f"round 1: {reason}"
+    stream.add(RunFinished(run=RUN, status="failed", reason=text, rounds=0, final_model=BASE_REF))
+    return stream, {ref_of(body).sha256: body}
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ((1, 0), "the round cannot be planned: base model x is not in the object store"),
+        ((None, None), "no picked user has a labelled image"),
+    ],
+)
+def test_a_round_that_could_not_be_planned_is_the_dispatchers_word(labels: tuple[int | None, ...], reason: str) -> None:
+    stream, objects = failed_before_its_plan(labels, reason)
+    outcome = replay_run(stream.events, objects, roles=["dispatcher", "aggregator"])
+    assert outcome.differences == []
+    assert outcome.checked == {"dispatcher": 2}
+
+
+def test_a_round_that_failed_for_no_reason_that_the_rules_know_is_named() -> None:
+    stream, objects = failed_before_its_plan((None, None), "a bad day")
+    outcome = replay_run(stream.events, objects, roles=["dispatcher"])
+    assert [one.what for one in outcome.differences] == ["what it says (round.failed)"]
+
+
+@pytest.mark.parametrize(("code", "differs"), [("nonfinite", False), ("size", True)])
+def test_a_refusal_for_its_bytes_is_what_the_bytes_lead_to(code: str, differs: bool) -> None:
+    objects = {BASE_REF.sha256: BASE.tobytes()}
+    bad = np.full(BASE.size, np.nan, "<f4").tobytes()
+    objects[ref_of(bad).sha256] = bad
+    stream, started = Stream(), run_started(config(users=1))
+    outcome, replay = Replay(RUN), AggregatorReplay(started, objects)
+    one = RoundAggregation(started, 1)
+    for data in (planned(1, 1), assigned("u0"), submitted("u0").model_copy(update={"update": ref_of(bad)})):
+        one.fold(stored := stream.add(data))
+        replay.take(stored, outcome)
+    (candidate,) = one.wanted()
+    refusal = one.refusal_of(candidate, NonFiniteUpdateError("in other words")).model_copy(update={"code": code})
+    replay.take(stream.add(refusal), outcome)
+    assert (outcome.differences != []) == differs
+
+
+def test_a_plan_that_states_a_huge_model_is_a_difference_and_takes_no_memory() -> None:
+    stream, objects = recorded_run()
+    index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, RoundPlanned))
+    huge = BASE_REF.model_copy(update={"size": 2**62})
+    outcome = replay_run(with_data(stream, index, base_model=huge), objects, roles=["aggregator"])
+    assert any("the plan says" in one.replayed for one in outcome.differences)
+
+
+def test_a_recording_whose_strategy_is_not_here_is_refused_with_what_to_do() -> None:
+    stream, objects = recorded_run()
+    started = stream.events[0].event.data
+    assert isinstance(started, RunStarted)
+    events = with_data(stream, 0, config=started.config.model_copy(update={"strategy": "mine:Strategy"}))
+    with pytest.raises(UnknownStrategyError) as refused:
+        replay_run(events, objects)
+    assert "PYTHONPATH" in refused.value.hint
+    assert replay_run(events, objects, roles=["gateway"]).differences == []

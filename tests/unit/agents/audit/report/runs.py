@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.core.learning.scores import EvaluationDetails, by_class, score
+from agents.core.learning.scores import EvaluationDetails, scores
 from agents.words.events import (
     DroppedImage,
     ImagesLabelled,
@@ -51,7 +51,8 @@ def evaluated(round: int, accuracy: float) -> tuple[ModelEvaluated, dict[str, An
     """The evaluation of a round's model, and its details."""
     base, labels = logits_of(0.6, 1)
     updated = logits_of(accuracy, 1)[0] if round else base
-    details = EvaluationDetails(classes=CLASSES, base=by_class(base, labels), updated=by_class(updated, labels))
+    said = [scores(logits, labels) for logits in (base, updated)]
+    details = EvaluationDetails(classes=CLASSES, base=said[0].by_class, updated=said[1].by_class)
     content = details.model_dump_json()
     ref = ref_of(content.encode())
     event = ModelEvaluated(
@@ -59,8 +60,8 @@ def evaluated(round: int, accuracy: float) -> tuple[ModelEvaluated, dict[str, An
         round=round,
         model=model_of(round).sha256,
         images=IMAGES,
-        base=score(base, labels),
-        updated=score(updated, labels),
+        base=said[0].score,
+        updated=said[1].score,
         details=ref,
     )
     return event, {ref.sha256: json.loads(content)}
@@ -72,9 +73,9 @@ def model_of(round: int):
 
 
 def a_run(*, rounds: int = 2, finished: bool = True) -> tuple[Stream, dict[str, Any]]:
-    """A run of three users; in each round the update of the last one is refused."""
+    """A run of three users; in each round the update of the last one is refused. One that goes on has a round to do."""
     stream, details = Stream(), {}
-    stream.add(run_started(config(rounds=rounds, users=3, fraction=0.5)))
+    stream.add(run_started(config(rounds=rounds if finished else rounds + 1, users=3, fraction=0.5)))
     for index, user in enumerate(("a", "b", "c")):
         said = ImagesLabelled(
             run=RUN,

@@ -1,23 +1,35 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from agents.audit.report import build_report, summary_table, write_report
+from agents.audit.report import Report, build_report, summary_table, write_report
 from agents.audit.report.build import NoSuchRunError
 from agents.audit.report.write import render_html
-from agents.words.events import RoundFailed, RoundStarted
+from agents.core.learning.scores import EvaluationDetails
+from agents.core.views.run import RunView
+from agents.words.events import RoundFailed, RoundStarted, UpdateSubmitted
 from tests.builders import RUN, Stream, config, planned, run_started
 from tests.unit.agents.audit.report.runs import CLASSES, IMAGES, a_run, model_of
 
 
 def report_of(**options: bool | int):
     stream, details = a_run(**options)
-    return build_report(stream.events, details)
+    return report_on(stream, details)
+
+
+def report_on(stream: Stream, details: dict[str, Any], **clients: int) -> Report:
+    """The report of the stream's run; ``clients`` are those that were started, if that is known."""
+    view = RunView.of(stream.events)
+    newest = view.newest_evaluation
+    known = EvaluationDetails.model_validate(details[newest.details.sha256]) if newest else None
+    return build_report(view, known, clients=clients or None)
 
 
 def test_the_json_has_the_promised_keys(tmp_path: Path):
@@ -28,7 +40,7 @@ def test_the_json_has_the_promised_keys(tmp_path: Path):
         *("clients", "base", "rounds", "final", "wall_seconds"),
     }
     assert promised <= content.keys()
-    assert content["clients"].keys() == {"browser", "native"}
+    assert content["clients"].keys() == {"browser", "native", "other"}
     assert content["base"].keys() == {"accuracy", "loss"}
     round_keys = {
         *("round", "accuracy", "loss", "mismatched_images", "trained_images"),
@@ -49,9 +61,21 @@ def test_a_round_sums_over_its_accepted_updates_and_is_timed_from_start_to_model
 
 def test_clients_are_counted_by_the_engines_of_their_updates_unless_the_caller_knows():
     stream, details = a_run()
-    assert build_report(stream.events, details).clients.model_dump() == {"browser": 1, "native": 1}
-    known = build_report(stream.events, details, clients={"browser": 2, "native": 0})
-    assert known.clients.browser == 2
+    assert report_on(stream, details).clients.model_dump() == {"browser": 1, "native": 1, "other": 0}
+    assert report_on(stream, details, browser=2, native=0).clients.browser == 2
+
+
+def test_a_client_with_an_engine_that_nobody_knows_is_counted_and_has_its_share_of_the_time():
+    stream, details = a_run()
+    for index, stored in enumerate(stream.events):
+        if isinstance(stored.event.data, UpdateSubmitted):
+            data = stored.event.data.model_copy(update={"engine": "abacus 2"})
+            event = stored.event.model_copy(update={"data": data})
+            stream.events[index] = dataclasses.replace(stored, event=event)
+    report = report_on(stream, details)
+    assert report.clients.model_dump() == {"browser": 0, "native": 0, "other": 2}
+    assert report.time.overhead_share == report_of().time.overhead_share
+    assert "2 other clients" in render_html(report)
 
 
 def test_time_that_no_client_computes_is_overhead():
@@ -73,15 +97,16 @@ def test_labels_and_per_class_results_are_reported():
     assert right / IMAGES == report.final.accuracy == report.rounds[-1].accuracy
 
 
-def test_details_may_be_given_as_a_function():
+def test_without_the_details_everything_else_is_reported():
     stream, details = a_run()
-    assert build_report(stream.events, details.get) == build_report(stream.events, details)
+    report = build_report(RunView.of(stream.events), None)
+    assert report == report_on(stream, details).model_copy(update={"per_class": (), "confusion": None})
 
 
 def test_a_run_that_still_goes_on_has_a_report_too(tmp_path: Path):
     stream, details = a_run(rounds=1, finished=False)
     stream.add(RoundStarted(run=RUN, round=2))
-    report = build_report(stream.events, details)
+    report = report_on(stream, details)
     assert report.status == "running"
     assert report.rounds[1].seconds is None
     assert report.final.model_sha256 == model_of(1).sha256
@@ -91,7 +116,7 @@ def test_a_run_that_still_goes_on_has_a_report_too(tmp_path: Path):
 def test_a_run_of_which_only_the_start_is_known_can_be_written():
     stream = Stream()
     stream.add(run_started(config()))
-    report = build_report(stream.events, {})
+    report = report_on(stream, {})
     assert report.base is None
     assert report.final.accuracy is None
     assert "svg" not in render_html(report)
@@ -102,16 +127,16 @@ def test_a_failed_round_says_why():
     stream.add(RoundStarted(run=RUN, round=2))
     stream.add(planned(3, 2, round=2))
     stream.add(RoundFailed(run=RUN, round=2, reason="0 of 3 updates were accepted"))
-    report = build_report(stream.events, details)
+    report = report_on(stream, details)
     assert report.rounds[1].failed == "0 of 3 updates were accepted"
     assert report.rounds[1].updates_missing == 3
     assert "failed" in render_html(report)
 
 
 def test_events_without_a_start_are_refused():
-    stream, details = a_run()
+    stream, _ = a_run()
     with pytest.raises(NoSuchRunError):
-        build_report(stream.events[1:], details)
+        build_report(RunView.of(stream.events[1:]), None)
 
 
 def test_the_page_needs_no_network_and_escapes_what_the_run_says():

@@ -18,7 +18,7 @@ from agents.core.exchange.access import (
     Grant,
     Pace,
 )
-from bus.broker.tokens import Role, TokenLimits, TokenRecord, digest_of, id_of, new_token
+from bus.words.tokens import Role, TokenLimits, TokenRecord, digest_of, id_of, new_token
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -16,12 +16,13 @@ from agents.core.learning.encodings import (
     BLOCK,
     UnknownEncodingError,
     UpdateSizeError,
+    clipped_parts,
     decode_update,
     encode_update,
     encoded_size,
     update_norm,
 )
-from agents.core.learning.fixed_point import NonFiniteUpdateError, UpdateShapeError
+from agents.core.learning.fixed_point import FixedPointSum, NonFiniteUpdateError, UpdateShapeError
 
 ENCODINGS = ["float32", "float16", "int8", "topk:0.1", "topk:1", "topk:0.000000001"]
 SIZES = [0, 1, 2, 999, BLOCK - 1, BLOCK, BLOCK + 1, 256 * BLOCK + 3]
@@ -107,6 +108,7 @@ def test_one_byte_more_or_less_is_refused(encoding: str, change: int) -> None:
     ("encoding", "data"),
     [
         ("float32", struct.pack("<2f", 0, math.nan)),
+        ("float32", struct.pack("<fI", 0, 0x7FA00000)),  # signalling
         ("float16", struct.pack("<2e", 0, math.inf)),
         ("int8", struct.pack("<f2b", math.nan, 0, 0)),
         ("int8", struct.pack("<f2b", 3e38, 127, 0)),
@@ -116,6 +118,23 @@ def test_one_byte_more_or_less_is_refused(encoding: str, change: int) -> None:
 def test_bytes_that_decode_to_a_value_that_is_not_finite_are_refused(encoding: str, data: bytes) -> None:
     with pytest.raises(NonFiniteUpdateError):
         decode_update(data, encoding, 2)
+    with pytest.raises(NonFiniteUpdateError):
+        update_norm(data, encoding, 2)
+    with pytest.raises(NonFiniteUpdateError):
+        FixedPointSum(2).add_update(clipped_parts(data, encoding, 2, check=False), 1)
+
+
+def test_every_half_precision_float_decodes_to_itself_or_is_refused() -> None:
+    for number in range(2**16):
+        (value,) = struct.unpack("<e", struct.pack("<H", number))
+        if math.isfinite(value):
+            continue
+        with pytest.raises(NonFiniteUpdateError):
+            decode_update(struct.pack("<H", number), "float16", 1)
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)]
+    decoded = decode_update(finite.tobytes(), "float16", finite.size)
+    assert decoded.tobytes() == finite.astype(np.float32).tobytes()
 
 
 @pytest.mark.parametrize("indices", [(1, 0), (0, 0), (0, 2), (0, 2**32 - 1)])
@@ -150,6 +169,46 @@ def test_a_larger_update_is_scaled_down_to_the_norm_and_keeps_its_direction(enco
     norm = float(np.linalg.norm(clipped.astype(np.float64)))
     assert limit * (1 - 1e-6) < norm <= limit
     np.testing.assert_allclose(clipped, whole / 3, rtol=1e-6)
+
+
+def test_the_norm_is_summed_in_the_same_pieces_for_ever() -> None:
+    delta = a_delta(1000 * BLOCK + 77)
+    squares = 0.0
+    for start in range(0, delta.size, 256 * BLOCK):
+        wide = delta[start : start + 256 * BLOCK].astype(np.float64)
+        squares += float(wide @ wide)
+    assert update_norm(delta.tobytes(), "float32", delta.size) == math.sqrt(squares)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("clip", [None, 0.5, 1e9])
+def test_parts_are_the_update_in_any_order_and_as_often_as_one_likes(encoding: str, clip: float | None) -> None:
+    n = 700 * BLOCK + 77
+    data = encode_update(a_delta(n), encoding)
+    parts, delta = clipped_parts(data, encoding, n, clip), np.zeros(n, np.float32)
+    for where, values in [*reversed(parts), *parts[1:], parts[-1]]:
+        delta[where] = values
+    assert delta.tobytes() == decode_update(data, encoding, n, clip_norm=clip).tobytes()
+    assert len({int(where.start if isinstance(where, slice) else where[0]) for where, _ in parts}) == len(parts)
+
+
+def test_an_update_too_large_to_be_decoded_at_once_is_clipped_to_the_same_bits() -> None:
+    n = (16 << 20) + 5
+    data = np.ones(4 * -(-n // BLOCK) + n, np.uint8)
+    data[: 4 * -(-n // BLOCK)] = np.frombuffer(np.float32(0.5).tobytes() * -(-n // BLOCK), np.uint8)
+    limit = update_norm(data, "int8", n) / 3
+    factor = np.nextafter(np.float32(1 / 3), np.float32(0))
+    parts = clipped_parts(data, "int8", n, limit)
+    assert {value for _, values in parts for value in np.unique(values)} == {np.float32(0.5) * factor}
+    assert sum(values.size for _, values in parts) == n
+
+
+def test_indices_that_meet_across_two_parts_are_refused_before_any_is_read() -> None:
+    n = 600 * BLOCK
+    indices = np.arange(n, dtype=np.uint32)
+    indices[256 * BLOCK] = 256 * BLOCK - 1
+    with pytest.raises(UpdateShapeError):
+        clipped_parts(indices.tobytes() + bytes(4 * n), "topk:1", n)
 
 
 @pytest.mark.parametrize("above", [1.0, 1.5, 1e30])

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from agents.core.learning.augment import augment, default_augmentation
-from agents.core.learning.task import TaskInputError, TaskProgress, TaskResult, run_task
+from agents.core.learning.kinds import open_kind
+from agents.core.learning.task import TaskInputError, TaskInputs, TaskProgress, TaskResult, run_task
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.pixels import pixel_table, to_pixel_values
 from bus.words.values import Ref
+from tests.unit.agents.core.learning.models import GREY
 
 REF = Ref(name="sha256-" + "0" * 64, size=12, sha256="0" * 64)
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 6, 6, 1), dtype=np.uint8)
 BASE = np.array([1, 2, 3], np.float32)
+KIND = open_kind("image-classification", GREY)
 
 
 class WritingEngine:
     """Predicts class 1 for every image (classes 1 and 2 tie) and adds one half to each parameter at each step."""
 
     def __init__(self) -> None:
-        self.pixel_table = pixel_table([0.5], [0.5])
+        self.rate: float | None = None
         self.predicted: list[NDArray[np.float32]] = []
         self.steps: list[tuple[NDArray[np.float32], list[int]]] = []
         self.values = np.full(3, np.nan, np.float32)
 
-    def begin(self, base: NDArray[np.float32]) -> None:
-        self.values = base.copy()
+    def begin(self, base: NDArray[np.float32], learning_rate: float | None) -> None:
+        self.values, self.rate = base.copy(), learning_rate
 
     def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         return pixel_values
@@ -49,7 +54,8 @@ class WritingEngine:
 def do(labels: tuple[int | None, ...], *, epochs: int = 1, augmentations: int = 2) -> tuple[WritingEngine, TaskResult]:
     engine = WritingEngine()
     task = TaskAssigned(run="r", round=1, user="u", shard=REF, labels=labels, spec=REF, seed=77)
-    return engine, run_task(task, a_spec(epochs, augmentations), IMAGES, BASE, engine, lambda _: None)
+    given = TaskInputs(task, a_spec(epochs, augmentations), IMAGES, BASE)
+    return engine, run_task(given, KIND, engine, lambda _: None, itertools.count().__next__)
 
 
 def a_spec(epochs: int, augmentations: int) -> TaskSpec:
@@ -58,7 +64,6 @@ def a_spec(epochs: int, augmentations: int) -> TaskSpec:
         round=1,
         artifacts=REF,
         base_model=REF,
-        optimizer=REF,
         learning_rate=0.1,
         epochs=epochs,
         augmentations=augmentations,
@@ -78,7 +83,7 @@ def test_each_mismatch_is_one_step_on_the_original_and_its_copies_in_shard_order
     expected = augment(IMAGES, np.array([0, 3]), copies=2, seed=77, spec=default_augmentation())
     assert [labels for _, labels in engine.steps] == [[0, 0, 0], [2, 2, 2]]
     for (batch, _), images in zip(engine.steps, expected, strict=True):
-        np.testing.assert_array_equal(batch, to_pixel_values(images, engine.pixel_table))
+        np.testing.assert_array_equal(batch, to_pixel_values(images, pixel_table([0.5], [0.5])))
     assert result.delta.tolist() == [1, 1, 1]
     assert result.delta.dtype == np.float32
 
@@ -124,5 +129,15 @@ def test_the_progress_callback_can_give_the_task_up() -> None:
     engine = WritingEngine()
     task = TaskAssigned(run="r", round=1, user="u", shard=REF, labels=(0, 0, 0, 0, 0), spec=REF, seed=1)
     with pytest.raises(GivenUpError):
-        run_task(task, a_spec(1, 2), IMAGES, BASE, engine, stop)
+        run_task(TaskInputs(task, a_spec(1, 2), IMAGES, BASE), KIND, engine, stop, itertools.count().__next__)
     assert len(engine.steps) == 1
+
+
+def test_the_learning_rate_of_the_round_is_a_number_in_its_spec() -> None:
+    engine, _ = do((0, 1, None, 2, 1))
+    assert engine.rate == 0.1
+
+
+def test_times_come_from_the_clock_that_is_given() -> None:
+    metrics = do((0, 1, None, 2, 1))[1].metrics
+    assert (metrics.predict_s, metrics.train_s) == (1, 1)

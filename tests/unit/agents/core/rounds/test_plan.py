@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import pytest
 
-from agents.core.rounds.plan import AssignTasks, PlanRound, RunState, Say, learning_rate_of, quorum_of
+from agents.core.rounds.plan import (
+    AssignTasks,
+    PlanRound,
+    ReadDataset,
+    RunState,
+    Say,
+    learning_rate_of,
+    quorum_of,
+    task_spec,
+)
 from agents.words.events import (
     ModelEvaluated,
     ModelPublished,
-    Payload,
     RoundClosed,
     RoundFailed,
     RoundStarted,
     RunFinished,
     Score,
 )
-from tests.builders import ANY_REF, BASE_REF, RUN, Stream, assigned, config, labelled, planned, ref_of, run_started
+from agents.words.run_config import RunDataset, UserShard
+from bus.words.payload import Payload
+from tests.builders import (
+    ANY_REF,
+    BASE_REF,
+    RUN,
+    START,
+    Stream,
+    assigned,
+    config,
+    labelled,
+    planned,
+    ref_of,
+    run_started,
+)
 
 USERS = ("u0", "u1", "u2")
 NEW_MODEL = ref_of(b"new model")
@@ -168,3 +190,55 @@ def test_a_plan_that_counts_users_without_labels_assigns_those_that_have_some() 
     assert [task.user for task in intent.tasks] == ["u0"]
     state.fold(stream.add(intent.tasks[0]))
     assert state.decide() is None
+
+
+def test_the_next_round_names_what_the_strategy_kept_unless_it_starts_from_another_model() -> None:
+    kept = published(1).model_copy(update={"server_state": ref_of(b"momenta")})
+    begun = (RoundStarted(run=RUN, round=1), planned(3, 3), closed(1), kept)
+    plain = Run().fold(*map(labelled, USERS), *begun, RoundStarted(run=RUN, round=2)).state.decide()
+    assert isinstance(plain, PlanRound)
+    assert (plain.base_model, plain.server_state) == (NEW_MODEL, kept.server_state)
+    assert plain.planned(ANY_REF, START).server_state == kept.server_state
+    other = RoundStarted(run=RUN, round=2, base_model=ANY_REF)
+    elsewhere = Run().fold(*map(labelled, USERS), *begun, other).state.decide()
+    assert isinstance(elsewhere, PlanRound)
+    assert (elsewhere.base_model, elsewhere.server_state) == (ANY_REF, None)
+
+
+def test_the_users_are_read_from_the_dataset_before_anything_is_planned() -> None:
+    state = RunState(run_started(config(users=2)))
+    assert state.decide() == ReadDataset(ANY_REF)
+    users = tuple(UserShard(user=user, shard=ANY_REF) for user in ("u1", "u0"))
+    state.open(RunDataset(classes=("a", "b"), users=users, held_out=ANY_REF).model_dump_json().encode())
+    assert state.users == ("u1", "u0")
+    assert state.decide() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "dataset", "reason"),
+    [
+        ({}, b"no dataset", "dataset: "),
+        ({"strategy": "fedprox"}, b"", "there is no strategy 'fedprox'"),
+        ({"strategy_settings": {"speed": 1}}, b"", "speed: there is no such setting"),
+    ],
+)
+def test_a_run_that_cannot_be_opened_fails_with_the_reason(
+    changes: dict[str, object], dataset: bytes, reason: str
+) -> None:
+    state = RunState(run_started(config(users=2).model_copy(update=changes)))
+    state.open(dataset)
+    intent = state.decide()
+    assert isinstance(intent, Say)
+    assert isinstance(intent.data, RunFinished)
+    assert (intent.data.status, intent.data.rounds) == ("failed", 0)
+    assert reason in intent.data.reason
+
+
+def test_a_spec_says_what_the_config_and_the_plan_say() -> None:
+    run = Run().fold(RoundStarted(run=RUN, round=1), *map(labelled, USERS))
+    plan = run.state.decide()
+    assert isinstance(plan, PlanRound)
+    spec = task_spec(run.state.started, plan)
+    training = run.state.started.config.training
+    assert (spec.run, spec.round, spec.base_model, spec.optimizer) == (RUN, 1, BASE_REF, None)
+    assert (spec.learning_rate, spec.epochs, spec.encoding) == (plan.learning_rate, training.epochs, training.encoding)

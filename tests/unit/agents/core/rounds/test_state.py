@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from agents.core.rounds.state import Candidate, Refusal, RoundState
-from agents.words.events import Payload, RoundClosed, RoundExtended, RoundFailed, UpdateRejected
+from agents.words.events import RoundClosed, RoundExtended, RoundFailed, UpdateRejected
 from agents.words.run_config import QuorumSpec
+from bus.words.payload import Payload
 from tests.builders import ANY_REF, RUN, START, Stream, assigned, planned, submitted
 
 

@@ -1,0 +1,145 @@
+"""What must be known of the runs to hand out tasks and judge updates: a pure fold over the event stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agents.core.exchange.leases import TaskKey
+from agents.core.exchange.upload_rules import Expected
+from agents.words.events import (
+    ImagesLabelled,
+    RoundClosed,
+    RoundFailed,
+    RoundPayload,
+    RoundPlanned,
+    RoundStarted,
+    RunFinished,
+    RunStarted,
+    TaskAssigned,
+    UpdateSubmitted,
+)
+from agents.words.run_config import RunDataset
+from bus.words.envelope import Stored
+
+Ended = TaskKey | tuple[str, int] | tuple[str]
+"""A task, a round or a run: all tasks whose key begins with this are over."""
+
+
+@dataclass
+class RoundFacts:
+    """One round: its plan, whether it is over, and whose updates are in."""
+
+    plan: RoundPlanned | None = None
+    over: bool = False
+    submitted: set[str] = field(default_factory=set)
+
+
+@dataclass
+class RunFacts:
+    """One run, as far as the gateway needs to know it."""
+
+    started: RunStarted
+    dataset: RunDataset | None = None
+    status: str = "waiting"
+    rounds: dict[int, RoundFacts] = field(default_factory=dict)
+
+
+class Runs:
+    """All runs of the stream so far.
+
+    Attributes:
+        sequence: of the last event that was taken in.
+        denied: digests of what no client may read.
+    """
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.denied: set[str] = set()
+        self._runs: dict[str, RunFacts] = {}
+
+    def fold(self, stored: Stored, dataset: RunDataset | None = None) -> Ended | None:
+        """Takes one event in; answers with the task, round or run that it ended.
+
+        Args:
+            stored: any event of any run, in stream order.
+            dataset: what a ``run.started`` names, if it can be read.
+        """
+        self.sequence = max(self.sequence, stored.sequence)
+        data = stored.event.data
+        if isinstance(data, RunStarted):
+            self._open(data, dataset)
+        run = self._runs.get(data.run)
+        return None if run is None else self._take(run, data)
+
+    def _open(self, started: RunStarted, dataset: RunDataset | None) -> None:
+        """A run began. Without its dataset nobody can say what is secret in it, so the dataset itself is denied."""
+        self._runs.setdefault(started.run, RunFacts(started, dataset))
+        secrets = (dataset.held_out, dataset.truth) if dataset else (started.dataset,)
+        self.denied.update(ref.sha256 for ref in secrets if ref is not None)
+
+    def _take(self, run: RunFacts, data: object) -> Ended | None:
+        match data:
+            case RunFinished():
+                run.status = data.status
+                run.rounds.clear()
+                # Nothing of it is judged any more, and a dataset may name a hundred thousand users.
+                run.dataset = None
+                return (data.run,)
+            case RoundClosed() | RoundFailed():
+                facts = self._round(run, data)
+                facts.over = True
+                facts.submitted.clear()
+                return data.run, data.round
+            case UpdateSubmitted():
+                self._round(run, data).submitted.add(data.user)
+                return data.run, data.round, data.user
+            case RoundPlanned():
+                facts = self._round(run, data)
+                facts.plan = facts.plan or data
+            case ImagesLabelled() if run.status == "waiting":
+                run.status = "labelling"
+            case RoundStarted() | TaskAssigned() if run.status in ("waiting", "labelling"):
+                run.status = "running"
+        return None
+
+    def _round(self, run: RunFacts, data: RoundPayload) -> RoundFacts:
+        return run.rounds.setdefault(data.round, RoundFacts())
+
+    def is_over(self, key: TaskKey) -> str | None:
+        """Why nobody needs this task's update any more, if so."""
+        name, number, user = key
+        run = self._runs.get(name)
+        if run is None:
+            return None
+        if run.status not in ("waiting", "labelling", "running"):
+            return f"the run is {run.status}"
+        facts = run.rounds.get(number)
+        if facts is not None and facts.over:
+            return "the round is over"
+        return "the update is in" if facts is not None and user in facts.submitted else None
+
+    def expected(self, task: TaskAssigned) -> Expected | None:
+        """What the task's update has to look like; nothing when its run or round is not known."""
+        run = self._runs.get(task.run)
+        plan = run.rounds[task.round].plan if run is not None and task.round in run.rounds else None
+        if run is None or plan is None:
+            return None
+        return Expected(
+            config=run.started.config,
+            parameters=plan.base_model.size // 4,
+            base_model=plan.base_model.sha256,
+            classes=len(run.dataset.classes) if run.dataset else None,
+            labels=task.labels,
+        )
+
+    def listing(self) -> list[dict[str, str | int]]:
+        """All runs, oldest first."""
+        return [
+            {
+                "run": name,
+                "status": run.status,
+                "rounds": run.started.config.rounds,
+                "users": run.started.users,
+            }
+            for name, run in self._runs.items()
+        ]

@@ -1,0 +1,87 @@
+"""What a strategy is: its settings, what it gathers updates in, and the step that it takes from model to model.
+
+A strategy is a frozen value whose fields are its settings. It must be a function of what it is given, so that every
+aggregator, every replay and every check of the ledger comes to the same bits: no clock, no randomness but such as is
+drawn from a setting, and no dependence on the order in which updates came.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.core.learning.fixed_point import Part
+from bus.words.values import Frozen
+
+Vector = NDArray[np.float32]
+"""One value a parameter, float32 [parameters]."""
+Parts = Sequence[Part]
+"""The places, none of them twice, and float32 values of an update, decoded as they are asked for; the rest is zero."""
+
+
+class Gathering(Protocol):
+    """What the updates of a round are gathered in while they arrive: in any order, each once."""
+
+    @property
+    def weight(self) -> int:
+        """Sum of the weights of what was added."""
+
+    def add(self, user: str, parts: Parts, weight: int) -> None:
+        """Adds the update of ``user``, already clipped where the run clips.
+
+        Nobody has looked for NaN and infinities yet; the two in ``agents.core.strategies.gathering`` do.
+
+        Raises:
+            FedbusError: it cannot be read or counted; nothing was added.
+        """
+
+
+G = TypeVar("G", bound=Gathering)
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one model to the next: what a strategy reads, and where it writes.
+
+    Attributes:
+        round: its number, from 1.
+        parent: the model that the round started from.
+        before: the strategy's vectors as the round before left them; none in the first round, or where the round
+            starts from a model that is not that round's.
+        model: where the new model goes; its values are undefined before.
+        after: where the vectors go that the next round starts from; undefined before, too.
+    """
+
+    round: int
+    parent: Vector
+    before: Mapping[str, Vector] | None
+    model: Vector
+    after: Mapping[str, Vector]
+
+    def blocks(self, width: int = 1 << 16) -> Iterable[slice]:
+        """All coordinates in pieces of ``width``, so that temporary arrays stay small."""
+        return (slice(start, min(start + width, len(self.parent))) for start in range(0, len(self.parent), width))
+
+
+class Strategy(Frozen, Generic[G]):
+    """How accepted updates become the next model. Subclass it, give it a ``NAME``, and put it into this package.
+
+    A class of your own elsewhere is named ``module:Class`` instead. Fields are settings: each has a default and bounds.
+    """
+
+    NAME: ClassVar[str] = ""
+    VECTORS: ClassVar[tuple[str, ...]] = ()
+    """Names of the vectors that the server keeps from round to round."""
+
+    @abstractmethod
+    def gather(self, parameters: int) -> G:
+        """What the updates of one round go into: see ``agents.core.strategies.gathering``."""
+
+    @abstractmethod
+    def step(self, gathered: G, step: Step) -> None:
+        """Writes ``step.model`` and ``step.after``; called once, and only where the updates have any weight."""
