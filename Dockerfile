@@ -26,6 +26,7 @@ COPY bus/ /app/bus/
 COPY agents/ /app/agents/
 COPY artifacts/ /app/artifacts/
 COPY data/ /app/data/
+COPY fedbus/ /app/fedbus/
 COPY --from=page /page/dist /app/browser_client/dist/
 ENV PATH=/opt/fedbus/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN PYTHONDONTWRITEBYTECODE= python -m compileall -q /app

@@ -3,9 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 PAGE := browser_client
+# Where the machine has no Node, the environment has one.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PAGE_SOURCES := $(shell find $(PAGE)/src $(PAGE)/plugins $(PAGE)/public $(PAGE)/index.html $(PAGE)/vite.config.ts $(PAGE)/tsconfig.json -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test test-large lint format docs page-tests pytest bench chaos fuzz load containers clean
+.PHONY: help setup setup-dev demo wheel test test-large lint format docs page-tests pytest bench chaos fuzz load containers clean
 
 help:           ## Say what can be made.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -14,8 +16,15 @@ setup: $(VENV)/installed $(PAGE)/dist/index.html  ## Install what running fedbus
 
 setup-dev: setup $(VENV)/installed-dev  ## Install what tests and building artifacts need too (torch).
 
-demo: setup     ## Run one federated run of 100 users in two headless browsers, and write its report.
+demo:           ## Run one federated run of 100 users in two headless browsers, and write its report.
+	@PYTHON=$(PYTHON) sh .ci/needs.sh demo "$(ARGS)"
+	@if sh .ci/needs.sh browser; then $(MAKE) --no-print-directory setup; else $(MAKE) --no-print-directory $(VENV)/installed; fi
 	@$(VENV)/bin/fedbus demo $(ARGS)
+
+wheel: setup-dev  ## Build a wheel with page, sample and base model inside: build/wheel/fedbus-*.whl.
+	@rm -rf build/wheel
+	@$(PY) -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	@ls build/wheel/*.whl
 
 test: setup-dev lint page-tests pytest  ## Pass all tests: ruff, mypy, layers, tsc, Vitest, pytest with real broker and browser.
 
@@ -81,8 +90,8 @@ $(VENV)/installed-fuzz: $(VENV)/installed-dev
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	@touch $@
 
-$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json
-	@command -v npm >/dev/null || { echo "building the page needs Node 20 with npm: apt-get install -y nodejs npm" >&2; exit 1; }
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json | $(VENV)/bin/python
+	@sh .ci/needs.sh node
 	@echo "Installing the page's packages ..."
 	@cd $(PAGE) && npm ci --silent --no-audit --no-fund
 	@touch $@

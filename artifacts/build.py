@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -110,7 +111,7 @@ def build_artifacts(base: BaseModel, options: BuildOptions, directory: Path, *, 
                 parameters=facts.parameters_total,
                 trainable=len(initial),
             ),
-            base={"name": base.name, **_plain(base.facts)},
+            base={"name": base.name, "config": _config(base), **_plain(base.facts)},
             build=_build_facts(options, command, Agreement(0.0, 0.0)),
         )
         agreement = _agreement(draft, staging, model, initial, options)
@@ -250,6 +251,12 @@ def _layout(tensors: Mapping[str, NDArray[np.float32]]) -> tuple[TrainableTensor
         layout.append(TrainableTensor(name=name, shape=values.shape, offset=offset))
         offset += values.size
     return tuple(layout)
+
+
+def _config(base: BaseModel) -> dict[str, Any]:
+    """What a model like the base is made from, without the names of the classes, which the manifest has."""
+    config: dict[str, Any] = json.loads(base.model.config.to_json_string())
+    return {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

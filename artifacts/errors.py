@@ -35,6 +35,12 @@ class ExportError(FedbusError):
     code = "export_failed"
 
 
+class TakeOutError(FedbusError):
+    """A trained model cannot be written in, or read from, a form that others use."""
+
+    code = "model_not_exportable"
+
+
 class SelfCheckError(ExportError):
     """Freshly built artifacts do not compute what the torch model computes."""
 

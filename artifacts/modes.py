@@ -8,6 +8,9 @@ from typing import Literal
 
 from artifacts.errors import TrainModeError
 
+LORA_SCALE = 2.0
+"""What LoRA's product B A counts: its alpha over its rank."""
+
 _PATTERN = re.compile(r"^(?:(head|head-weight|full)|last-([1-9]\d{0,3})|lora:([1-9]\d{0,3}))$")
 
 

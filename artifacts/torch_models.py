@@ -13,9 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import ViTForImageClassification
 
 from artifacts.errors import TrainModeError
-from artifacts.modes import TrainMode
+from artifacts.modes import LORA_SCALE, TrainMode
 
-LORA_SCALE = 2.0
 # peft wraps modules; without its marks a parameter has the name that the plain model gives it.
 _WRAPPING = re.compile(r"base_model\.model\.|base_layer\.|modules_to_save\.default\.|(?<=lora_[AB]\.)default\.")
 _LAYER = re.compile(r"^vit\.layers\.(\d+)\.")

@@ -13,11 +13,13 @@ from pathlib import Path
 import httpx
 
 from agents.cli.options import make_config
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import System, running_system
+from agents.client.address import Address
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.runtime.tasks import background
 from agents.words.events import RoundClosed, RoundStarted, TaskAssigned
 from benchmarks.common import Value, report
@@ -51,10 +53,11 @@ async def crowd(system: System, cache: Path, *, run: str, size: int, task_s: flo
         generation = 0
         while True:
             generation += 1
-            objects = ObjectCache(system.connection.gateway, cache)
+            gateway = Address(system.connection.gateway_url, system.connection.join_token)
+            objects = ObjectCache(gateway, cache)
             name = f"{run}-{number}-{generation}"
             trainer = SlowTrainer(objects, task_s)
-            client = Client(system.connection.gateway, name, trainer, says_goodbye=False)
+            client = Client(gateway, name, trainer, says_goodbye=False)
             try:
                 async with background(client.run()):
                     await asyncio.sleep(ROUND_S if life is None else lives.expovariate(1 / (life * task_s)))
@@ -82,7 +85,7 @@ async def seconds_to_quorum(bus: Bus, run: str) -> float:
 
 async def granted(system: System) -> float:
     """Tasks that the gateway has handed out so far."""
-    gateway = system.connection.gateway
+    gateway = Address(system.connection.gateway_url, system.connection.join_token)
     async with httpx.AsyncClient() as client:
         lines = (await client.get(f"{gateway.url}/metrics", headers=gateway.headers)).text.splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("fedbus_gateway_granted_total"))

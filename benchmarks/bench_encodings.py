@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
+from agents.cli.run_setup import user_name
 from agents.core.labels.sources import simulated_labels
 from agents.core.learning.augment import default_augmentation
 from agents.core.learning.encodings import decode_update, encode_update
@@ -21,6 +21,7 @@ from agents.core.learning.fixed_point import FixedPointSum
 from agents.core.learning.kinds import open_kind
 from agents.core.learning.task import TaskInputs, run_task
 from agents.engines import open_engine
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import artifact_paths, load_manifest

@@ -19,11 +19,13 @@ import numpy as np
 
 from agents.audit.verify import verify_runs
 from agents.cli.options import make_config
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA, user_name
+from agents.cli.run_setup import user_name
 from agents.cli.system import System, running_system
+from agents.client.address import Address
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
 from agents.client.trainer import Finished, Progress, SyntheticTrainer
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import RoundStarted, RunFinished, RunStarted, TaskAssigned, UpdateSubmitted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import load_manifest
@@ -127,12 +129,12 @@ async def load(clients: int, users: int, rounds: int, minutes: float) -> dict[st
         store = Path(folder)
         async with running_system(store, store / "logs", nats_port=None, gateway_port=0) as system:
             connection = system.connection
-            objects = ObjectCache(connection.gateway, store / "cache")
+            objects = ObjectCache(Address(connection.gateway_url, connection.join_token), store / "cache")
             trainer = TimedTrainer(objects, samples)
             async with Bus.connect(connection.settings(), name="load", wait_s=10) as bus, asyncio.TaskGroup() as group:
                 background = [group.create_task(sample_memory(system, samples))]
                 for index in range(clients):
-                    client = Client(connection.gateway, f"load-{index}", trainer)
+                    client = Client(Address(connection.gateway_url, connection.join_token), f"load-{index}", trainer)
                     background.append(group.create_task(client.run()))
                 began = time.monotonic()
                 while runs == 0 or time.monotonic() - began < 60 * minutes:

@@ -13,8 +13,9 @@ from typing import Any
 
 from agents.cli.inspect_run import events_so_far
 from agents.cli.options import ClientMix, make_config
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import client_commands, running_system
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.words.events import RoundStarted, RunFinished
 from bus.client import Bus
 from bus.words.envelope import Stored

@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from agents.audit.compare import Comparison, compare
+from agents.audit.exported import open_exported
 from agents.audit.report.model import Confusion
 from agents.audit.report.pictures import confusion_matrices
 from agents.core.learning.contracts import TaskKind
 from agents.core.learning.kinds import open_kind
 from agents.engines import open_engine
 from agents.evaluator.scoring import HeldOutScorer
-from artifacts.manifest import TRAINABLE, ArtifactManifest, artifact_paths, load_manifest
+from artifacts.inference import InferenceModel
+from artifacts.manifest import TRAINABLE, ArtifactManifest, ModelFacts, artifact_paths, load_manifest
 from bus.errors import FedbusError
 from data.dataset import UNLABELLED, load_dataset
 from data.shards import BROKEN_TENSORS
@@ -32,7 +34,7 @@ def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparis
     """The comparison of two models on the labelled images of ``data``.
 
     Args:
-        a: an artifact folder, or a file of trainable parameters for ``artifacts``.
+        a: an artifact folder, a file of trainable parameters for ``artifacts``, or a model that was taken out.
         b: likewise.
         data: a dataset folder, or a shard with labels; images without a label are left out.
         artifacts: the folder that files of parameters belong to.
@@ -40,29 +42,42 @@ def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparis
     Raises:
         FedbusError: one of them is missing or malformed, or they do not fit each other.
     """
-    folders = [path if path.is_dir() else artifacts for path in (a, b)]
-    manifests = [load_manifest(folder) for folder in folders]
-    classes = manifests[0].model.classes
-    kind = open_kind(manifests[0].kind, manifests[0].model)
+    models = [_open(path, artifacts) for path in (a, b)]
+    whose = [(one.kind, one.facts) if isinstance(one, InferenceModel) else _whose(load_manifest(one)) for one in models]
+    (kind_name, facts), classes = whose[0], whose[0][1].classes
+    kind = open_kind(kind_name, facts)
     images, labels = _labelled_images(data, classes, kind)
-    if manifests[1].model.classes != classes or manifests[1].kind != manifests[0].kind:
+    if whose[1][1].classes != classes or whose[1][0] != kind_name:
         raise ComparisonError("the two models have different classes", hint="build them with the same labels")
+    for _, one in whose:
+        _check_size(one, images)
     outputs = [
-        _outputs(path, folder, manifest, images, labels)
-        for path, folder, manifest in zip((a, b), folders, manifests, strict=True)
+        model.logits(images) if isinstance(model, InferenceModel) else _outputs(path, model, images, labels)
+        for path, model in zip((a, b), models, strict=True)
     ]
     return compare((str(a), str(b)), kind, (outputs[0], outputs[1]), labels, classes)
 
 
-def _outputs(
-    path: Path, folder: Path, manifest: ArtifactManifest, images: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    size = manifest.model.image_size
-    if images.shape[1:] != (size, size, manifest.model.channels):
+def _open(path: Path, artifacts: Path) -> InferenceModel | Path:
+    """A model that was taken out, or else the folder of artifacts that ``path`` is or belongs to."""
+    return open_exported(path, artifacts) or (path if path.is_dir() else artifacts)
+
+
+def _whose(manifest: ArtifactManifest) -> tuple[str, ModelFacts]:
+    return manifest.kind, manifest.model
+
+
+def _check_size(model: ModelFacts, images: NDArray[np.uint8]) -> None:
+    size = model.image_size
+    if images.shape[1:] != (size, size, model.channels):
         raise ComparisonError(
             f"the images are {images.shape[1:]} (height, width, channels), the model takes {size} x {size}",
             hint="prepare the pictures for this model: fedbus data prepare FOLDER --artifacts DIR",
         )
+
+
+def _outputs(path: Path, folder: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    manifest = load_manifest(folder, verify=False)
     parameters = read_parameters(path if path.is_file() else folder / manifest.files[TRAINABLE].path, manifest)
     engine = open_engine(manifest, artifact_paths(manifest, folder))
     kind = open_kind(manifest.kind, manifest.model)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from artifacts.model_input import model_input
 from bus.process.files import write_atomically
 from bus.process.logs import escaped
@@ -27,7 +28,6 @@ from data.prepare import prepare as prepare_dataset
 app = typer.Typer(help="Images: prepare, clean, share out, exchange.", no_args_is_help=True)
 console = Console(highlight=False)
 
-DEFAULT_ARTIFACTS = Path(__file__).parents[2] / "artifacts" / "default"
 _SHOWN = 10
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the dataset; it is added to if it exists.")]
 Model = Annotated[

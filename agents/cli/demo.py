@@ -9,15 +9,16 @@ from typing import Annotated
 
 import typer
 
+from agents.audit.model_export import Form, fetched_model, write_model
 from agents.cli import options as o
 from agents.cli.chromium import find_chromium
 from agents.cli.display import console, run_display
 from agents.cli.inspect_run import follow_to_the_end, make_report
-from agents.cli.reload import PAGE_FOLDER
 from agents.cli.run_setup import RunSources, start_run
 from agents.cli.runs import CONNECT_S, new_run_name
 from agents.cli.serve import until_interrupted
 from agents.cli.system import running_system
+from agents.runtime.shipped import PAGE
 from agents.words.events import RoundStarted
 from agents.words.run_config import RunConfig
 from bus.client import Bus
@@ -38,7 +39,9 @@ def demo(
     users: o.Users = 100,
     images: o.Images = 20,
     rounds: o.Rounds = 10,
-    clients: Annotated[str, typer.Option("--clients", help="browser:2, native:2 or browser:1,native:1.")] = "browser:2",
+    clients: Annotated[
+        str, typer.Option("--clients", help="browser:2, native:2 or browser:1,native:1; default: browser:2 if it can.")
+    ] = "",
     seed: o.Seed = 0,
     quorum: o.Quorum = 1.0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the report; default: runs/RUN.")] = None,
@@ -52,11 +55,11 @@ def demo(
     encoding: o.Encoding = "float32",
     strategy: o.StrategyName = "fedavg",
     strategy_set: o.StrategySet = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")] = 1,
+    threads: o.Threads = 1,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of the page; 0: a free one.")] = 0,
 ) -> None:
     """Run everything once: broker, agents, clients, all rounds; then the report, and exit 0 if the run completed."""
-    mix = o.parse_clients(clients)
+    mix = o.parse_clients(clients) if clients else usual_clients()
     if mix.browser:
         find_chromium()
         check_page()
@@ -85,13 +88,24 @@ def demo(
         raise typer.Exit(1)
 
 
+def usual_clients() -> o.ClientMix:
+    """Two headless browsers where there are Chromium and the page, else two native clients, and says why."""
+    try:
+        find_chromium()
+        check_page()
+    except FedbusError as error:
+        console.print(f"{error.message}: two native clients train instead ({error.hint})", soft_wrap=True)
+        return o.ClientMix(native=2)
+    return o.ClientMix(browser=2)
+
+
 def check_page() -> str:
     """The path of the built page.
 
     Raises:
         PageMissingError: it is not.
     """
-    page = PAGE_FOLDER / "dist" / "index.html"
+    page = PAGE / "index.html"
     if not page.is_file():
         raise PageMissingError(
             "the browser client is not built",
@@ -112,11 +126,14 @@ async def _demo(
             console.print(f"clients {mix}; a page of your own may join: {url}", soft_wrap=True)
             system.start_clients(mix, threads=threads)
             async with Bus.connect(system.connection.settings(), name="demo", wait_s=CONNECT_S) as bus:
-                await start_run(bus, run, config, sources)
+                started = await start_run(bus, run, config, sources)
                 await bus.publish(RoundStarted(run=run, round=1))
                 with run_display(run) as display:
                     finished = await follow_to_the_end(bus, run, display)
                 await record(bus, run, out / RECORDING, include="replay")
                 await make_report(bus, run, out, clients=mix)
                 console.print(str(out / RECORDING), soft_wrap=True)
+                async with fetched_model(bus, started, None) as model:
+                    for path in await asyncio.to_thread(write_model, model, out, (Form.ONNX,)):
+                        console.print(str(path), soft_wrap=True)
     return finished.status

@@ -65,7 +65,7 @@ def render(view: RunView) -> RenderableType:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             f"round {one.number}",
-            ProgressBar(total=one.users, completed=one.submitted, width=40),
+            ProgressBar(total=one.users, completed=one.submitted, width=12),
             f"{one.submitted} of {one.users} updates, quorum {one.quorum}",
         )
         parts.append(bar)
@@ -91,7 +91,7 @@ def _headline(view: RunView) -> str:
 
 
 def _rounds(view: RunView) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     for name in ("round", "accuracy", "loss", "mismatched", "trained", "updates", "seconds"):
         table.add_column(name, justify="right")
     if view.base is not None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from agents.cli.chromium import find_chromium
 from agents.cli.demo import check_page
 from agents.cli.display import console
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from artifacts.manifest import load_manifest
 from bus.broker.server import find_nats_server
 from bus.errors import FedbusError
@@ -39,17 +39,22 @@ class Finding:
 
 def doctor() -> None:
     """Check this machine: what is missing, what it is needed for, and how to get it."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "what", "found", "what to do"):
-        table.add_column(name, overflow="fold")
     findings = list(examine())
     for one in findings:
-        mark = "[green]ok[/]" if one.good else "[red]missing[/]" if one.needed else "[yellow]absent[/]"
-        table.add_row(mark, one.what, one.found, "" if one.good else one.advice)
-    console.print(table)
+        for line in lines_about(one):
+            # A path stays in one piece, to be copied, however narrow the terminal.
+            console.print(line, soft_wrap=True)
     if any(one.needed and not one.good for one in findings):
         raise typer.Exit(1)
     console.print("Everything that make demo needs is here.")
+
+
+def lines_about(finding: Finding) -> Iterator[Text]:
+    """What was found, and what to do about it where it is not good."""
+    mark, style = ("ok", "green") if finding.good else ("missing", "red") if finding.needed else ("absent", "yellow")
+    yield Text.assemble((f"{mark:<9}", style), f"{finding.what}: {finding.found}")
+    if not finding.good and finding.advice:
+        yield Text(f"{'':9}{finding.advice}")
 
 
 def examine() -> Iterator[Finding]:

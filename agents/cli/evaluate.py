@@ -12,9 +12,9 @@ from rich.text import Text
 
 from agents.audit.compare import Comparison
 from agents.audit.report.table import percent
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 
 MAX_CLASS_ROWS = 40
-_DEFAULT_ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts" / "default"
 
 
 def evaluate(
@@ -22,14 +22,14 @@ def evaluate(
         list[Path],
         typer.Option(
             "--model",
-            help="Given twice: an artifact folder, or a file of trainable parameters (.f32 or .safetensors) for the "
-            "artifacts of --artifacts.",
+            help="Given twice: an ONNX file of model export, an artifact folder, or what belongs to --artifacts: "
+            "a folder in Hugging Face's layout, or a file of trainable parameters (.f32 or .safetensors).",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Dataset folder, or a shard with labels.")],
     artifacts: Annotated[
-        Path, typer.Option("--artifacts", help="Artifact folder that files of parameters belong to.")
-    ] = _DEFAULT_ARTIFACTS,
+        Path, typer.Option("--artifacts", help="Artifact folder that folders without a graph and files belong to.")
+    ] = DEFAULT_ARTIFACTS,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for comparison.json and comparison.svg.")
     ] = None,
@@ -48,6 +48,8 @@ def evaluate(
         typer.echo(result.model_dump_json(indent=2))
     else:
         console = Console(highlight=False)
+        for letter, path in (("A", result.a.name), ("B", result.b.name)):
+            console.print(Text(f"{letter}: {path}"), soft_wrap=True)
         console.print(comparison_table(result))
         if out is not None:
             typer.echo(out / "comparison.json")
@@ -56,7 +58,7 @@ def evaluate(
 
 def comparison_table(result: Comparison) -> Table:
     """Both models' accuracy and loss, then the classes with the largest changes."""
-    table = Table(title=Text(f"A: {result.a.name}\nB: {result.b.name}"), title_justify="left")
+    table = Table()
     for heading in ("", "A", "B", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
     a, b = result.a.score, result.b.score
@@ -81,4 +83,4 @@ def comparison_table(result: Comparison) -> Table:
 
 
 def _points(change: float) -> str:
-    return f"{100 * change:+.1f}"
+    return f"{100 * change:+.1f} points"

@@ -14,12 +14,12 @@ import typer
 from agents.audit.replay import ROLES, replay_run
 from agents.audit.report import build_report, summary_table, write_report
 from agents.audit.rescoring import recorded_held_out
-from agents.cli.connection import use_running_fedbus
 from agents.cli.display import RunDisplay, console, errors, run_display
 from agents.cli.options import ClientMix
 from agents.cli.runs import CONNECT_S, find_run
 from agents.core.learning.scores import EvaluationDetails
 from agents.core.views.run import RunView
+from agents.runtime.connection import use_running_fedbus
 from agents.runtime.tasks import background
 from agents.words.events import Progress, RunFinished
 from bus.client import Bus, CaughtUp

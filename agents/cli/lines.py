@@ -59,5 +59,5 @@ def _labelled(view: RunView) -> str | None:
 def _evaluated(data: ModelEvaluated) -> str:
     if data.round == 0:
         return f"base model: accuracy {data.base.accuracy:.1%} on {data.images} held-out images"
-    gain = data.updated.accuracy - data.base.accuracy
-    return f"round {data.round}: accuracy {data.updated.accuracy:.1%} ({gain:+.1%} over the base model)"
+    gain = 100 * (data.updated.accuracy - data.base.accuracy)
+    return f"round {data.round}: accuracy {data.updated.accuracy:.1%} ({gain:+.1f} points over the base model)"

@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
-from agents.cli import demo, doctor, inspect_run, nats_config, operate, runs, serve, token
+from agents.cli import clients, demo, doctor, inspect_run, nats_config, operate, run_list, runs, serve, token
 from agents.cli.artifacts import app as artifacts_app
 from agents.cli.data import app as data_app
 from agents.cli.display import errors
 from agents.cli.evaluate import evaluate
 from agents.cli.labels import app as labels_app
+from agents.cli.model import app as model_app
 from bus.errors import FedbusError
 
 app = typer.Typer(
     name="fedbus",
     help="Federated learning as events on NATS, with training in the browser.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedbus {version('fedbus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _fedbus(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Federated learning as events on NATS, with training in the browser."""
+
+
 app.command()(demo.demo)
 app.command()(serve.up)
 app.command()(serve.broker)
 app.command()(serve.agent)
-app.command()(serve.client)
+app.command()(clients.client)
 app.command()(serve.env)
 app.command()(nats_config.nats_config)
+app.command("clients")(clients.list_clients)
+runs.run_app.command("list")(run_list.run_list)
+runs.run_app.command("show")(run_list.run_show)
+runs.run_app.command("cancel")(run_list.run_cancel)
 app.add_typer(runs.run_app, name="run")
 app.add_typer(runs.round_app, name="round")
 app.command()(inspect_run.watch)
@@ -36,6 +59,7 @@ app.command("record")(inspect_run.record_command)
 app.command()(inspect_run.replay)
 app.command()(inspect_run.report)
 app.command()(evaluate)
+app.add_typer(model_app, name="model")
 app.command()(operate.verify)
 app.add_typer(operate.dlq_app, name="dlq")
 app.command()(operate.gc)
@@ -52,7 +76,7 @@ def main() -> None:
     Exits with 2 for a wrong argument and 1 for any other error.
     """
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="fedbus", standalone_mode=False))
     except typer.Abort:
         sys.exit(130)
     except typer.TyperException as error:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from agents.audit.verify import Verdict, verify_run
-from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console, errors
 from agents.cli.runs import CONNECT_S, find_run
+from agents.runtime.connection import use_running_fedbus
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.objects.store import FRESH_S
@@ -57,19 +58,21 @@ def dlq_list() -> None:
     """List the dead letters with their reasons."""
     use_running_fedbus()
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("sequence", "when", "given up by", "subject", "reason", "tried again"):
+    for name in ("sequence", "when", "given up by", "what and why"):
         table.add_column(name, overflow="fold")
     letters = asyncio.run(_dead_letters())
     for one in letters:
         table.add_row(
             str(one.sequence),
-            f"{one.time.astimezone():%Y-%m-%d %H:%M:%S}",
+            f"{one.time.astimezone():%m-%d %H:%M:%S}",
             escaped(one.consumer),
-            escaped(one.subject),
-            escaped(one.reason),
-            f"asked {one.retry_at.astimezone():%H:%M:%S}" if one.retry_at else "",
+            Text(f"{escaped(one.subject)}: {escaped(one.reason)}{_asked(one)}"),
         )
     console.print(table if letters else "no dead letters")
+
+
+def _asked(letter: DeadLetter) -> str:
+    return f" (tried again since {letter.retry_at.astimezone():%H:%M:%S})" if letter.retry_at else ""
 
 
 @dlq_app.command("show")

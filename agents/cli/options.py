@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.core.learning.augment import default_augmentation
 from agents.core.strategies.registry import built_in, strategy_named
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.run_config import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
 from artifacts.manifest import load_manifest
 
@@ -51,6 +51,7 @@ def parse_clients(text: str) -> ClientMix:
     return ClientMix(**counts)
 
 
+Threads = Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")]
 Users = Annotated[int, typer.Option("--users", min=1, max=100_000, help="Simulated users.")]
 Images = Annotated[int, typer.Option("--images", min=1, max=1_000, help="Images of each user.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Federated rounds.")]

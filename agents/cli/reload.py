@@ -10,17 +10,17 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from agents.cli.run_setup import PACKAGE_ROOT
 from agents.cli.system import AGENTS, System
+from agents.runtime.shipped import PACKAGES
 
 PYTHON_FOLDERS = ("bus", "agents", "artifacts", "data")
-PAGE_FOLDER = PACKAGE_ROOT / "browser_client"
+PAGE_FOLDER = PACKAGES / "browser_client"
 log = logging.getLogger(__name__)
 
 
 async def reload_on_change(system: System) -> None:
     """Watches the sources for ever; a burst of saves counts as one change."""
-    folders = [PACKAGE_ROOT / name for name in PYTHON_FOLDERS]
+    folders = [PACKAGES / name for name in PYTHON_FOLDERS]
     sources = PAGE_FOLDER / "src"
     async for changes in awatch(*folders, *([sources] if sources.is_dir() else [])):
         changed = [Path(path) for _, path in changes]
@@ -36,9 +36,9 @@ def agents_to_restart(changed: Iterable[Path]) -> list[str]:
     """The agents that the changed files belong to; a file that agents share restarts all of them."""
     names: set[str] = set()
     for path in changed:
-        if path.suffix != ".py" or not path.is_relative_to(PACKAGE_ROOT):
+        if path.suffix != ".py" or not path.is_relative_to(PACKAGES):
             continue
-        parts = path.relative_to(PACKAGE_ROOT).parts
+        parts = path.relative_to(PACKAGES).parts
         if parts[:2] in (("agents", "cli"), ("agents", "client"), ("agents", "audit")):
             continue
         own = Path(parts[1]).stem if parts[0] == "agents" and len(parts) > 1 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,11 +14,12 @@ import numpy as np
 
 from agents.core.learning.kinds import check_kind
 from agents.core.strategies.registry import strategy_named
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import TRAINABLE, ArtifactManifest, load_manifest
 from bus.client import Bus
-from bus.errors import FedbusError
+from bus.errors import FedbusError, ObjectMissingError
 from bus.words.values import Ref
 from data.dataset import Dataset, load_dataset
 from data.files import some_of
@@ -27,10 +28,6 @@ from data.shards import MEDIA_TYPE, encode_shard
 
 T = TypeVar("T")
 R = TypeVar("R")
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_ARTIFACTS = PACKAGE_ROOT / "artifacts" / "default"
-DEFAULT_USERS_DATA = PACKAGE_ROOT / "data" / "fashion_mnist" / "users"
-DEFAULT_HELD_OUT_DATA = PACKAGE_ROOT / "data" / "fashion_mnist" / "held_out"
 PARALLEL_PUTS = 16
 
 
@@ -57,8 +54,53 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
         FedbusError: the artifacts or the data are missing or damaged, do not fit each other, or have too few images;
             the strategy or one of its settings is unknown; a run of this name exists already and says something else.
     """
+    _check_names(config)
+    return await _publish(bus, run, config, await put_sources(bus, config, sources))
+
+
+async def start_run_again(bus: Bus, run: str, config: RunConfig, objects: Mapping[str, str]) -> RunStarted:
+    """Publishes a run whose ``dataset``, ``artifacts`` and ``base_model`` lie in the store under these names.
+
+    Raises:
+        ObjectMissingError: one of them does not.
+        DataMismatchError: the dataset has other users than the config says.
+        FedbusError: the strategy, one of its settings or the kind of task is unknown; a run of this name exists already
+            and says something else.
+    """
+    _check_names(config)
+    refs: dict[str, Ref] = {}
+    for role in ("dataset", "artifacts", "base_model"):
+        if (ref := await bus.objects.info(objects[role])) is None:
+            raise ObjectMissingError(
+                f"this bus has no {role.replace('_', ' ')} {objects[role]}",
+                hint="name files under [sources] in place of [objects]",
+            )
+        refs[role] = ref
+    dataset = RunDataset.model_validate_json(await bus.objects.get(refs["dataset"]))
+    if len(dataset.users) != config.users:
+        raise DataMismatchError(
+            f"the run's dataset has {len(dataset.users)} users, its settings say {config.users}",
+            hint="other users need [sources] in place of [objects]",
+        )
+    return await _publish(bus, run, config, StoredSources(**refs))
+
+
+def _check_names(config: RunConfig) -> None:
     check_kind(config.kind)
     strategy_named(config.strategy, config.strategy_settings)
+
+
+@dataclass(frozen=True)
+class StoredSources:
+    """A run's data and model in the object store."""
+
+    dataset: Ref
+    artifacts: Ref
+    base_model: Ref
+
+
+async def put_sources(bus: Bus, config: RunConfig, sources: RunSources) -> StoredSources:
+    """Puts artifacts, shards and dataset into the store; raises as ``start_run``."""
     manifest = load_manifest(sources.artifacts)
     if manifest.kind != config.kind:
         raise DataMismatchError(f"{sources.artifacts} is for the kind of task {manifest.kind}, not {config.kind}")
@@ -73,13 +115,21 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
     dataset_ref = await _put_dataset(bus, users, owned, held_out)
     for _, file in manifest.files.items():
         await bus.objects.put_file(sources.artifacts / file.path, file.media_type)
+    return StoredSources(
+        dataset=dataset_ref,
+        artifacts=await bus.objects.put(manifest.model_dump_json().encode(), media_type="application/json"),
+        base_model=manifest.files[TRAINABLE].ref,
+    )
+
+
+async def _publish(bus: Bus, run: str, config: RunConfig, sources: StoredSources) -> RunStarted:
     started = RunStarted(
         run=run,
         config=config,
         config_digest=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
-        dataset=dataset_ref,
-        artifacts=await bus.objects.put(manifest.model_dump_json().encode(), media_type="application/json"),
-        base_model=manifest.files[TRAINABLE].ref,
+        dataset=sources.dataset,
+        artifacts=sources.artifacts,
+        base_model=sources.base_model,
         users=config.users,
     )
     await bus.publish(started)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agents.cli import options as o
-from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console
-from agents.cli.run_setup import RunSources, start_run
+from agents.cli.run_file import RunObjects, read_run_file
+from agents.cli.run_setup import RunSources, start_run, start_run_again
+from agents.runtime.connection import use_running_fedbus
 from agents.words.events import RoundStarted, RunStarted
 from agents.words.run_config import RunConfig
 from bus.client import Bus
@@ -20,7 +22,7 @@ from bus.errors import FedbusError
 from bus.words.subjects import checked, events_of_type
 
 CONNECT_S = 5.0
-run_app = typer.Typer(no_args_is_help=True, help="Start runs.")
+run_app = typer.Typer(no_args_is_help=True, help="Start runs, and look after them.")
 round_app = typer.Typer(no_args_is_help=True, help="Start rounds.")
 
 
@@ -49,8 +51,12 @@ async def find_run(bus: Bus, run: str) -> RunStarted:
 
 @run_app.command("start")
 def run_start(
+    context: typer.Context,
     name: Annotated[str, typer.Option("--name", help="Name of the run; default: made from the time.")] = "",
     go: Annotated[bool, typer.Option("--go", help="Start round 1 too.")] = False,
+    settings: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE.toml", help="All settings, in place of the options below.")
+    ] = None,
     users: o.Users = 100,
     images: o.Images = 20,
     rounds: o.Rounds = 10,
@@ -77,6 +83,14 @@ def run_start(
     strategy_set: o.StrategySet = None,
 ) -> None:
     """Put a run's data and model on the bus and publish run.started; the labeller begins at once."""
+    run = checked(name or new_run_name())
+    if settings is not None:
+        _refuse_others(context)
+        told = read_run_file(settings)
+        use_running_fedbus()
+        asyncio.run(_run_start(run, told.config, told.sources, go))
+        _say_started(run, told.config, go)
+        return
     config = o.make_config(
         artifacts=artifacts,
         users=users,
@@ -100,19 +114,34 @@ def run_start(
         strategy=strategy,
         strategy_set=strategy_set,
     )
-    run = checked(name or new_run_name())
     use_running_fedbus()
     asyncio.run(_run_start(run, config, RunSources(artifacts, data, held_out, partition), go))
-    console.print(f"{run}: {users} users with {images} images each, {rounds} rounds, {strategy}")
+    _say_started(run, config, go)
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """An option beside a file would have to win or to lose: neither is what everybody expects."""
+    for name in context.params.keys() - {"name", "go", "settings"}:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} belongs into the file of --config")
+
+
+def _say_started(run: str, config: RunConfig, go: bool) -> None:
+    who = f"{config.users} users with {config.images_per_user} images each"
+    console.print(f"{run}: {who}, {config.rounds} rounds, {config.strategy}")
     if go:
         console.print(f"round 1 started; watch it: fedbus watch {run}")
     else:
         console.print(f"start its first round: fedbus round start {run}")
 
 
-async def _run_start(run: str, config: RunConfig, sources: RunSources, go: bool) -> None:
+async def _run_start(run: str, config: RunConfig, sources: RunSources | RunObjects, go: bool) -> None:
     async with Bus.connect(name="cli", wait_s=CONNECT_S) as bus:
-        await start_run(bus, run, config, sources)
+        if isinstance(sources, RunObjects):
+            await start_run_again(bus, run, config, sources.model_dump())
+        else:
+            await start_run(bus, run, config, sources)
         if go:
             await bus.publish(RoundStarted(run=run, round=1))
 

@@ -1,4 +1,4 @@
-"""The commands that run parts of fedbus and keep running: ``up``, ``broker``, ``agent`` and ``client``."""
+"""The commands that run parts of fedbus and keep running: ``up``, ``broker`` and ``agent``; and ``env`` for others."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ import os
 import runpy
 import shlex
 import signal
-import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from agents.cli.connection import DEFAULT_STORE, Connection, agreed_connection, use_running_fedbus
 from agents.cli.display import console
-from agents.cli.options import ClientMix, parse_clients
-from agents.cli.processes import supervisor
+from agents.cli.options import ClientMix, Threads, parse_clients
 from agents.cli.reload import reload_on_change
-from agents.cli.system import AGENTS, client_commands, make_streams, metrics_host, running_system
-from agents.engines import choose
+from agents.cli.system import AGENTS, make_streams, metrics_host, running_system
+from agents.runtime.connection import DEFAULT_STORE, FILE_NAME, GATEWAY_FILE, agreed_connection, read_connection
 from agents.words.events import ROLES
 from bus.broker.server import embedded_server
+from bus.errors import FedbusError
 from bus.process.logs import configure
 from bus.words.payload import OPERATOR
 
 Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")]
 NatsPort = Annotated[int, typer.Option("--nats-port", min=0, max=65_535, help="Port of the broker; 0: a free one.")]
 MetricsPort = Annotated[
     int | None,
@@ -42,6 +39,12 @@ MetricsPort = Annotated[
 ]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+class NoFedbusHereError(FedbusError):
+    """No fedbus was started in this folder."""
+
+    code = "no_fedbus_here"
 
 
 def up(
@@ -122,7 +125,10 @@ def agent(
     """Run one agent in this terminal; it waits for the broker and stops on Ctrl-C."""
     if name not in AGENTS:
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(AGENTS)}")
-    use_running_fedbus(role=name, agree=True)
+    if "NATS_URL" not in os.environ:
+        agreed_connection()
+        # Where clients that start in this folder look for the gateway.
+        os.environ.setdefault("FEDBUS_GATEWAY_URL_FILE", str((DEFAULT_STORE / GATEWAY_FILE).absolute()))
     runpy.run_module(f"agents.{name}", run_name="__main__", alter_sys=True)
 
 
@@ -133,45 +139,13 @@ def env(
     """Print how programs of your own reach the fedbus of this folder: eval "$(fedbus env)"."""
     if role not in ROLES:
         raise typer.BadParameter(f"{role!r} is not one of {', '.join(ROLES)}")
-    for name, value in agreed_connection(store).env(role).items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
-
-
-def client(
-    native: Annotated[int, typer.Option("--native", min=0, max=256, help="Native clients to run.")] = 0,
-    browser: Annotated[int, typer.Option("--browser", min=0, max=64, help="Headless Chromium clients to run.")] = 0,
-    gateway: Annotated[str, typer.Option("--gateway", envvar="FEDBUS_GATEWAY_URL", help="URL of the gateway.")] = "",
-    token: Annotated[str, typer.Option("--token", envvar="FEDBUS_GATEWAY_JOIN_TOKEN", help="Join token.")] = "",
-    threads: Threads = 1,
-    engine: Annotated[
-        str, typer.Option("--engine", help="Engine to train with; default: the best that can be used.")
-    ] = "",
-) -> None:
-    """Run clients that train for a gateway until Ctrl-C."""
-    if not native and not browser:
-        raise typer.BadParameter("say how many: --native N or --browser N")
-    if native and engine:
-        choose(engine)
-    use_running_fedbus(agree=True)
-    url = gateway or os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700")
-    join = token or os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", "")
-    configure("client")
-    connection = Connection(nats_url="nats://unused", gateway_url=url.rstrip("/"), join_token=join)
-    asyncio.run(until_interrupted(_clients(ClientMix(browser, native), connection, threads, engine)))
-
-
-async def _clients(mix: ClientMix, connection: Connection, threads: int, engine: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="fedbus-client-", ignore_cleanup_errors=True) as folder:
-        store = Path(folder)
-        prefix = f"{os.uname().nodename.split('.')[0][:20]}-{os.getpid()}-"
-        commands = client_commands(
-            mix, connection, store=store, logs=store, threads=threads, prefix=prefix, engine=engine
+    if (known := read_connection(store)) is None:
+        raise NoFedbusHereError(
+            f"there is no fedbus in this folder: {store / FILE_NAME} is missing",
+            hint="go to the folder where fedbus up or fedbus broker was started, or start one here",
         )
-        async with supervisor() as processes:
-            for command in commands:
-                processes.start(command)
-            console.print(f"{mix} training for {connection.gateway_url}; logs in {store}. Stop with Ctrl-C.")
-            await asyncio.Event().wait()
+    for name, value in known.env(role).items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 async def until_interrupted(work: Coroutine[Any, Any, T]) -> T | None:

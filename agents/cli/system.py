@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.cli.chromium import browser_client
-from agents.cli.connection import Connection
 from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
+from agents.runtime.connection import Connection
 from agents.runtime.tasks import background
 from bus.broker.permissions import new_passwords
 from bus.broker.server import EmbeddedServer, check_port_free, embedded_server
@@ -53,7 +53,7 @@ class System:
 
     def agent(self, name: str) -> Command:
         """The command that runs one of the agents in a process of its own, logged in as itself."""
-        argv = (sys.executable, "-m", f"agents.{name}")
+        argv = (sys.executable, "-P", "-m", f"agents.{name}")
         # A view and no copy: what is learned after its start counts when it is started again.
         environment = ChainMap(
             self.connection.env(name), {"FEDBUS_METRICS_PORT": self._port_of(name)}, self.environment
@@ -110,7 +110,7 @@ def client_commands(
         )
     for index in range(1, mix.native + 1):
         name = f"{prefix}native-{index}"
-        argv = [sys.executable, "-m", "agents.client", "--gateway", connection.gateway_url, "--name", name]
+        argv = [sys.executable, "-P", "-m", "agents.client", "--gateway", connection.gateway_url, "--name", name]
         argv += ["--threads", str(threads), *(["--synthetic"] if synthetic else [])]
         argv += ["--engine", engine] if engine else []
         commands.append(Command(name, argv, logs / f"{name}.log", connection.env()))

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from agents.cli.connection import use_running_fedbus
 from agents.cli.display import console, errors
 from agents.cli.runs import CONNECT_S
 from agents.core.exchange.access import ROLES
+from agents.runtime.connection import use_running_fedbus
 from bus.client import Bus
 from bus.process.logs import escaped
 from bus.words.tokens import Role, TokenLimits, TokenRecord, new_token
@@ -76,7 +76,7 @@ def list_tokens() -> None:
     now = datetime.now(UTC)
     for one in records:
         state = (one.ended(now) or "valid").removeprefix("the token ")
-        made = f"{one.created.astimezone():%Y-%m-%d %H:%M}"
+        made = f"{one.created.astimezone():%Y-%m-%d}"
         table.add_row(one.id, one.role, state, made, _conditions(one).removeprefix(", "), escaped(one.note))
     console.print(table if records else "no tokens; fedbus token create --role train makes one")
 

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
 from agents.client.trainer import EngineTrainer, SyntheticTrainer
 from agents.runtime.crash_points import check_crash_points
+from agents.runtime.stopping import GONE_S, set_by_signals
 from agents.runtime.tasks import until
 from bus.errors import FedbusError
 from bus.process.logs import configure
@@ -30,14 +30,13 @@ async def run_client(
     Raises:
         FedbusError: the gateway refuses it, or the engine of this name cannot be used.
     """
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = asyncio.Event()
     objects = ObjectCache(gateway, cache)
     try:
         trainer = SyntheticTrainer(objects) if synthetic else EngineTrainer(objects, engine=engine, threads=threads)
         log.info("trains with %s", trainer.engine)
-        await until(stop, Client(gateway, name, trainer).run())
+        with set_by_signals(stop, gone_s=GONE_S):
+            await until(stop, Client(gateway, name, trainer).run())
     finally:
         await objects.close()
 

@@ -13,6 +13,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from agents.client.address import Address
+from agents.client.greeting import ANSWER_S, greet, text_of
 from agents.client.trainer import Finished, TaskGivenUpError, Trainer
 from agents.client.uploader import Uploader
 from agents.core.exchange.messages import (
@@ -33,7 +34,6 @@ from agents.core.exchange.messages import (
     UploadAccepted,
     UploadOffset,
     UploadRejected,
-    Welcome,
     parse_server_message,
 )
 from agents.core.learning.task import TaskProgress
@@ -43,21 +43,13 @@ from bus.process.crash_points import crash_point
 from bus.process.logs import without_login
 from bus.words.values import Frozen
 
-ANSWER_S = 30.0
 SILENT_HEARTBEATS = 3
 """The gateway counts a client as gone after this many silent heartbeats, and the client the gateway."""
 SLOTS = 2
 CLOSE_S = 2.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 5.0
 PROGRESS_EVERY_S = 0.2
-_FATAL_CODES = frozenset({"token", "role", "name_taken", "version"})
 log = logging.getLogger(__name__)
-
-
-class GatewayRefusedError(FedbusError):
-    """The gateway does not want this client."""
-
-    code = "gateway_refused"
 
 
 @dataclass
@@ -100,8 +92,13 @@ class Client:
         Raises:
             GatewayRefusedError: wrong token or name, or another version of the protocol.
         """
-        async with background(self._train()):
-            await self._stay_connected()
+        try:
+            async with background(self._train()):
+                await self._stay_connected()
+        finally:
+            # A thread that still trains sees it and ends, too.
+            for work in self._held.values():
+                work.revoked = True
 
     async def _stay_connected(self) -> None:
         pause = FIRST_PAUSE_S
@@ -147,15 +144,7 @@ class Client:
             engine=self._trainer.engine,
             resume=tuple(self._held),
         )
-        await socket.send(hello.model_dump_json())
-        async with asyncio.timeout(ANSWER_S):
-            welcome = parse_server_message(_text(await socket.recv()))
-        if isinstance(welcome, ErrorMessage):
-            if welcome.code in _FATAL_CODES:
-                raise GatewayRefusedError(welcome.message, hint="check --token, and that both sides have one version")
-            raise ProtocolError(welcome.code, welcome.message)
-        if not isinstance(welcome, Welcome):
-            raise ProtocolError("no_welcome", f"{welcome.type} came before welcome")
+        welcome = await greet(socket, hello)
         for lease in set(self._held) - set(welcome.resumed):
             self._drop(lease)
         self._asked = 0
@@ -182,7 +171,7 @@ class Client:
         while True:
             try:
                 async with asyncio.timeout(patience_s):
-                    message = parse_server_message(_text(await socket.recv()))
+                    message = parse_server_message(text_of(await socket.recv()))
             except websockets.ConnectionClosedOK:
                 raise _ConversationOver from None
             match message:
@@ -302,12 +291,6 @@ async def _ping(outbox: asyncio.Queue[Frozen], every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
         outbox.put_nowait(Ping())
-
-
-def _text(frame: str | bytes) -> str:
-    if isinstance(frame, bytes):
-        raise ProtocolError("bad_message", "the gateway sends text only")
-    return frame
 
 
 async def _say_goodbye(socket: ClientConnection) -> None:

@@ -8,8 +8,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agents.core.exchange.limits import Limits
-
-PACKAGE_ROOT = Path(__file__).resolve().parent.parent.parent
+from agents.runtime.shipped import PAGE
 
 
 class GatewaySettings(BaseSettings, Limits):
@@ -21,7 +20,7 @@ class GatewaySettings(BaseSettings, Limits):
     port: int = Field(default=8700, ge=0, le=65535, description="0 picks a free one")
     join_token: SecretStr | None = Field(default=None, description="a token for training that no operator made")
     origins: tuple[str, ...] = Field(default=(), description="web origins besides its own that may connect, as JSON")
-    static_dir: Path = Field(default=PACKAGE_ROOT / "browser_client" / "dist", description="the built page")
+    static_dir: Path = Field(default=PAGE, description="the built page")
     isolation: bool = Field(default=True, description="cross-origin isolation, which threads in the browser need")
     spool_dir: Path = Field(default=Path(".fedbus/spool"), description="leases and unfinished uploads")
     url_file: Path | None = Field(default=None, description="gets the URL once the gateway listens")

@@ -50,7 +50,7 @@ class Labeller:
         started = stored.event.data
         assert isinstance(started, RunStarted)
         crash_point("labeller.received")
-        if await self._bus.find(events_of_type("run.finished", started.run)) is not None:
+        if await self._is_over(started.run):
             return
         done = await self._labelled_users(started.run)
         if len(done) >= started.users:
@@ -60,9 +60,14 @@ class Labeller:
         except LabellingError as error:
             log.error("%s [%s] %s", error.message, error.code, error.hint, extra={"run": started.run})
             reason = f"labelling: {error.message}" + (f" ({error.hint})" if error.hint else "")
-            await self._bus.publish(
-                RunFinished(run=started.run, status="failed", reason=reason[:500], rounds=0), cause=stored.event
-            )
+            # Somebody may have ended it meanwhile, and the first end counts.
+            with contextlib.suppress(ConflictingEventError):
+                await self._bus.publish(
+                    RunFinished(run=started.run, status="failed", reason=reason[:500], rounds=0), cause=stored.event
+                )
+
+    async def _is_over(self, run: str) -> bool:
+        return await self._bus.find(events_of_type("run.finished", run)) is not None
 
     async def _label(self, started: RunStarted, done: set[str], cause: Event) -> None:
         try:
@@ -75,6 +80,8 @@ class Labeller:
         async with self._provider(started, dataset) as provider:
             await provider.check_cost(waiting)
             for start in range(0, len(waiting), provider.users_at_once):
+                if await self._is_over(started.run):
+                    return
                 users = waiting[start : start + provider.users_at_once]
                 await self._say(started, provider, users, await together(map(provider.label, users)), cause)
 

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
+from agents.runtime.connection import Surroundings
 from agents.runtime.crash_points import check_crash_points
+from agents.runtime.joining import joined
 from agents.runtime.round_figures import collect_sources
+from agents.runtime.stopping import GONE_S, set_by_signals
 from agents.runtime.tasks import background
 from agents.words.events import Heartbeat
 from bus.broker.settings import BusSettings
@@ -23,28 +25,34 @@ from bus.process.logs import configure
 
 Body = Callable[[Bus, asyncio.Event], Awaitable[None]]
 HEARTBEAT_S = 2.0
-STOP_GRACE_S = 5.0
+STOP_GRACE_S = 1.0
 log = logging.getLogger(__name__)
 
 
 def main(role: str, body: Body) -> None:
-    """Runs an agent until SIGTERM or SIGINT; exits 1 with one line when it cannot go on."""
+    """Runs an agent until SIGTERM or SIGINT; exits 1 with one line when it cannot go on.
+
+    It finds its broker in the environment or in the folder, and looks again as long as there is none.
+    """
     configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
         check_crash_points()
-        asyncio.run(run_agent(role, body))
+        asyncio.run(run_agent(role, body, look=Surroundings(role).look, gone_s=GONE_S))
     except FedbusError as error:
         log.error("%s [%s] %s", error.message, error.code, error.hint)
         sys.exit(1)
 
 
-async def run_agent(role: str, body: Body, *, settings: BusSettings | None = None) -> None:
+async def run_agent(
+    role: str, body: Body, *, look: Callable[[], BusSettings] = BusSettings, gone_s: float | None = None
+) -> None:
     """Connects, beats and runs ``body`` until it ends or a stop signal arrives.
 
-    With ``FEDBUS_METRICS_PORT`` it serves the agent's figures beside that, from before there is a broker.
+    ``look`` says where the broker is, whenever it is asked. With ``FEDBUS_METRICS_PORT`` it serves the agent's figures
+    beside that, from before there is a broker.
 
     On a signal ``body`` has ``STOP_GRACE_S`` to return after its event is set, and is cancelled then; an agent that
-    still waits for its broker has nothing to finish and stops at once.
+    still waits for its broker has nothing to finish and stops at once. With ``gone_s`` the process is gone by then.
 
     Raises:
         PortTakenError: something listens on ``FEDBUS_METRICS_PORT``.
@@ -52,14 +60,14 @@ async def run_agent(role: str, body: Body, *, settings: BusSettings | None = Non
     stop, connected = asyncio.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with _looked_at(role) as show, Bus.connect(settings, name=role, on_waiting=log.warning) as bus:
+        async with _looked_at(role) as show, joined(look, name=role, say=log.warning) as bus:
             connected.set()
             log.info("connected; ready")
             async with background(_beat(bus, role)):
                 show(bus)
                 await body(bus, stop)
 
-    with _signals_set(stop):
+    with set_by_signals(stop, gone_s=gone_s):
         serving, stopping = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,15 +102,3 @@ async def _beat(bus: Bus, role: str) -> None:
         now = datetime.now(UTC)
         await bus.say(Heartbeat(role=role, id=str(os.getpid()), time=now, uptime_s=time.monotonic() - started))
         await asyncio.sleep(HEARTBEAT_S)
-
-
-@contextlib.contextmanager
-def _signals_set(stop: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

@@ -21,6 +21,7 @@ from bus.errors import BrokerUnavailableError, PermissionDeniedError
 
 T = TypeVar("T")
 REMIND_S = 10.0
+FAREWELL_S = 0.4
 WRONG_LAST_SEQUENCE = 10071
 """The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
@@ -153,9 +154,10 @@ class Connection:
 
     async def close(self) -> None:
         """Sends what is waiting and closes; a broker that is away is not waited for."""
-        with contextlib.suppress(nats.errors.Error):
-            await cancellable(self.nc.drain())
-        await self.nc.close()
+        if self.is_up:
+            await briefly(self.nc.drain())
+        # Its last words may meet a socket that the broker's end has closed.
+        await briefly(self.nc.close())
 
     async def connected(self) -> None:
         """Waits, for ever if need be, until the broker is there.
@@ -272,6 +274,13 @@ async def cancellable(call: Awaitable[T]) -> T:
             raise asyncio.CancelledError
 
 
+async def briefly(farewell: Awaitable[object]) -> None:
+    """Waits for last words to the broker for a moment only: it may be frozen, and nothing depends on them."""
+    with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
+        async with asyncio.timeout(FAREWELL_S):
+            await cancellable(farewell)
+
+
 @contextlib.asynccontextmanager
 async def connection(
     settings: BusSettings, *, name: str, wait_s: float | None, on_waiting: Callable[[str], object] | None
@@ -289,7 +298,10 @@ def _refusal(error: Exception | None) -> str:
     """What to do about an error that waiting does not heal, or an empty string."""
     text = str(error).lower()
     if "authorization" in text or "authentication" in text:
-        return "set NATS_TOKEN, or NATS_USER and NATS_PASSWORD, or NATS_CREDS to what the broker expects"
+        return (
+            "log in as the broker expects with NATS_USER and NATS_PASSWORD, which `fedbus env` prints in the folder of "
+            "a fedbus, or with NATS_TOKEN or NATS_CREDS"
+        )
     if isinstance(error, ssl.SSLCertVerificationError) or "tls" in text:
         return "set NATS_CA to the authority that signed the broker's certificate, and NATS_CERT and NATS_KEY if asked"
     return ""

@@ -33,12 +33,22 @@ _SHARED = (
     f"$O.{BUCKET}.>",
     letters_of("malformed"),
 )
+_LOOKING = (
+    f"{_API}.INFO",
+    f"{_API}.STREAM.LIST",
+    f"{_API}.STREAM.NAMES",
+    *(f"{_API}.STREAM.MSG.GET.{stream}" for stream in (EVENT_STREAM, OBJECT_STREAM, DLQ_STREAM)),
+    f"{_API}.CONSUMER.INFO.{DLQ_STREAM}.>",
+)
+"""What the usual tools ask first, whatever they are used for: the nats command, nats.js, nats-py."""
+
 _TOKEN_READING = tuple(f"{_API}.DIRECT.GET.{TOKEN_STREAM}{rest}" for rest in ("", ".>"))
 _OPERATOR_ONLY = (
     ALL_TOKENS,
     *_TOKEN_READING,
     *(f"{_API}.STREAM.{verb}.*" for verb in ("CREATE", "UPDATE")),
-    *(f"{_API}.CONSUMER.LIST.{stream}" for stream in (EVENT_STREAM, DLQ_STREAM)),
+    *(f"{_API}.CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in (EVENT_STREAM, DLQ_STREAM)),
+    *_LOOKING,
     letters_of("retry"),
 )
 

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import nats.errors
 from nats.aio.msg import Msg
 
-from bus.broker.connection import Connection, cancellable
+from bus.broker.connection import Connection, briefly
 
 # The broker ends each request after this time, which also tells a live consumer from a dead one.
 EXPIRES_S = 10.0
@@ -72,12 +71,11 @@ class PullReader:
             with self._connection.waking(self):
                 yield self
         finally:
-            with contextlib.suppress(nats.errors.Error):
-                if self._connection.is_up:
-                    # What the broker has sent already still arrives: a consumer with acks gives it back.
-                    await cancellable(subscription.drain())  # type: ignore[no-untyped-call]
-                else:
-                    await subscription.unsubscribe()
+            if self._connection.is_up:
+                # What the broker has sent already still arrives: a consumer with acks gives it back.
+                await briefly(subscription.drain())  # type: ignore[no-untyped-call]
+            else:
+                await briefly(subscription.unsubscribe())
 
     async def ask(self, batch: int, *, expires_s: float = EXPIRES_S) -> None:
         """Makes sure that about ``batch`` messages are buffered or on their way.

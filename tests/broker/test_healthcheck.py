@@ -17,7 +17,7 @@ async def idle(bus: Bus, stop: asyncio.Event) -> None:
 
 
 async def test_an_agent_that_beats_is_healthy_and_one_that_does_not_is_not(nats: EmbeddedServer) -> None:
-    async with background(run_agent("idle", idle, settings=nats.settings)):
+    async with background(run_agent("idle", idle, look=lambda: nats.settings)):
         assert await beats("idle", nats.settings, within_s=20)
         assert not await beats("absent", nats.settings, within_s=0.5)
 

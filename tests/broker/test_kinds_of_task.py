@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DataMismatchError, RunSources, start_run
+from agents.cli.run_setup import DataMismatchError, RunSources, start_run
 from agents.core.learning.kinds import TaskKindUnknownError
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from bus.client import Bus
 from bus.words.subjects import events_of_type
 from tests.builders import config

@@ -20,8 +20,9 @@ import pytest_asyncio
 
 from agents.audit.replay import ROLES
 from agents.cli.options import ClientMix, make_config
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import System, running_system
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.words.events import RoundStarted, RunFinished
 from agents.words.run_config import LabellingSpec, RunConfig
 from artifacts.manifest import load_manifest

@@ -58,7 +58,7 @@ async def agent(
     monkeypatch.setenv("FEDBUS_METRICS_PORT", "0")
     caplog.set_level("INFO")
     caplog.clear()
-    async with background(run_agent(role, body, settings=settings)):
+    async with background(run_agent(role, body, look=lambda: settings)):
         said = await wait_for(lambda: re.search(r"figures on (http://\S+)/metrics", caplog.text))
         async with httpx.AsyncClient(base_url=said[1], timeout=10) as http:
             yield http
@@ -184,7 +184,7 @@ async def test_a_port_that_is_taken_ends_the_agent_with_a_typed_error(
         taken.listen()
         monkeypatch.setenv("FEDBUS_METRICS_PORT", str(taken.getsockname()[1]))
         with pytest.raises(PortTakenError, match="cannot listen") as error:
-            await run_agent("idle", idle, settings=nats.settings)
+            await run_agent("idle", idle, look=lambda: nats.settings)
     assert "FEDBUS_METRICS_PORT" in error.value.hint
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.aggregator import service as aggregator
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
 from agents.dispatcher import service as dispatcher
 from agents.evaluator import service as evaluator
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.labeller import service as labeller
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.words.events import RoundStarted
 from agents.words.run_config import QuorumSpec, RunConfig
 from bus.broker.server import EmbeddedServer, embedded_server

@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from agents.audit.verify import Verdict, verify_run
 from agents.cli.options import ClientMix, make_config
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, RunSources, start_run
+from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import System, running_system
+from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.words.events import ModelPublished, RoundStarted, RunFinished
 from agents.words.run_config import RunConfig
 from bus.broker.settings import BusSettings

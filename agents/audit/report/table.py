@@ -13,12 +13,13 @@ NONE = "–"
 
 def summary_table(report: Report) -> Table:
     """Accuracy of the base model and of each round's model, with what each round took."""
-    table = Table(title=Text(f"{report.run}: {report.status}"), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    title = Text(f"{report.run}: {report.status}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("model", no_wrap=True)
-    for heading in ("accuracy", "loss", "mismatched", "trained", "accepted", "missing", "seconds"):
+    for heading in ("accuracy", "loss", "mismatched", "trained", "updates", "seconds"):
         table.add_column(heading, justify="right")
     if report.base is not None:
-        table.add_row("base", percent(report.base.accuracy), f"{report.base.loss:.3f}", *[NONE] * 5)
+        table.add_row("base", percent(report.base.accuracy), f"{report.base.loss:.3f}", *[NONE] * 4)
     for one in report.rounds:
         table.add_row(
             f"round {one.round}",
@@ -26,8 +27,7 @@ def summary_table(report: Report) -> Table:
             number(one.loss, 3),
             str(one.mismatched_images),
             str(one.trained_images),
-            str(one.updates_accepted),
-            str(one.updates_missing),
+            f"{one.updates_accepted}/{one.updates_accepted + one.updates_missing}",
             number(one.seconds, 1),
         )
     table.caption = f"{report.wall_seconds:.1f} s in all"

@@ -17,8 +17,9 @@ import websockets
 from websockets.asyncio.client import connect
 
 from agents.client.address import Address, AuthorityUnusableError
+from agents.client.greeting import GatewayRefusedError
 from agents.client.objects import ObjectCache
-from agents.client.runner import Client, GatewayRefusedError
+from agents.client.runner import Client
 from agents.core.exchange.messages import ErrorMessage, Hello
 from agents.gateway.service import TlsFilesError, running_gateway
 from agents.gateway.settings import GatewaySettings

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from agents.client.address import Address
+from agents.client.greeting import GatewayRefusedError
 from agents.client.objects import GatewayUnreachableError, ObjectCache
-from agents.client.runner import Client, GatewayRefusedError
+from agents.client.runner import Client
 from agents.client.trainer import EngineTrainer, Finished, Progress, SyntheticTrainer
 from agents.runtime.tasks import background
 from agents.words.events import RunFinished, TaskAssigned, UpdateSubmitted

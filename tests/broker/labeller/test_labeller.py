@@ -237,6 +237,25 @@ async def test_a_labeller_that_is_stopped_goes_on_where_it_was(
     assert {one.prompt_tokens for one in found.values()} == {2 * PROMPT_TOKENS}
 
 
+async def test_nobody_is_asked_on_for_a_run_that_was_cancelled(
+    bus: Bus, unique_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with label_server("bag", "sneaker") as server:
+        api(monkeypatch, server, tmp_path)
+        server.script.extend(["answer", "hang"])
+        spec = {"provider": "openai", "concurrency": 1, "images_per_request": 4}
+        async with background(serve(bus, asyncio.Event())):
+            await start_run(bus, unique_run, labelling(30, 4, **spec), RunSources())
+            await wait_for(lambda: len(server.requests) == 2)
+            await bus.publish(RunFinished(run=unique_run, status="cancelled", rounds=0))
+            server.released.set()
+            await wait_for(lambda: all_labelled(bus, unique_run, 2))
+            # Another run is asked about meanwhile, and no more for the first.
+            await start_run(bus, f"{unique_run}-next", labelling(3, 4, **spec), RunSources())
+            await wait_for(lambda: all_labelled(bus, f"{unique_run}-next", 3))
+    assert len(await labels_of(bus, unique_run)) == 2
+
+
 async def test_a_run_without_an_api_key_fails_with_a_reason_that_says_what_to_set(
     bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agents.cli.connection import Connection, agreed_connection
+from agents.runtime.connection import Connection, agreed_connection
 from agents.words.events import RoundStarted
 from bus.broker.server import embedded_server
 from bus.client import Bus
@@ -30,7 +30,7 @@ async def start(code: str, login: dict[str, str], run: str) -> asyncio.subproces
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        code.replace("shop", run),
+        code.replace("bazaar", run),
         env={**os.environ, **login, "PYTHONUNBUFFERED": "1"},
         stdout=asyncio.subprocess.PIPE,
     )

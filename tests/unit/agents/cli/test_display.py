@@ -28,10 +28,10 @@ round 2 started
 round 1: update of user-001 rejected (stale): the task was over
 round 2: 1 of 4 updates
 round 2: 2 of 4 updates
-round 1: accuracy 72.5% (+4.7% over the base model)
+round 1: accuracy 72.5% (+4.7 points over the base model)
 round 2: 3 of 4 updates
 round 2 closed (quorum): 3 accepted, 1 missing
-round 2: accuracy 74.2% (+6.3% over the base model)
+round 2: accuracy 74.2% (+6.3 points over the base model)
 run completed
 """
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from agents.audit.model_comparison import ComparisonError, compare_models
 from agents.cli.evaluate import evaluate
-from agents.cli.run_setup import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA
+from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA
 from artifacts.manifest import load_manifest
 from data.dataset import load_dataset
 from data.shards import encode_shard

@@ -16,7 +16,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agents.cli.labels import app
-from agents.cli.run_setup import DEFAULT_HELD_OUT_DATA
 from agents.core.labels.errors import LabelsFileError
 from agents.labeller.errors import (
     ApiKeyMissingError,
@@ -24,6 +23,7 @@ from agents.labeller.errors import (
     NothingLabelledError,
     UnreadableRepliesError,
 )
+from agents.runtime.shipped import DEFAULT_HELD_OUT_DATA
 from data.dataset import DatasetManifest, ImageEntry, ImageFormat, load_dataset, write_dataset
 from tests.unit.agents.labeller.label_server import LabelServer, label_server
 

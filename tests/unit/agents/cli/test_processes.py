@@ -13,8 +13,8 @@ import pytest
 from agents.cli import processes
 from agents.cli.processes import Command, ProcessFailedError, supervisor
 from agents.cli.reload import agents_to_restart
-from agents.cli.run_setup import PACKAGE_ROOT
 from agents.cli.system import AGENTS
+from agents.runtime.shipped import PACKAGES
 from tests.conftest import wait_for
 
 
@@ -97,4 +97,4 @@ async def test_a_process_gets_its_environment(tmp_path: Path) -> None:
     ],
 )
 def test_a_saved_file_restarts_the_agents_that_it_belongs_to(changed: str, restarted: list[str]) -> None:
-    assert agents_to_restart([PACKAGE_ROOT / changed]) == restarted
+    assert agents_to_restart([PACKAGES / changed]) == restarted

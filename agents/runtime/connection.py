@@ -1,4 +1,4 @@
-"""How the commands find a running fedbus: from the environment, else from the file that ``fedbus up`` leaves."""
+"""How a process finds a running fedbus: from the environment, else from the file that it leaves in its folder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agents.client.address import Address
 from agents.words.events import ROLES
 from bus.broker.permissions import new_passwords
 from bus.broker.settings import DEFAULT_URL, BusSettings
@@ -17,7 +17,9 @@ from bus.words.payload import OPERATOR
 
 DEFAULT_STORE = Path(".fedbus")
 DEFAULT_GATEWAY_URL = "http://127.0.0.1:8700"
-FILE_NAME = "connection.json"
+FILE_NAME, GATEWAY_FILE = "connection.json", "gateway.url"
+DEFAULT_PORT = 4222
+_LOGINS = ("NATS_USER", "NATS_PASSWORD", "NATS_TOKEN", "NATS_CREDS")
 
 
 class Connection(BaseModel):
@@ -47,11 +49,6 @@ class Connection(BaseModel):
         login = {"user": role, "password": password} if password else {}
         return BusSettings.model_validate({"url": self.nats_url, **login})
 
-    @property
-    def gateway(self) -> Address:
-        """The gateway, for a client with the join token."""
-        return Address(self.gateway_url, self.join_token)
-
     def write(self, store: Path, *, replace: bool = True) -> None:
         """Leaves the file in ``store``; one that is there already stays unless it shall be replaced."""
         store.mkdir(parents=True, exist_ok=True)
@@ -67,11 +64,14 @@ class Connection(BaseModel):
 
 
 def read_connection(store: Path = DEFAULT_STORE) -> Connection | None:
-    """What the file in ``store`` says, if there is a readable one."""
+    """What the file in ``store`` says, if there is a readable one; where a gateway listens counts as it says itself."""
     try:
-        return Connection.model_validate_json((store / FILE_NAME).read_bytes())
+        known = Connection.model_validate_json((store / FILE_NAME).read_bytes())
     except (OSError, ValidationError):
         return None
+    with contextlib.suppress(OSError):
+        known = known.model_copy(update={"gateway_url": (store / GATEWAY_FILE).read_text().strip()})
+    return known
 
 
 def agreed_connection(store: Path = DEFAULT_STORE) -> Connection:
@@ -91,16 +91,45 @@ def agreed_connection(store: Path = DEFAULT_STORE) -> Connection:
     return read_connection(store) or made
 
 
-def use_running_fedbus(store: Path = DEFAULT_STORE, *, role: str = OPERATOR, agree: bool = False) -> None:
-    """Makes this process talk to the fedbus that runs in this folder, unless the environment names another.
+class Surroundings:
+    """What this process knows of fedbus: its environment, and where that is silent the file of the folder.
 
-    Args:
-        role: as whom it logs in to the broker.
-        agree: make the folder's connection when there is none, as a part that is started first does.
+    The file is read anew each time, because who starts later may change it: another port, another login. A login of
+    the folder counts for the folder's broker alone, also where the environment names that broker without a login.
     """
-    if "NATS_URL" in os.environ:
-        return
-    connection = agreed_connection(store) if agree else read_connection(store)
-    if connection is not None:
-        for name, value in connection.env(role).items():
-            os.environ.setdefault(name, value)
+
+    def __init__(self, role: str, store: Path = DEFAULT_STORE) -> None:
+        self._role = role
+        self._store = store
+        self._given = {name: value for name, value in os.environ.items() if value}
+
+    def look(self) -> BusSettings:
+        """How to reach the broker now; the environment of this process says the same afterwards."""
+        for name, value in self._added().items():
+            if name not in self._given:
+                os.environ[name] = value
+        return BusSettings()
+
+    def _added(self) -> dict[str, str]:
+        known = read_connection(self._store)
+        if known is None:
+            return {}
+        if (url := self._given.get("NATS_URL")) is not None and (
+            any(name in self._given for name in _LOGINS) or _place(url) != _place(known.nats_url)
+        ):
+            return {}
+        return known.env(self._role)
+
+
+def use_running_fedbus(store: Path = DEFAULT_STORE, *, role: str = OPERATOR) -> None:
+    """Makes this process talk to the fedbus that runs in this folder, unless the environment names another."""
+    Surroundings(role, store).look()
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Host and port of a broker's address, so that two ways to write the same are equal; a login makes it another."""
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    host = "127.0.0.1" if parts.hostname in ("localhost", "::1") else parts.hostname or ""
+    with contextlib.suppress(ValueError):
+        return ("" if parts.username else host, parts.port or DEFAULT_PORT)
+    return ("", 0)

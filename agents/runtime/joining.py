@@ -1,0 +1,43 @@
+"""Joins the bus, however long its broker takes to come, whatever its port and its logins become meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+from bus.broker.settings import BusSettings
+from bus.client import Bus
+from bus.errors import BrokerUnavailableError
+
+ATTEMPT_S = 2.0
+PAUSE_S = 0.5
+REMIND_S = 10.0
+
+
+@contextlib.asynccontextmanager
+async def joined(look: Callable[[], BusSettings], *, name: str, say: Callable[[str], object]) -> AsyncIterator[Bus]:
+    """A connected bus, as ``Bus.connect`` gives it.
+
+    A broker that is away is waited for, and one that refuses this login is asked again: both may be mended from outside
+    while this process waits.
+
+    Args:
+        look: says where the broker is and how to log in, asked anew for each attempt.
+        name: of this process.
+        say: called with a line that says why it waits: at once, when the reason changes, and every ten seconds.
+    """
+    said, said_at = "", 0.0
+    async with contextlib.AsyncExitStack() as stack:
+        while True:
+            try:
+                bus = await stack.enter_async_context(Bus.connect(look(), name=name, wait_s=ATTEMPT_S))
+                break
+            except BrokerUnavailableError as error:
+                reason = f"{error.message} ({error.hint}); trying again"
+                if reason != said or time.monotonic() - said_at >= REMIND_S:
+                    said, said_at = reason, time.monotonic()
+                    say(reason)
+            await asyncio.sleep(PAUSE_S)
+        yield bus
