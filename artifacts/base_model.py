@@ -15,8 +15,10 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from artifacts.errors import ExportError
+from data.class_names import told_apart
+from data.errors import PreparationError
+from data.pictures import resizing_of
 
-_CLASSES_HINT = "write one class name a line, or JSON: a list, or an object from index to name"
 _PROCESSOR = "preprocessor_config.json"
 _CARD_LICENCE = re.compile(r"\A---\s*\n(?:.*\n)*?license:\s*(\S+)", re.MULTILINE)
 # What ViTImageProcessor assumes when a model says nothing.
@@ -36,9 +38,9 @@ class BaseModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the logits."""
+        """Class names in the order of the logits, those that share one told apart by their ids."""
         labels = self.model.config.id2label
-        return tuple(str(labels[index]) for index in range(len(labels)))
+        return told_apart(str(labels[index]) for index in range(len(labels)))
 
 
 def load_base(
@@ -57,7 +59,10 @@ def load_base(
         model, loaded = ViTForImageClassification.from_pretrained(
             source, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except ExportError:
+        raise
+    except Exception as error:
+        # Broken weights and configurations make the libraries raise whatever they meet.
         raise ExportError(
             f"cannot load {source!r}: {error}",
             hint="name a folder written by save_pretrained, or a model on the hub that this machine can reach",
@@ -68,6 +73,8 @@ def load_base(
     if head and classes is None:
         raise ExportError(f"{source!r} has no classification head", hint="name the classes with --labels FILE")
     processor = _json_file(source, _PROCESSOR)
+    if isinstance(size := model.config.image_size, int):
+        _check_processor(processor, size, source)
     mean, std = _statistics(processor, model.config.num_channels)
     base = BaseModel(
         model=model.eval(),
@@ -80,25 +87,6 @@ def load_base(
     return base if classes is None else with_classes(base, classes, seed=seed)
 
 
-def read_classes(path: Path) -> list[str]:
-    """Return the class names in a file: one a line, a JSON list, or a JSON object from index to name (id2label).
-
-    Raises ExportError when the file cannot be read or is none of these.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        content = json.loads(text)
-        if isinstance(content, dict):
-            content = [content[str(index)] for index in range(len(content))]
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise ExportError(f"cannot read class names from {path}: {error!r}", hint=_CLASSES_HINT) from error
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ExportError(f"{path} holds no list of class names", hint=_CLASSES_HINT)
-    return content
-
-
 def _split(missing: Iterable[str]) -> tuple[list[str], list[str]]:
     names = sorted(missing)
     head = [name for name in names if name.startswith("classifier.")]
@@ -108,10 +96,11 @@ def _split(missing: Iterable[str]) -> tuple[list[str], list[str]]:
 def with_classes(base: BaseModel, classes: Sequence[str], *, seed: int) -> BaseModel:
     """Return the base with a fresh head for other classes: weights normal(0, initializer_range), biases zero.
 
-    Raises ExportError when there are fewer than two classes or one is named twice.
+    Classes that share a name are told apart by their ids. Raises ExportError when there are fewer than two classes.
     """
-    if len(classes) < 2 or len(set(classes)) != len(classes) or not all(name.strip() for name in classes):
-        raise ExportError(f"{len(classes)} class names were given: at least two are needed, none empty or twice")
+    if len(classes) < 2 or not all(name.strip() for name in classes):
+        raise ExportError(f"{len(classes)} class names were given: at least two are needed, none empty")
+    classes = told_apart(classes)
     config = ViTConfig.from_dict(base.model.config.to_dict())
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
@@ -147,6 +136,13 @@ def _optional_file(source: str, name: str) -> Path | None:
         _raise_exceptions_for_connection_errors=False,
     )
     return Path(found) if found else None
+
+
+def _check_processor(processor: Mapping[str, Any], size: int, source: str) -> None:
+    try:
+        resizing_of(processor, size)
+    except PreparationError as error:
+        raise ExportError(f"{source!r}: {error.message}", hint=error.hint) from None
 
 
 def _statistics(processor: Mapping[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from artifacts.errors import ArtifactIntegrityError, ManifestError
 from bus.process.files import sha256_of
 from bus.words.values import Ref
+from data.class_names import ClassNames
 
 MANIFEST_NAME = "manifest.json"
 DEFAULT_KIND = "image-classification"
@@ -28,12 +29,15 @@ class _Frozen(BaseModel):
 
 
 class ModelFacts(_Frozen):
-    """What the trained model is: pixel = (uint8/255 - mean) / std, images [channels, image_size, image_size]."""
+    """What the trained model is: pixel = (uint8/255 - mean) / std, images [channels, image_size, image_size].
+
+    Where a model gives several classes one name, `classes` tells them apart by their ids.
+    """
 
     architecture: str
     image_size: Annotated[int, Field(gt=0)]
     channels: Annotated[int, Field(gt=0)]
-    classes: tuple[str, ...]
+    classes: ClassNames
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0)], ...]
     parameters_total: Annotated[int, Field(gt=0)]

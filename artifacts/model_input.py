@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.manifest import MANIFEST_NAME, load_manifest
+from data.class_names import told_apart
 from data.dataset import ImageFormat
 from data.errors import PreparationError
 from data.pictures import Resizing, resizing_of
@@ -28,14 +29,15 @@ class ModelInput:
 def model_input(directory: Path) -> ModelInput:
     """Return what the model of a folder of artifacts, or of a Hugging Face folder, takes.
 
-    Raises PreparationError when the folder is neither, and ManifestError when its manifest is malformed.
+    Raises PreparationError when the folder is neither or its processor contradicts the model, and ManifestError when
+    its manifest is malformed.
     """
     if (directory / MANIFEST_NAME).is_file():
         manifest = load_manifest(directory, verify=False)
         processor = manifest.base.get("processor")
         return ModelInput(
             image=ImageFormat(size=manifest.model.image_size, channels=_channels(manifest.model.channels)),
-            resizing=resizing_of(processor if isinstance(processor, dict) else {}),
+            resizing=resizing_of(processor if isinstance(processor, dict) else {}, manifest.model.image_size),
             classes=manifest.model.classes,
         )
     config = _object(directory / "config.json")
@@ -46,8 +48,8 @@ def model_input(directory: Path) -> ModelInput:
         raise PreparationError(f"{directory}/config.json describes no classifier of square images", hint=_HINT)
     return ModelInput(
         image=ImageFormat(size=size, channels=_channels(config.get("num_channels", 3))),
-        resizing=resizing_of(_object(processor_file) if processor_file.is_file() else {}),
-        classes=tuple(str(labels[key]) for key in sorted(labels, key=int)),
+        resizing=resizing_of(_object(processor_file) if processor_file.is_file() else {}, size),
+        classes=told_apart(str(labels[key]) for key in sorted(labels, key=int)),
     )
 
 

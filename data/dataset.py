@@ -16,12 +16,13 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from bus.process.files import sha256_of, write_atomically
 from bus.words.values import Frozen, Sha256
 from data.errors import DatasetError, DatasetIntegrityError
+from data.shards import BROKEN_TENSORS
 
 MANIFEST_NAME = "manifest.json"
 PART_BYTES = 64 * 1024 * 1024
@@ -114,6 +115,12 @@ class Dataset:
         values = [UNLABELLED if image.label is None else indices[image.label] for image in self.manifest.images]
         return np.array(values, dtype=np.int64)
 
+    def without_label(self, indices: Iterable[int] | None = None) -> list[str]:
+        """Return where those of the images that have no label came from, of all images or of some."""
+        entries = self.manifest.images
+        chosen = entries if indices is None else (entries[index] for index in indices)
+        return [entry.source for entry in chosen if entry.label is None]
+
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """All images uint8 [n, size, size, channels], read from the parts when first asked for.
@@ -136,7 +143,7 @@ class Dataset:
         try:
             with safe_open(path, framework="np") as stream:
                 images: NDArray[np.uint8] = stream.get_tensor(_TENSOR)
-        except (OSError, SafetensorError) as error:
+        except (OSError, *BROKEN_TENSORS) as error:
             raise DatasetError(f"cannot read {path}: {error}", hint="build the dataset again") from error
         if images.dtype != np.uint8 or images.shape != (part.count, image.size, image.size, image.channels):
             raise DatasetError(f"{path} holds {images.dtype} {images.shape}, the manifest says otherwise")

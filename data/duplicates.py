@@ -21,6 +21,7 @@ from PIL import Image
 from bus.process.files import sha256_of
 from bus.words.values import Frozen
 from data.errors import PictureError, PreparationError
+from data.files import files_below
 from data.pictures import open_upright
 
 DEFAULT_DISTANCE = 6
@@ -100,8 +101,10 @@ def find_duplicates(
             raise PreparationError(f"{folder} is no folder", hint="name folders of pictures")
     pictures: list[_Picture] = []
     unreadable = []
-    for done, (place, path) in enumerate(_files(folders), 1):
+    for done, (place, path, problem) in enumerate(_files(folders), 1):
         try:
+            if problem:
+                raise PictureError(problem)
             pictures.append(_describe(folders, place, path))
         except PictureError as error:
             name = path.relative_to(folders[place]).as_posix()
@@ -140,14 +143,16 @@ def _numbered(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def _files(folders: Sequence[Path]) -> Iterator[tuple[int, Path]]:
-    """Yield each regular file once, with the place of the folder that it was first found in."""
+def _files(folders: Sequence[Path]) -> Iterator[tuple[int, Path, str]]:
+    """Yield each regular file once, with the place of the folder that it was first found in, and what had a problem."""
     seen = set()
     for place, folder in enumerate(folders):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and (real := path.resolve()) not in seen:
+        for path, problem in files_below(folder):
+            if problem:
+                yield place, path, problem
+            elif path.is_file() and (real := path.resolve()) not in seen:
                 seen.add(real)
-                yield place, path
+                yield place, path, ""
 
 
 def _describe(folders: Sequence[Path], place: int, path: Path) -> _Picture:

@@ -53,6 +53,12 @@ class PreparationError(FedbusError):
     code = "preparation_failed"
 
 
+class ClassNamesError(FedbusError):
+    """A file of class names cannot be read, or names fewer than two classes."""
+
+    code = "class_names_invalid"
+
+
 class ExchangeError(FedbusError):
     """A file of the earlier system cannot be read or written."""
 

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from data.dataset import Dataset
 from data.errors import PartitionError
+from data.files import some_of
 
 Partition = list[list[int]]
+_LABEL_ALL = "use in-order or iid, or label the images first"
 SCHEMES = "in-order, iid, dirichlet:ALPHA, pathological:CLASSES or by-folder"
 
 
@@ -24,6 +26,11 @@ def partition(dataset: Dataset, users: int, per_user: int, scheme: str, *, seed:
     """
     name, _, argument = scheme.partition(":")
     count, labels = len(dataset), dataset.labels
+    if name in ("dirichlet", "pathological") and (missing := dataset.without_label()):
+        raise PartitionError(
+            f"a partition by class needs a label for every image; without one: {some_of(missing)}",
+            hint=_LABEL_ALL,
+        )
     try:
         match name, argument:
             case "in-order", "":
@@ -146,9 +153,7 @@ def class_counts(partition: Partition, labels: NDArray[np.int64], classes: int) 
 def _shuffled_pools(labels: NDArray[np.int64], generator: np.random.Generator) -> list[list[int]]:
     """Return each class's image indices in random order."""
     if len(labels) == 0 or labels.min() < 0:
-        raise PartitionError(
-            "a partition by class needs a label for every image", hint="use in-order or iid, or label the images first"
-        )
+        raise PartitionError("a partition by class needs a label for every image", hint=_LABEL_ALL)
     pools = [generator.permutation(np.flatnonzero(labels == label)).tolist() for label in range(int(labels.max()) + 1)]
     return [pool for pool in pools if pool]
 

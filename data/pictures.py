@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.dataset import ImageFormat
-from data.errors import PictureError
+from data.errors import PictureError, PreparationError
 
 MAX_PIXELS = 90_000_000
 """Pictures beyond this are taken for decompression bombs; 90 megapixels decode to 270 MB."""
@@ -35,14 +35,40 @@ class Resizing:
     shortest_edge: int | None = None
 
 
-def resizing_of(processor: Mapping[str, Any]) -> Resizing:
-    """Return what the settings of a Hugging Face image processor say about resizing; unknown settings are ignored."""
-    size = processor.get("size")
+def resizing_of(processor: Mapping[str, Any], target: int) -> Resizing:
+    """Return what the settings of a Hugging Face image processor say about resizing; unknown settings are ignored.
+
+    Raises PreparationError when they make pictures of another size than `target`, the pixels a side of the model's.
+    """
+    size, cropped = processor.get("size"), processor.get("do_center_crop", False)
     edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    made = _sides(processor.get("crop_size")) if cropped else None
+    if made is None and processor.get("do_resize", True):
+        made = _sides(size)
+    if made not in (None, (target, target)):
+        raise _contradiction(f"makes pictures of {made[0]} x {made[1]} pixels", target)
+    if edge is not None and not (isinstance(edge, int) and edge >= target):
+        raise _contradiction(f"makes pictures whose shorter side has {edge} pixels", target)
     resample = processor.get("resample", Resizing.resample)
     if resample not in {member.value for member in Image.Resampling}:
         resample = Resizing.resample
-    return Resizing(resample, int(edge) if edge else None)
+    return Resizing(resample, edge)
+
+
+def _sides(size: object) -> tuple[object, object] | None:
+    """Return the height and the width that a setting names, if it names both."""
+    if isinstance(size, Mapping):
+        return (size["height"], size["width"]) if size.keys() >= {"height", "width"} else None
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return size[0], size[1]
+    return (size, size) if isinstance(size, int) else None
+
+
+def _contradiction(what: str, target: int) -> PreparationError:
+    return PreparationError(
+        f"the processor {what}, the model takes {target} x {target}",
+        hint="correct the size in preprocessor_config.json, or image_size in config.json",
+    )
 
 
 def read_picture(source: Path | IO[bytes], target: ImageFormat, resizing: Resizing) -> NDArray[np.uint8]:

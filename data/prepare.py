@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.class_names import ClassLookup
 from data.dataset import (
     MANIFEST_NAME,
     DatasetManifest,
@@ -25,6 +25,7 @@ from data.dataset import (
     write_part,
 )
 from data.errors import PictureError, PreparationError
+from data.files import files_below, printable
 from data.pictures import Resizing, read_picture
 
 JOURNAL_NAME = "manifest.partial.json"
@@ -83,44 +84,41 @@ def prepare(
     return manifest
 
 
-def folder_sources(
-    folder: Path, classes: Collection[str] | None, *, leave_out: Path | None = None
-) -> tuple[list[Source], list[str]]:
-    """Return the files below a folder, by name, and the folders' names that are no class.
+def folder_sources(folder: Path, *, leave_out: Path | None = None) -> list[Source]:
+    """Return the files below a folder, by name; each is labelled with the name of the folder that it lies in.
 
-    A file's class is the folder that it lies in, by its name in any case; files that lie directly in `folder`, or in
-    a folder that is no class when `classes` are given, have none. What lies below `leave_out`, as a dataset that was
-    written into the folder itself, is no picture of it. Raises PreparationError when there is no folder.
+    Files that lie directly in `folder` have no label. What lies below `leave_out`, as a dataset that was written into
+    the folder itself, is no picture of it. Raises PreparationError when there is no folder.
     """
     if not folder.is_dir():
         raise PreparationError(f"{folder} is no folder", hint="name a folder of pictures")
-    by_name = None if classes is None else {name.casefold(): name for name in classes}
-    sources, unknown = [], set()
-    for path in _files(folder, leave_out.resolve() if leave_out else None):
-        relative = path.relative_to(folder)
-        label = relative.parent.name or None
-        if label is not None and by_name is not None:
-            if label.casefold() not in by_name:
-                unknown.add(label)
-            label = by_name.get(label.casefold())
-        sources.append(Source(_printable(relative.as_posix()), _printable(label) if label else None, _opener(path)))
-    return sources, sorted(_printable(name) for name in unknown)
+    found = ((path.relative_to(folder), path, problem) for path, problem in files_below(folder, leave_out=leave_out))
+    return [
+        Source(printable(relative.as_posix()), printable(relative.parent.name) or None, _opener(path, problem))
+        for relative, path, problem in found
+    ]
 
 
-def _files(folder: Path, leave_out: Path | None) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if Path(parent, name).resolve() != leave_out)
-        yield from (Path(parent, name) for name in sorted(names))
+def labelled_as(sources: Iterable[Source], classes: Sequence[str]) -> tuple[list[Source], dict[str, tuple[str, ...]]]:
+    """Return the sources with classes for labels, and the labels that mean no single class, with those they could mean.
+
+    A label is a class by its name, in any case; a source with another one has none then.
+    """
+    lookup = ClassLookup(classes)
+    known, unclear = [], {}
+    for source in sources:
+        found = () if source.label is None else lookup.find(source.label)
+        if source.label is not None and len(found) != 1:
+            unclear[source.label] = found
+        known.append(replace(source, label=found[0] if len(found) == 1 else None))
+    return known, dict(sorted(unclear.items()))
 
 
-def _printable(name: str) -> str:
-    """Return a file name without the stand-ins for bytes that are not UTF-8, which JSON cannot hold."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _opener(path: Path) -> Callable[[], contextlib.AbstractContextManager[Path | IO[bytes]]]:
+def _opener(path: Path, problem: str) -> Callable[[], contextlib.AbstractContextManager[Path | IO[bytes]]]:
     @contextlib.contextmanager
     def open_file() -> Iterator[Path | IO[bytes]]:
+        if problem:
+            raise PictureError(problem)
         try:
             mode = path.stat().st_mode
         except OSError as error:

@@ -13,6 +13,8 @@ MEDIA_TYPE = "application/x-safetensors"
 MAX_SHARD_BYTES = 1 << 30
 MAX_SIDE = 1024
 MAX_CHANNELS = 4
+BROKEN_TENSORS = (SafetensorError, ValueError, KeyError, TypeError, AttributeError)
+"""What safetensors raises for bytes that are none, or of a type that numpy does not have (bfloat16, float8)."""
 _IMAGES, _LABELS = "images", "labels"
 
 
@@ -37,7 +39,7 @@ def decode_shard(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64] |
         raise ShardError(f"a shard has at most {MAX_SHARD_BYTES} bytes, this one {len(content)}")
     try:
         tensors = load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except BROKEN_TENSORS as error:
         raise ShardError(f"the bytes are no safetensors object: {error}") from error
     _check(tensors)
     return tensors[_IMAGES], tensors.get(_LABELS)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from agents.audit.compare import Comparison, compare
@@ -22,6 +21,7 @@ from artifacts.inference import InferenceModel
 from artifacts.manifest import TRAINABLE, ArtifactManifest, ModelFacts, artifact_paths, load_manifest
 from bus.errors import FedbusError
 from data.dataset import UNLABELLED, load_dataset
+from data.shards import BROKEN_TENSORS
 
 
 class ComparisonError(FedbusError):
@@ -105,7 +105,7 @@ def read_parameters(path: Path, manifest: ArtifactManifest) -> NDArray[np.float3
                 raise ValueError(f"{path.stat().st_size} bytes")
     except KeyError as error:
         raise ComparisonError(f"{path} has no tensor {error}", hint="give its artifact folder as --artifacts") from None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, *BROKEN_TENSORS) as error:
         raise ComparisonError(
             f"{path} does not hold {manifest.trainable_count} trainable parameters: {error}",
             hint="give its artifact folder as --artifacts",

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from artifacts.errors import ExportError
 from artifacts.manifest import ArtifactManifest, load_manifest
+from data.class_names import as_given, read_class_names
 
 app = typer.Typer(help="Training artifacts: from a Vision Transformer to what clients train.", no_args_is_help=True)
 console = Console(highlight=False)
@@ -49,13 +50,13 @@ def build(
 ) -> None:
     """Build a folder of training artifacts and prove it against torch."""
     try:
-        from artifacts.base_model import load_base, read_classes
+        from artifacts.base_model import load_base
         from artifacts.build import BuildOptions, build_artifacts
     except ModuleNotFoundError as error:
         raise ExportError(
             f"building artifacts needs the package {error.name}", hint="pip install 'fedbus[export]'"
         ) from error
-    classes = None if labels is None else read_classes(labels)
+    classes = None if labels is None else read_class_names(labels)
     base = load_base(model, licence=licence, classes=classes, seed=seed)
     options = BuildOptions(
         mode=train,
@@ -89,6 +90,8 @@ def _print(manifest: ArtifactManifest, directory: Path) -> None:
         "beside torch": f"gradients within {manifest.build.max_gradient_error:.1e}, "
         f"logits within {manifest.build.max_logit_error:.1e}",
     }
+    if shared := [name for name, given in zip(model.classes, as_given(model.classes), strict=True) if name != given]:
+        rows["told apart"] = f"{', '.join(shared[:6])}{', …' if len(shared) > 6 else ''}: classes that share a name"
     for name, value in rows.items():
         table.add_row(name, value)
     for role, file in manifest.files.items():

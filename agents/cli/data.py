@@ -16,11 +16,13 @@ from rich.text import Text
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from artifacts.model_input import model_input
 from bus.process.files import write_atomically
+from bus.process.logs import escaped
 from data import exchange
 from data.class_counts import counts_table, draw_counts
 from data.dataset import DatasetManifest, load_dataset
+from data.files import printable, some_of
 from data.partition import SCHEMES, class_counts, partition
-from data.prepare import Source, Target, folder_sources
+from data.prepare import Source, Target, folder_sources, labelled_as
 from data.prepare import prepare as prepare_dataset
 
 app = typer.Typer(help="Images: prepare, clean, share out, exchange.", no_args_is_help=True)
@@ -49,11 +51,7 @@ def prepare(
 ) -> None:
     """Prepare a folder of pictures for a model; what cannot be read is listed and skipped."""
     target = _target(model, folder.absolute().name, licence)
-    sources, unknown = folder_sources(folder, target.classes, leave_out=out)
-    _prepare(sources, out, target)
-    if unknown:
-        names = f"{', '.join(unknown[:_SHOWN])}{', …' if len(unknown) > _SHOWN else ''}"
-        _say(f"no class of the model, so without label: pictures in {names}")
+    _prepare(folder_sources(folder, leave_out=out), out, target)
 
 
 @app.command()
@@ -79,8 +77,11 @@ def duplicates(
     _say(f"{report.compared} pictures compared, {len(report.groups)} groups, {surplus} could go")
     if report.unreadable:
         _say(f"{len(report.unreadable)} files could not be compared")
+    for one in report.unreadable[:_SHOWN]:
+        _say(f"  {Path(one.folder) / one.path}: {one.reason}")
     if out is not None:
-        write_atomically(out, report.model_dump_json(indent=1).encode() + b"\n")
+        # In ASCII, so that names that are not UTF-8 can be written and read again.
+        write_atomically(out, (json.dumps(report.model_dump(), indent=1) + "\n").encode())
     if remove:
         moved = move_duplicates(report)
         _say(f"{len(moved)} pictures moved" + (f", the first to {moved[0][1]}" if moved else ""))
@@ -132,8 +133,7 @@ def import_command(
     """Prepare the images of the two JSON files of the earlier system."""
     labels = folder / exchange.LABELS_NAME
     sources = exchange.import_sources(labels if labels.exists() else None, folder / exchange.IMAGES_NAME)
-    target = _target(model, folder.absolute().name, licence)
-    _prepare(_known(sources, target.classes), out, target)
+    _prepare(sources, out, _target(model, folder.absolute().name, licence))
 
 
 def _target(model: Path | None, name: str, licence: str) -> Target:
@@ -142,17 +142,23 @@ def _target(model: Path | None, name: str, licence: str) -> Target:
     return Target(taken.image, taken.resizing, classes, name=name, licence=licence)
 
 
-def _known(sources: Sequence[Source], classes: Sequence[str] | None) -> list[Source]:
-    """Return the sources, without the labels that are no classes."""
-    if classes is None:
-        return list(sources)
-    return [Source(source.name, source.label if source.label in classes else None, source.open) for source in sources]
-
-
 def _prepare(sources: Sequence[Source], out: Path, target: Target) -> None:
+    unclear: dict[str, tuple[str, ...]] = {}
+    if target.classes is not None:
+        sources, unclear = labelled_as(sources, target.classes)
     with _progress("preparing", len(sources)) as advance:
         manifest = prepare_dataset(sources, out, target, progress=advance)
     _summary(manifest, out)
+    _listed(
+        "no class of the model, so without label: pictures of", [name for name, found in unclear.items() if not found]
+    )
+    shared = [f"{name} (means {' or '.join(found)})" for name, found in unclear.items() if found]
+    _listed("several classes of the model, so without label: pictures of", shared)
+
+
+def _listed(what: str, names: Sequence[str]) -> None:
+    if names:
+        _say(f"{what} {some_of(names, _SHOWN)}")
 
 
 def _summary(manifest: DatasetManifest, out: Path) -> None:
@@ -179,5 +185,5 @@ def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def _say(text: str) -> None:
-    # File names may hold what rich takes for markup.
-    console.print(Text(text), soft_wrap=True)
+    # File names may hold what rich takes for markup, and line breaks.
+    console.print(Text(escaped(printable(text))), soft_wrap=True)

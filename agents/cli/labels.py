@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agents.core.labels.errors import LabelsFileError
+from agents.core.labels.label_file import LabelFile, match_answers
 from agents.core.labels.matching import DEFAULT_THRESHOLD
-from agents.labeller.label_file import (
-    LabelFile,
-    match_answers,
-    read_answers,
-    read_classes,
-    read_label_file,
-    write_label_file,
-)
+from agents.labeller.errors import NothingLabelledError
+from agents.labeller.label_file import read_answers, read_label_file, write_label_file
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec
+from bus.process.logs import escaped
+from data.class_names import read_class_names
 from data.dataset import Dataset, load_dataset
 
 app = typer.Typer(help="Labels for images: ask a model, match its answers, settle the rest.", no_args_is_help=True)
@@ -40,7 +39,7 @@ def match(
     threshold: Threshold = DEFAULT_THRESHOLD,
 ) -> None:
     """Match answers to classes; ambiguous and unknown ones are set aside with their candidates."""
-    file = match_answers(read_answers(answers), read_classes(classes), threshold=threshold)
+    file = match_answers(read_answers(answers), read_class_names(classes), threshold=threshold)
     write_label_file(file, out)
     _say(file, out)
 
@@ -67,14 +66,14 @@ def review(
     else:
         for id_, aside in labels.set_aside.items():
             near = ", ".join(aside.candidates) or "no class"
-            typer.echo(f"{id_}\t{aside.reason}\t{aside.answer!r}\tnear: {near}")
+            typer.echo(f"{escaped(id_)}\t{aside.reason}\t{aside.answer!r}\tnear: {escaped(near)}")
     _say(labels, file)
 
 
 def _settle(labels: LabelFile, id_: str, path: Path) -> None:
     """Asks about one answer until a class is chosen or it is left open; every choice is written at once."""
     aside = labels.set_aside[id_]
-    typer.echo(f"\n{id_}: {aside.answer!r} ({aside.reason.replace('_', ' ')})")
+    typer.echo(f"\n{escaped(id_)}: {aside.answer!r} ({aside.reason.replace('_', ' ')})")
     for number, name in enumerate(aside.candidates, start=1):
         typer.echo(f"  {number}  {name}")
     while choice := typer.prompt("number or class", default="", show_default=False).strip():
@@ -110,9 +109,11 @@ def run(
     if detail not in ("low", "high"):
         raise typer.BadParameter(f"--detail is low or high, not {detail!r}")
     opened = load_dataset(dataset)
-    names = read_classes(classes) if classes else list(opened.classes)
+    names = read_class_names(classes) if classes else opened.classes
     if len(names) < 2:
         raise LabelsFileError(f"{dataset} has no classes", hint="give --classes FILE")
+    if not len(opened):
+        raise NothingLabelledError(f"{dataset} has no images")
     spec = LabellingSpec.model_validate(
         {
             "provider": "openai",
@@ -129,10 +130,14 @@ def run(
     if file is not None:
         write_label_file(file, out)
         _say(file, out)
+        if not file.matched:
+            reasons = Counter(aside.reason.replace("_", " ") for aside in file.set_aside.values())
+            counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            raise NothingLabelledError(f"no image got a label: {counted}", hint=f"see fedbus data labels review {out}")
 
 
 async def _run(
-    dataset: Dataset, classes: list[str], spec: LabellingSpec, settings: LabellerSettings, *, dry_run: bool
+    dataset: Dataset, classes: Sequence[str], spec: LabellingSpec, settings: LabellerSettings, *, dry_run: bool
 ) -> LabelFile | None:
     from agents.labeller.label_images import estimate_images, label_images
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from bus.client import Bus
 from bus.errors import FedbusError, ObjectMissingError
 from bus.words.values import Ref
 from data.dataset import Dataset, load_dataset
+from data.files import some_of
 from data.partition import partition
 from data.shards import MEDIA_TYPE, encode_shard
 
@@ -107,6 +108,10 @@ async def put_sources(bus: Bus, config: RunConfig, sources: RunSources) -> Store
     check_fit(manifest, users, sources.users)
     check_fit(manifest, held_out, sources.held_out)
     owned = partition(users, config.users, config.images_per_user, sources.partition, seed=config.seed)
+    check_labelled(held_out, sources.held_out, range(len(held_out)), "the evaluation needs")
+    if config.labelling.provider == "truth":
+        everybodys = [index for indices in owned for index in indices]
+        check_labelled(users, sources.users, everybodys, "the labeller 'truth' needs")
     dataset_ref = await _put_dataset(bus, users, owned, held_out)
     for _, file in manifest.files.items():
         await bus.objects.put_file(sources.artifacts / file.path, file.media_type)
@@ -148,6 +153,19 @@ def check_fit(manifest: ArtifactManifest, dataset: Dataset, folder: Path) -> Non
         raise DataMismatchError(
             f"{folder} and the model have different classes",
             hint="build the artifacts with --labels FILE, or prepare the data for this model",
+        )
+
+
+def check_labelled(dataset: Dataset, folder: Path, indices: Iterable[int], who: str) -> None:
+    """Sees to it that these images have labels.
+
+    Raises:
+        DataMismatchError: some have none; it names their pictures.
+    """
+    if missing := dataset.without_label(indices):
+        raise DataMismatchError(
+            f"{who} a label for every picture of {folder}; without one: {some_of(missing)}",
+            hint="put them into folders named after classes, or take them out, and prepare the folder anew",
         )
 
 

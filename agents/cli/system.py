@@ -178,7 +178,6 @@ async def running_system(
             "FEDBUS_GATEWAY_PORT": str(gateway_port),
             "FEDBUS_GATEWAY_URL_FILE": str(url_file.absolute()),
             "FEDBUS_GATEWAY_SPOOL_DIR": str((store / "spool").absolute()),
-            "FEDBUS_LABELLER_CACHE": str((store / "labels.sqlite").absolute()),
         }
         async with supervisor() as processes:
             system = System(connection, processes, store, logs, environment, metrics_port)

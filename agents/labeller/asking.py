@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 
 from agents.core.labels.labels import Answer
 from agents.core.labels.sources import image_digest
-from agents.labeller.api import LabelApi, label_api
+from agents.labeller.api import LabelApi, Reply, label_api
 from agents.labeller.cache import AnswerCache, open_cache
 from agents.labeller.costs import Estimate, cost_of, estimate
-from agents.labeller.errors import CostLimitError
+from agents.labeller.errors import CostLimitError, UnreadableRepliesError
 from agents.labeller.prompt import Prompt
 from agents.labeller.providers import together
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec
+from bus.errors import FedbusError
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Tokens = tuple[int, int]
+_LOOK_AGAIN_S = 0.1
+_FIRST_REPLIES = 4
+"""So many that cannot be read, with none that can, are no accident."""
 log = logging.getLogger(__name__)
 
 
@@ -32,6 +36,7 @@ class ImageAsker:
     """Asks ``images_per_request`` images at a time.
 
     A reply that is refused or cannot be read is asked again in halves, so that one image does not spoil the others.
+    When none can be read from the beginning, and no one image was in all of them, it is not the images: asking ends.
     """
 
     def __init__(
@@ -40,7 +45,12 @@ class ImageAsker:
         self.prompt = prompt
         self._api, self._cache, self._spec, self._settings = api, cache, spec, settings
         self._answers: dict[str, asyncio.Future[Answer]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._ended: FedbusError | None = None
         self._spent = 0.0
+        self._readable = False
+        self._suspects: set[str] | None = None
+        self._unreadable = 0
 
     def estimate(self, images: Images, seen: set[str]) -> Estimate:
         """What asking about these images takes; see ``estimate_new``."""
@@ -50,7 +60,7 @@ class ImageAsker:
         """The model's answer about each image, uint8 [height, width, channels]; equal images are asked about once.
 
         Raises:
-            LabellingError: the API refuses, or the money is spent.
+            LabellingError: the API refuses, nothing that it says can be read, or the money is spent.
             ApiUnavailableError: the API does not answer.
         """
         digests = [image_digest(image) for image in images]
@@ -63,7 +73,7 @@ class ImageAsker:
         missing = iter((digest, image) for digest, image in new.items() if digest not in known)
         batches = iter(lambda: dict(islice(missing, self._spec.images_per_request)), {})
         try:
-            await together(self._ask(batch) for batch in batches)
+            await together(self._asked(batch) for batch in batches)
         except BaseException:
             # Whoever waits for these answers belongs to the same labelling, which ends now.
             for digest in new:
@@ -71,12 +81,36 @@ class ImageAsker:
             raise
         return [await asyncio.shield(self._answers[digest]) for digest in digests]
 
+    async def close(self, *, finish: bool) -> None:
+        """Ends what still runs; ``finish`` waits for the replies to requests that are out, as they have to be paid."""
+        while finish and self._running and self._api.under_way:
+            await asyncio.wait(self._running, timeout=_LOOK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _asked(self, batch: dict[str, NDArray[np.uint8]]) -> None:
+        """Asks about some images in a task of its own, which outlives another's failure: see ``close``."""
+        task = asyncio.create_task(self._ask(batch))
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), FedbusError):
+            self._ended = self._ended or error
+            self._api.stop()
+
     async def _ask(self, batch: dict[str, NDArray[np.uint8]], *, attempt: int = 1, spent: Tokens = (0, 0)) -> None:
         """Gets, keeps and announces the answers about some images; ``spent`` went into earlier tries."""
         images = list(batch.values())
-        self._check_spending(images)
-        reply = await self._api.ask(images)
-        self._spent += cost_of(self._spec.model, reply.prompt_tokens, reply.completion_tokens) or 0.0
+        expected = _estimate(len(images), images[0], self.prompt, self._spec).cost or 0.0
+        reply = await self._api.ask(images, admit=lambda: self._spend(expected))
+        if reply.prompt_tokens or reply.failure == "refused":
+            # A reply that does not say its tokens costs what was expected.
+            self._spent += (cost_of(self._spec.model, reply.prompt_tokens, reply.completion_tokens) or 0.0) - expected
+        self._check_readable(reply, batch.keys())
         spent = (spent[0] + reply.prompt_tokens, spent[1] + reply.completion_tokens)
         if reply.answers is None and len(batch) > 1:
             items = iter(batch.items())
@@ -99,16 +133,34 @@ class ImageAsker:
         }
         self._cache.keep({digest: one for digest, one in found.items() if one.failure != "failed"})
         for digest, answer in found.items():
-            self._answers[digest].set_result(answer)
+            # Nobody waits any more when the labelling has failed elsewhere.
+            if not self._answers[digest].done():
+                self._answers[digest].set_result(answer)
 
-    def _check_spending(self, images: Images) -> None:
-        cost = _estimate(len(images), images[0], self.prompt, self._spec).cost or 0.0
+    def _check_readable(self, reply: Reply, images: Collection[str]) -> None:
+        """Ends the asking as soon as what cannot be read is no matter of one image, nor of too many at a time."""
+        self._readable = self._readable or not reply.problem
+        if self._readable or (len(images) > 1 and reply.fewer_may_help):
+            return
+        self._unreadable += 1
+        self._suspects = set(images) if self._suspects is None else self._suspects & set(images)
+        if self._unreadable >= _FIRST_REPLIES and not self._suspects:
+            raise UnreadableRepliesError(
+                f"the first {self._unreadable} replies of {self._spec.model} cannot be read: {reply.problem}",
+                hint="use a model that answers in JSON, or ask about fewer images at a time",
+            )
+
+    def _spend(self, expected: float) -> None:
+        """Sets the money for a request aside, as long as there is some and nothing has failed."""
+        if self._ended is not None:
+            raise self._ended
         limit = self._settings.max_cost
-        if limit is not None and self._spent + cost > limit:
+        if limit is not None and self._spent + expected > limit:
             raise CostLimitError(
                 f"${self._spent:.2f} are spent, the limit is ${limit:.2f}",
                 hint="raise the limit (FEDBUS_LABELLER_MAX_COST, --max-cost); the answers so far are kept",
             )
+        self._spent += expected
 
 
 def estimate_new(images: Images, seen: set[str], cache: AnswerCache, prompt: Prompt, spec: LabellingSpec) -> Estimate:
@@ -153,5 +205,13 @@ async def image_asker(
     prompt = Prompt(tuple(classes), spec.detail)
     async with label_api(settings, model=spec.model, prompt=prompt, concurrency=spec.concurrency) as api:
         with open_cache(settings.cache, model=spec.model, prompt=prompt.version) as cache:
-            yield ImageAsker(api, cache, prompt, spec, settings)
+            asker = ImageAsker(api, cache, prompt, spec, settings)
+            finish = True
+            try:
+                yield asker
+            except BaseException as error:
+                finish = isinstance(error, FedbusError)
+                raise
+            finally:
+                await asker.close(finish=finish)
             log.info("%d requests to %s", api.requests, spec.model)

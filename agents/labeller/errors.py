@@ -24,6 +24,18 @@ class ApiUnavailableError(FedbusError):
     code = "openai_unavailable"
 
 
+class UnreadableRepliesError(LabellingError):
+    """What the API says is never the JSON that it was asked for: the model cannot do this, or not so many images."""
+
+    code = "openai_unreadable"
+
+
+class NothingLabelledError(LabellingError):
+    """Not one image got a label."""
+
+    code = "nothing_labelled"
+
+
 class CostLimitError(LabellingError):
     """Labelling would cost more than ``max_cost`` allows, or nobody knows what it costs."""
 

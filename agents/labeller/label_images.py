@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.core.labels.label_file import LabelFile, SetAside, match_answers
 from agents.core.labels.sources import image_digest
 from agents.labeller.asking import Images, check_limit, estimate_new, image_asker
 from agents.labeller.cache import open_cache
 from agents.labeller.costs import Estimate
-from agents.labeller.label_file import LabelFile, SetAside, match_answers
 from agents.labeller.prompt import Prompt
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.class_names import as_given
+
 MAX_ENUM = 200
 """More classes than this stand in the prompt alone: the API takes no larger enumeration safely."""
 UNKNOWN = "I don't know"
@@ -23,11 +27,18 @@ _INSTRUCTIONS = (
     "You label images for training a classifier. For each image choose the one class that names what it shows, and "
     f"write the class exactly as given. If no class fits, or you cannot tell, write: {UNKNOWN}"
 )
+_VALUE = re.compile(r"[{\[]")
+_MAX_VALUES, _MAX_DEPTH = 50, 4
+"""How many brackets of a reply are tried, and how deep in a value answers may lie."""
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 class MalformedReply(Exception):
-    """The text of a reply is not the JSON that was asked for."""
+    """The text of a reply does not hold what was asked for; ``incomplete`` when it is JSON all the same."""
+
+    def __init__(self, message: str, *, incomplete: bool) -> None:
+        super().__init__(message)
+        self.incomplete = incomplete
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,12 @@ class Prompt:
     @cached_property
     def system(self) -> str:
         """The instructions, with all classes."""
-        return f"{_INSTRUCTIONS}\nClasses, one a line:\n" + "\n".join(self.classes)
+        return f"{_INSTRUCTIONS}\nClasses, one a line:\n" + "\n".join(self.names)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The classes as they are asked for: a name that several share stands once, as nobody could see an id."""
+        return tuple(dict.fromkeys(as_given(self.classes)))
 
     @cached_property
     def version(self) -> str:
@@ -51,13 +67,13 @@ class Prompt:
     @property
     def answer_tokens(self) -> int:
         """An upper estimate of the tokens that the answer about one image has."""
-        return 12 + math.ceil(max(len(name) for name in (*self.classes, UNKNOWN)) / 3)
+        return 12 + math.ceil(max(len(name) for name in (*self.names, UNKNOWN)) / 3)
 
     def schema(self, images: int) -> dict[str, Any]:
         """JSON schema of the answer: one class for each of ``image_1`` to ``image_<images>``."""
         answer: dict[str, Any] = {"type": "string"}
-        if len(self.classes) <= MAX_ENUM:
-            answer["enum"] = list(dict.fromkeys((*self.classes, UNKNOWN)))
+        if len(self.names) <= MAX_ENUM:
+            answer["enum"] = list(dict.fromkeys((*self.names, UNKNOWN)))
         names = [_key(index) for index in range(images)]
         return {
             "type": "object",
@@ -89,17 +105,70 @@ class Prompt:
     def read(self, text: str, images: int) -> list[str]:
         """The answer about each image.
 
+        They come from the first JSON value that has them, also in a code fence, among words, or in another value.
+
         Raises:
-            MalformedReply: the text is cut off, not JSON, or has no answer for one of the images.
+            MalformedReply: the text is cut off, has no JSON, or no answer for one of the images.
         """
+        keys = [_key(index) for index in range(images)]
+        values = list(_json_values(text))
+        for value in values:
+            if (answers := _answers(value, keys)) is not None:
+                return answers
+        problem = f"its JSON lacks a text for one of {keys[0]} to {keys[-1]}" if values else "it is no JSON"
+        raise MalformedReply(problem, incomplete=bool(values))
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    """The JSON objects and lists that stand in ``text`` one after another, as far as few brackets are tried."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(inner := json.loads(text), str):
+            # JSON that was encoded twice.
+            yield from _json_values(inner)
+            return
+    decoder, at = json.JSONDecoder(), 0
+    for _ in range(_MAX_VALUES):
+        begin = _VALUE.search(text, at)
+        if begin is None:
+            return
         try:
-            content = json.loads(text)
-            answers = [content[_key(index)] for index in range(images)]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise MalformedReply(f"{type(error).__name__}: {error}") from None
-        if not all(isinstance(answer, str) for answer in answers):
-            raise MalformedReply("an answer is no text")
-        return answers
+            value, at = decoder.raw_decode(text, begin.start())
+        except (ValueError, RecursionError):
+            at = begin.end()
+        else:
+            yield value
+
+
+def _answers(value: Any, keys: Sequence[str]) -> list[str] | None:
+    """The answers by key that a JSON value holds at any depth, or those of a list that is all that it holds."""
+    found: dict[str, str] = {}
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        for one in level:
+            if isinstance(one, dict):
+                for key in one.keys() & set(keys):
+                    if (text := _text(one[key])) is not None:
+                        found.setdefault(key, text)
+        level = [inner for one in level for inner in _inside(one)]
+    if found.keys() == set(keys):
+        return [found[key] for key in keys]
+    while isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    if not found and isinstance(value, list) and len(value) == len(keys):
+        texts = [_text(one) for one in value]
+        return [text for text in texts if text is not None] if None not in texts else None
+    return None
+
+
+def _text(value: Any) -> str | None:
+    """A text, or the only one in an object, as ``{"class": "cat"}``; a schema's ``$ref`` is none."""
+    if isinstance(value, dict) and len(value) == 1 and "$ref" not in value:
+        (value,) = value.values()
+    return value if isinstance(value, str) else None
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def data_url(image: NDArray[np.uint8]) -> str:

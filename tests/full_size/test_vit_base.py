@@ -27,6 +27,7 @@ from artifacts.manifest import artifact_paths, load_manifest
 from artifacts.ort_training import NativeTrainer
 from bus.recording.files import load_recording
 from data.dataset import load_dataset
+from tests.imagenet_names import imagenet_like_names
 from tests.unit.agents.labeller.label_server import label_server
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(1_800)]
@@ -58,13 +59,15 @@ def fedbus(*arguments: object, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ViT-base with random weights, as save_pretrained leaves it."""
+    """ViT-base with random weights and class names like the real ones, as save_pretrained leaves it."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     folder = tmp_path_factory.mktemp("vit-base")
     torch.manual_seed(0)
-    ViTForImageClassification(ViTConfig(num_labels=1_000)).save_pretrained(folder)
+    names = dict(enumerate(imagenet_like_names()))
+    config = ViTConfig(id2label=names, label2id={name: index for index, name in names.items()})
+    ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor().save_pretrained(folder)
     return folder
 
@@ -112,6 +115,16 @@ def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     return make
 
 
+def test_a_model_with_two_classes_of_one_name_is_built_and_fed(model: Path, tmp_path: Path) -> None:
+    for name in ("crane (517)", "ski", "crane"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (300, 200), "red").save(tmp_path / "pictures" / name / "a.jpg")
+    said = fedbus("artifacts", "build", "--model", model, "--train", "head", "-o", tmp_path / "artifacts")
+    assert "crane (134), crane (517)" in said
+    fedbus("data", "prepare", tmp_path / "pictures", "-o", tmp_path / "users", "--artifacts", tmp_path / "artifacts")
+    assert load_dataset(tmp_path / "users").labels.tolist() == [-1, 517, 795]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("mode", ["head", "last-1", "lora:8"])
 def test_from_a_folder_of_pictures_to_a_run_in_chromium(
@@ -123,7 +136,12 @@ def test_from_a_folder_of_pictures_to_a_run_in_chromium(
     demo += ["--artifacts", artifacts, "--data", users, "--held-out", held_out, "--labeller", "openai"]
     demo += ["--threads", threads]
     with label_server(*CLASSES) as server:
-        said = fedbus(*demo, OPENAI_BASE_URL=server.url, OPENAI_API_KEY="none")
+        said = fedbus(
+            *demo,
+            OPENAI_BASE_URL=server.url,
+            OPENAI_API_KEY="none",
+            FEDBUS_LABELLER_CACHE=str(tmp_path / "labels.sqlite"),
+        )
     assert "completed" in said
     assert sum(len(json.dumps(request)) > 0 for request in server.requests) >= 2
 

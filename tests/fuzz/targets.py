@@ -26,11 +26,12 @@ from agents.core.exchange.messages import (
     parse_server_message,
 )
 from agents.core.exchange.upload_rules import Expected, Progression, check_metrics, check_size, check_update
+from agents.core.labels.label_file import match_answers
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
 from agents.core.learning.encodings import decode_update, encode_update, encoded_size, update_norm
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
-from agents.labeller.label_file import match_answers, read_answers, read_classes, read_label_file
+from agents.labeller.label_file import read_answers, read_label_file
 from agents.labeller.prompt import MalformedReply, Prompt
 from artifacts.manifest import load_manifest
 from bus.errors import FedbusError
@@ -38,6 +39,7 @@ from bus.process.logs import escaped
 from bus.recording.files import load_recording
 from bus.words.envelope import new_event, parse_event
 from bus.words.subjects import event_subject, parse_event_subject
+from data.class_names import read_class_names
 from data.dataset import ImageFormat, load_dataset
 from data.exchange import import_sources
 from data.idx import read_idx
@@ -216,7 +218,7 @@ def _answers(data: bytes) -> None:
 
 
 def _classes(data: bytes) -> None:
-    names = read_classes(_file("classes.txt", data))
+    names = read_class_names(_file("classes.txt", data))
     assert len(names) >= 2
     LabelMatcher(names).match("sneaker")
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from agents.core.learning.confusion import ConfusionCounts
 from agents.words.events import Score
 from bus.words.values import Frozen
 
@@ -74,8 +75,8 @@ class ClassReport(Frozen):
 class Confusion(Frozen):
     """Numbers of held-out images, ``[true][predicted]``, under the base and the newest model."""
 
-    base: tuple[tuple[int, ...], ...]
-    final: tuple[tuple[int, ...], ...]
+    base: ConfusionCounts
+    final: ConfusionCounts
 
 
 class TimeReport(Frozen):

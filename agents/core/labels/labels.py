@@ -14,7 +14,7 @@ _MAX_ANSWER = 500
 
 @dataclass(frozen=True)
 class Answer:
-    """What a labeller said about one image; ``failure`` (refused or failed) says why it gave no text."""
+    """What a labeller said about one image; ``failure`` says why that is no label, whatever the text."""
 
     text: str | None
     failure: str = ""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from agents.core.labels.errors import LabelsFileError, TruthMissingError
+from agents.core.labels.label_file import LabelFile
 from agents.core.labels.labels import Answer, UserLabels, settle
 from agents.core.labels.matching import LabelMatcher
 
@@ -47,43 +48,57 @@ class SimulatedLabeller:
 
 
 class RecordedAnswers:
-    """Answers from a JSON file: user to list of answers, or image digest (see ``image_digest``) to answer.
+    """Answers from a JSON file, which says something of every image of every user.
 
-    The output of ``fedbus data labels match`` is understood too, when its ids are digests; an image that it set aside
-    or does not name has no label.
+    It is a ``LabelFile``, or a map from user to list of answers, or from image digest (see ``image_digest``) to answer.
+    What a ``LabelFile`` set aside, and an answer that is null, is no label.
 
     Raises:
         LabelsFileError: the content of ``file``, so named in the message, is something else.
     """
 
     def __init__(self, content: bytes, file: str) -> None:
+        self._file = file
+        self._by_user: dict[str, list[Answer]] = {}
         try:
             said = json.loads(content)
         except (ValueError, RecursionError):
             raise LabelsFileError(f"{file} is not JSON") from None
-        if isinstance(said, dict) and isinstance(said.get("matched"), dict):
-            said = said["matched"]
         try:
+            if isinstance(said, dict) and isinstance(said.get("matched"), dict):
+                self._by_image = LabelFile.model_validate(said).by_image()
+                return
             entries = _ANSWERS.validate_python(said)
         except ValidationError:
             raise LabelsFileError(
-                f"{file} is not a map", hint="it maps users to lists of class names, or image digests to class names"
+                f"{file} is no file of recorded labels",
+                hint="it is what fedbus data labels run leaves, or a map from users to lists of class names, or from "
+                "image digests to class names",
             ) from None
-        self._by_user = {key: value for key, value in entries.items() if isinstance(value, list)}
-        self._by_image = {key: value for key, value in entries.items() if not isinstance(value, list)}
+        self._by_user = {
+            key: [Answer(one) for one in value] for key, value in entries.items() if isinstance(value, list)
+        }
+        self._by_image = {key: Answer(value) for key, value in entries.items() if not isinstance(value, list)}
 
     def label(self, user: str, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], to: LabelMatcher) -> UserLabels:
         """The answers about the user's images, uint8 [height, width, channels] each, matched to the classes.
 
         Raises:
-            LabelsFileError: the file has another number of answers for this user.
+            LabelsFileError: the file lacks one of the images, or has another number of answers for this user.
         """
         answers = self._by_user.get(user)
         if answers is None:
-            answers = [self._by_image.get(image_digest(image)) for image in images]
+            found = [self._by_image.get(image_digest(image)) for image in images]
+            answers = [answer for answer in found if answer is not None]
+            if len(answers) != len(images):
+                raise LabelsFileError(
+                    f"{self._file} does not have {len(images) - len(answers)} of the {len(images)} images of {user}, "
+                    f"such as image {found.index(None)}",
+                    hint="label the same prepared images: fedbus data labels run DATASET -o FILE",
+                )
         if len(answers) != len(images):
             raise LabelsFileError(f"user {user} has {len(images)} images and {len(answers)} recorded labels")
-        return settle([Answer(text) for text in answers], to)
+        return settle(answers, to)
 
 
 def image_digest(image: NDArray[np.uint8]) -> str:

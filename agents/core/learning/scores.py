@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from agents.core.learning.confusion import ConfusionCounts
 from agents.words.events import Score
 from bus.words.values import Frozen
 
@@ -27,7 +28,7 @@ class ClassScores(Frozen):
     """
 
     per_class: tuple[Annotated[float, Field(ge=0, le=1)] | None, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: ConfusionCounts
 
 
 class EvaluationDetails(Frozen):

@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.cli.run_setup import RunSources, start_run
+from agents.cli.run_setup import (
+    DEFAULT_HELD_OUT_DATA,
+    DEFAULT_USERS_DATA,
+    DataMismatchError,
+    RunSources,
+    start_run,
+)
+from agents.core.labels.label_file import LabelFile, match_answers
 from agents.core.labels.sources import image_digest, simulated_labels
 from agents.labeller import service
+from agents.labeller.label_file import write_label_file
 from agents.labeller.service import serve
 from agents.runtime.tasks import background
 from agents.words.events import ImagesLabelled, RunFinished, RunStarted
@@ -19,6 +27,7 @@ from agents.words.run_config import LabellingSpec, RunDataset
 from bus.client import Bus
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of, events_of_type
+from data.dataset import DatasetManifest, ImageEntry, load_dataset, write_dataset
 from data.shards import decode_shard
 from tests.builders import config
 from tests.conftest import wait_for
@@ -71,6 +80,25 @@ async def test_a_hundred_users_get_the_truth_with_seeded_errors(bus: Bus, unique
     assert found[one.user].provider == "truth"
 
 
+@pytest.mark.parametrize("which", ["users", "held_out"])
+async def test_a_picture_without_a_label_is_named_before_anything_is_said(
+    bus: Bus, unique_run: str, tmp_path: Path, which: str
+):
+    sample = load_dataset(DEFAULT_USERS_DATA)
+    facts = DatasetManifest.model_validate({**sample.manifest.model_dump(), "images": (), "parts": ()})
+    entries = [ImageEntry(id=f"{at}", source=f"bags/{at}.png", label="bag" if at % 4 else None) for at in range(40)]
+    write_dataset(tmp_path / "some", facts, entries, sample.images[:40])
+    sources = RunSources(**{which: tmp_path / "some"})
+    with pytest.raises(DataMismatchError, match=r"without one: bags/0\.png, bags/4\.png") as raised:
+        await start_run(bus, unique_run, labelling(2, 5), sources)
+    assert ("bags/12.png" in raised.value.message) == (which == "held_out")
+    assert raised.value.message.endswith("more") == (which == "held_out")
+    assert await bus.find(events_of_type("run.started", unique_run)) is None
+    if which == "users":
+        # Whose labels are asked for need none, and pictures that nobody owns do not matter.
+        await start_run(bus, unique_run, labelling(2, 5, provider="openai"), sources)
+
+
 async def test_users_that_have_labels_keep_them_when_the_event_comes_again(bus: Bus, unique_run: str):
     started = await start_run(bus, unique_run, labelling(4, 3, error_rate=0.0), RunSources())
     user = (await dataset_of(bus, started)).users[2]
@@ -89,7 +117,7 @@ async def test_recorded_labels_are_matched_and_what_is_no_class_is_dropped(
     first, second = (await dataset_of(bus, started)).users
     images, _ = decode_shard(await bus.objects.get(second.shard))
     file = tmp_path / "labels.json"
-    by_image = {image_digest(images[0]): "Sneakers", image_digest(images[2]): "a coat"}
+    by_image = {image_digest(image): said for image, said in zip(images, ("Sneakers", None, "a coat"), strict=True)}
     file.write_text(json.dumps({first.user: ["Bag", "I don't know", None], **by_image}))
     monkeypatch.setenv("FEDBUS_LABELS_FILE", str(file))
     async with background(serve(bus, asyncio.Event())):
@@ -97,6 +125,52 @@ async def test_recorded_labels_are_matched_and_what_is_no_class_is_dropped(
     assert found[first.user].labels == (8, None, None)
     assert [one.reason for one in found[first.user].dropped] == ["unknown", "unknown"]
     assert found[second.user].labels == (7, None, 4)
+
+
+def label_file(data: Path, out: Path) -> LabelFile:
+    """What ``labels run`` leaves about a dataset, whose second image nothing was found for."""
+    loaded = load_dataset(data)
+    ids = [image.id for image in loaded.manifest.images]
+    answers = {id_: loaded.classes[label] for id_, label in zip(ids, loaded.labels, strict=True)}
+    file = match_answers({**answers, ids[1]: "zeppelin"}, loaded.classes, threshold=88)
+    file.images = dict(zip(ids, map(image_digest, loaded.images), strict=True))
+    write_label_file(file, out)
+    return file
+
+
+async def test_the_file_that_labels_run_leaves_is_used_as_it_is(
+    bus: Bus, unique_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "labels.json"
+    file = label_file(DEFAULT_USERS_DATA, path)
+    file.settle(next(iter(file.images)), "bag")
+    write_label_file(file, path)
+    monkeypatch.setenv("FEDBUS_LABELS_FILE", str(path))
+    async with background(serve(bus, asyncio.Event())):
+        started = await start_run(bus, unique_run, labelling(3, 4, provider="recorded"), RunSources())
+        found = await wait_for(lambda: all_labelled(bus, unique_run, 3))
+    dataset = await dataset_of(bus, started)
+    assert dataset.truth is not None
+    truth = json.loads(await bus.objects.get(dataset.truth))
+    expected = [truth[user.user] for user in dataset.users]
+    expected[0][:2] = [dataset.classes.index("bag"), None]
+    assert [list(found[user.user].labels) for user in dataset.users] == expected
+    (dropped,) = found[dataset.users[0].user].dropped
+    assert (dropped.index, dropped.reason, dropped.answer) == (1, "not_a_class", "zeppelin")
+
+
+async def test_a_label_file_that_does_not_cover_the_users_ends_the_run_and_says_so(
+    bus: Bus, unique_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "labels.json"
+    label_file(DEFAULT_HELD_OUT_DATA, path)
+    monkeypatch.setenv("FEDBUS_LABELS_FILE", str(path))
+    async with background(serve(bus, asyncio.Event())):
+        await start_run(bus, unique_run, labelling(2, 3, provider="recorded"), RunSources())
+        finished = await ended(bus, unique_run)
+    assert finished.status == "failed"
+    assert "does not have 3 of the 3 images of user-000" in finished.reason
+    assert "fedbus data labels run" in finished.reason
 
 
 async def test_a_run_without_a_labels_file_fails_with_a_reason_that_says_what_to_set(bus: Bus, unique_run: str):

@@ -89,7 +89,13 @@ def test_a_fresh_head_keeps_the_body_and_names_the_new_classes(tiny_base: BaseMo
     assert manifest.trainable_count == 2 * 16 + 2
 
 
-@pytest.mark.parametrize("classes", [[], ["one"], ["a", "a"], ["a", " "]])
+def test_fresh_classes_of_one_name_are_told_apart_by_their_ids(tiny_base: BaseModel) -> None:
+    base = with_classes(tiny_base, ["crane", "lion", "crane"], seed=0)
+    assert base.classes == ("crane (0)", "lion", "crane (2)")
+    assert base.model.config.label2id == {"crane (0)": 0, "lion": 1, "crane (2)": 2}
+
+
+@pytest.mark.parametrize("classes", [[], ["one"], ["a", " "]])
 def test_useless_class_lists_are_refused(tiny_base: BaseModel, classes: list[str]) -> None:
     with pytest.raises(ExportError, match="class names"):
         with_classes(tiny_base, classes, seed=0)

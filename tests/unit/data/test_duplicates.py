@@ -111,3 +111,13 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         find_duplicates([tmp_path / "nowhere"])
     with pytest.raises(PreparationError, match="0 to 32"):
         find_duplicates([tmp_path], distance=33)
+
+
+def test_pictures_behind_a_link_to_a_folder_are_compared_and_a_link_that_leads_back_is_named(tmp_path: Path) -> None:
+    save(picture(1), tmp_path / "in" / "a.png")
+    save(picture(1), tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
+    report = find_duplicates([tmp_path / "in"])
+    assert [[image.path for image in group.images] for group in report.groups] == [["a.png", "more/b.png"]]
+    assert [(one.path, one.reason) for one in report.unreadable] == [("round", "a link to a folder that it lies in")]

@@ -134,3 +134,12 @@ def test_by_folder_gives_so_many_users_so_many_images() -> None:
     assert partition(dataset, 3, 2, "by-folder", seed=0) == [[0, 1], [3, 4], [5, 6]]
     with pytest.raises(PartitionError, match="3 folders with 3 images"):
         partition(dataset, 3, 3, "by-folder", seed=0)
+
+
+@pytest.mark.parametrize("scheme", ["dirichlet:0.3", "pathological:2"])
+def test_a_partition_by_class_names_the_pictures_that_have_no_label(scheme: str) -> None:
+    sample = load_dataset(USERS)
+    first = sample.manifest.images[0].model_copy(update={"label": None, "source": "cats/x.png"})
+    manifest = sample.manifest.model_copy(update={"images": (first, *sample.manifest.images[1:])})
+    with pytest.raises(PartitionError, match=r"without one: cats/x\.png"):
+        partition(Dataset(USERS, manifest), 4, 5, scheme, seed=0)

@@ -38,7 +38,7 @@ def test_resizing_gives_the_pixels_of_the_hugging_face_processor(resample: int) 
     expected = processor(images=source, return_tensors="np").pixel_values[0].transpose(1, 2, 0)
     stream = io.BytesIO()
     source.save(stream, "PNG")
-    found = read_picture(stream, RGB, resizing_of(processor.to_dict()))
+    found = read_picture(stream, RGB, resizing_of(processor.to_dict(), RGB.size))
     assert np.array_equal(found, expected)
 
 
@@ -144,9 +144,30 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 
 
 def test_unknown_processor_settings_fall_back_to_plain_resizing() -> None:
-    assert resizing_of({}) == Resizing(2, None)
-    assert resizing_of({"size": 224, "resample": 99}) == Resizing(2, None)
-    assert resizing_of({"size": {"shortest_edge": 256}, "resample": 3}) == Resizing(3, 256)
+    assert resizing_of({}, 224) == Resizing(2, None)
+    assert resizing_of({"size": 224, "resample": 99}, 224) == Resizing(2, None)
+    assert resizing_of({"size": {"shortest_edge": 256}, "resample": 3}, 224) == Resizing(3, 256)
+    cropping = {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+    assert resizing_of(cropping, 224) == Resizing(2, 256)
+    assert resizing_of({"do_resize": False, "size": 384, "crop_size": 200}, 224) == Resizing(2, None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(
+            {"size": 384},
+            {"size": {"height": 224, "width": 384}},
+            {"size": [384, 384]},
+            {"size": {"shortest_edge": 200}},
+        ),
+        {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 240},
+        *({"size": {"shortest_edge": "large"}}, {"size": {"height": "a", "width": None}}),
+    ],
+)
+def test_settings_that_contradict_the_models_size_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(PreparationError, match="the model takes 224 x 224"):
+        resizing_of(settings, 224)
 
 
 def test_a_hugging_face_folder_tells_what_its_model_takes(tmp_path: Path) -> None:

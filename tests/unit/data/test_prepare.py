@@ -12,7 +12,7 @@ from data import prepare as prepare_module
 from data.dataset import ImageFormat, load_dataset
 from data.errors import DatasetError, PreparationError
 from data.pictures import Resizing, read_picture
-from data.prepare import JOURNAL_NAME, Source, Target, folder_sources, prepare
+from data.prepare import JOURNAL_NAME, Source, Target, folder_sources, labelled_as, prepare
 from tests.unit.data.pictures import picture, save
 
 TARGET = Target(ImageFormat(size=8, channels=3), Resizing())
@@ -25,8 +25,8 @@ def fill(folder: Path, count: int = 5) -> Path:
 
 
 def run(folder: Path, out: Path, target: Target = TARGET) -> Any:
-    sources, _ = folder_sources(folder, target.classes, leave_out=out)
-    return prepare(sources, out, target)
+    sources = folder_sources(folder, leave_out=out)
+    return prepare(sources if target.classes is None else labelled_as(sources, target.classes)[0], out, target)
 
 
 def test_pictures_in_class_folders_become_a_labelled_dataset(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_labels_are_the_models_classes_and_other_folders_are_named(tmp_path: Pat
     folder = fill(tmp_path / "in", 2)
     save(picture(9), folder / "Eel" / "9.png")
     classes = ("eel", "dog")
-    sources, unknown = folder_sources(folder, classes)
-    assert unknown == ["cat"]
+    sources, unclear = labelled_as(folder_sources(folder), classes)
+    assert unclear == {"cat": ()}
     manifest = prepare(sources, tmp_path / "out", Target(TARGET.image, TARGET.resizing, classes))
     assert [entry.label for entry in manifest.images] == ["eel", None, "dog"]
     assert manifest.classes == classes
@@ -89,7 +89,7 @@ def test_unusable_files_are_listed_with_their_reason_and_the_rest_is_kept(tmp_pa
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "FLUSH_BYTES", 2 * TARGET.image.bytes)
     folder, out = fill(tmp_path / "in", 7), tmp_path / "out"
-    sources, _ = folder_sources(folder, None)
+    sources = folder_sources(folder)
 
     def interrupt(done: int) -> None:
         if done == 5:
@@ -187,10 +187,43 @@ def test_a_folder_without_any_picture_gives_an_empty_dataset(tmp_path: Path) -> 
     assert run(tmp_path / "in", tmp_path / "out").images == ()
     assert len(load_dataset(tmp_path / "out")) == 0
     with pytest.raises(PreparationError, match="no folder"):
-        folder_sources(tmp_path / "nowhere", None)
+        folder_sources(tmp_path / "nowhere")
 
 
 def test_pictures_of_a_thousand_by_a_thousand_are_made_small(tmp_path: Path) -> None:
     save(Image.new("RGB", (1_000, 1_000), "green"), tmp_path / "in" / "a.jpg")
     run(tmp_path / "in", tmp_path / "out")
     assert load_dataset(tmp_path / "out").images.shape == (1, 8, 8, 3)
+
+
+def test_a_folder_of_a_name_that_two_classes_share_has_no_label_and_one_with_an_id_has(tmp_path: Path) -> None:
+    for name in ("crane", "Crane (2)", "eel"):
+        save(picture(1), tmp_path / name / "1.png")
+    sources, unclear = labelled_as(folder_sources(tmp_path), ("crane (0)", "eel", "crane (2)"))
+    assert {source.name: source.label for source in sources} == {
+        "Crane (2)/1.png": "crane (2)",
+        "crane/1.png": None,
+        "eel/1.png": "eel",
+    }
+    assert unclear == {"crane": ("crane (0)", "crane (2)")}
+
+
+def test_links_to_folders_are_followed_and_one_that_leads_back_is_named(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    save(picture(1), elsewhere / "1.png")
+    save(picture(2), elsewhere / "deeper" / "2.png")
+    save(picture(3), folder / "cat" / "3.png")
+    (folder / "dog").symlink_to(elsewhere)
+    (folder / "cat" / "back").symlink_to(folder)
+    (folder / "itself").symlink_to(folder / "itself")
+    manifest = run(folder, folder / "out")
+    assert [(entry.source, entry.label) for entry in manifest.images] == [
+        ("cat/3.png", "cat"),
+        ("dog/1.png", "dog"),
+        ("dog/deeper/2.png", "deeper"),
+    ]
+    assert {entry.source: entry.reason.split(":")[0] for entry in manifest.skipped} == {
+        "cat/back": "a link to a folder that it lies in",
+        "itself": "cannot be read",
+    }
+    assert len(run(folder, folder / "out").images) == 3

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,14 @@ def test_equal_images_give_equal_bytes_in_any_memory_layout() -> None:
 def test_tensors_that_are_no_shard_are_refused(tensors: dict[str, Any]) -> None:
     with pytest.raises(ShardError):
         decode_shard(save(tensors))
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3", "F8_E5M2", "F3", ""])
+def test_numbers_of_a_kind_that_numpy_does_not_have_are_refused(kind: str) -> None:
+    size = 2 if kind == "BF16" else 1
+    header = json.dumps({"images": {"dtype": kind, "shape": [1, 2, 2, 1], "data_offsets": [0, 4 * size]}}).encode()
+    with pytest.raises(ShardError, match="no safetensors object"):
+        decode_shard(struct.pack("<Q", len(header)) + header + bytes(4 * size))
 
 
 def test_what_cannot_be_decoded_is_not_encoded_either() -> None:

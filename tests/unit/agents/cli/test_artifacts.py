@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,11 +8,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from agents.cli import main
 from agents.cli.artifacts import app
-from artifacts.base_model import load_base, read_classes
+from agents.cli.run_setup import check_fit
+from artifacts.base_model import load_base
 from artifacts.errors import ArtifactIntegrityError, ExportError
 from artifacts.manifest import load_manifest
+from data.dataset import UNLABELLED, load_dataset
+from tests.imagenet_names import CRANES, imagenet_like_names
 from tests.unit.artifacts.conftest import tiny_model
+from tests.unit.data.pictures import picture, save
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +76,45 @@ def test_the_command_line_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("a.txt", "cat\n dog \n"), ("a.json", '["cat", "dog"]'), ("b.json", '{"0": "cat", "1": "dog"}')],
-)
-def test_class_names_are_read_from_lines_or_json(name: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    assert read_classes(tmp_path / name) == ["cat", "dog"]
+def fedbus(*arguments: object) -> str:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(main.app, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.exception
+    return result.stdout
 
 
-@pytest.mark.parametrize("text", ["{", "3", "[1, 2]", '{"1": "cat"}'])
-def test_other_json_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ExportError):
-        read_classes(tmp_path / "a.json")
+def test_a_model_with_two_classes_of_one_name_goes_all_the_way(tmp_path: Path) -> None:
+    names = imagenet_like_names()
+    tiny_model(
+        id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)}
+    ).save_pretrained(tmp_path / "model")
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    for folder in ("crane", "crane (517)", "ski"):
+        save(picture(1), tmp_path / "pictures" / folder / "1.png")
+
+    built = fedbus("artifacts", "build", "--model", tmp_path / "model", "--train", "head", "-o", tmp_path / "a")
+    assert "crane (134), crane (517): classes that share a name" in built
+    fresh = tmp_path / "b"
+    fedbus(
+        *("artifacts", "build", "--model", tmp_path / "model", "--train", "head", "-o", fresh),
+        *("--labels", tmp_path / "labels.txt"),
+    )
+    classes = load_manifest(tmp_path / "a").model.classes
+    assert classes == load_manifest(fresh).model.classes
+    assert [classes[index] for index in CRANES] == ["crane (134)", "crane (517)"]
+
+    for model in ("a", "model"):
+        out = tmp_path / f"of {model}"
+        said = fedbus("data", "prepare", tmp_path / "pictures", "-o", out, "--artifacts", tmp_path / model)
+        assert "3 images of 8x8x3, 2 with one of 1000 labels" in said
+        assert "pictures of crane (means crane (134) or crane (517))" in said
+        assert load_dataset(out).labels.tolist() == [UNLABELLED, 517, 795]
+        check_fit(load_manifest(tmp_path / "a"), load_dataset(out), out)
+
+    fedbus("data", "prepare", tmp_path / "pictures", "-o", tmp_path / "plain")
+    fedbus("data", "export", tmp_path / "plain", "-o", tmp_path / "files")
+    said = fedbus("data", "import", tmp_path / "files", "-o", tmp_path / "back", "--model", tmp_path / "a")
+    assert "pictures of crane (means crane (134) or crane (517))" in said
+    assert load_dataset(tmp_path / "back").labels.tolist() == [UNLABELLED, 517, 795]
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -106,4 +137,32 @@ def test_a_model_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     weights = {name: value for name, value in model.state_dict().items() if "layernorm_after" not in name}
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(ExportError, match="lacks 4 weights"):
+        load_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "text"])
+def test_damaged_weights_are_refused_with_a_typed_error(damage: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(
+        {"cut": whole[:-9], "header": whole[:12] + b"?" + whole[13:], "empty": b"", "text": b"git"}[damage]
+    )
+    with pytest.raises(ExportError, match="cannot load") as caught:
+        load_base(str(tmp_path))
+    assert "save_pretrained" in caught.value.hint
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
+    with pytest.raises(ExportError, match="cannot load"):
+        load_base(str(tmp_path))
+
+
+def test_a_processor_for_other_pictures_than_the_models_is_refused(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 16, "width": 16}}))
+    with pytest.raises(ExportError, match="16 x 16 pixels, the model takes 8 x 8"):
         load_base(str(tmp_path))

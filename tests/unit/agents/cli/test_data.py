@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,35 @@ def test_files_that_do_not_fit_are_refused(images: Any, labels: Any, reason: str
     error = run("import", tmp_path, "-o", tmp_path / "out").exception
     assert isinstance(error, ExchangeError)
     assert reason in error.message
+
+
+def test_labels_that_are_no_class_or_several_are_named(tmp_path: Path) -> None:
+    save(picture(1), tmp_path / "in" / "spoon" / "1.jpg")
+    save(picture(2), tmp_path / "in" / "bag" / "2.jpg")
+    assert run("prepare", tmp_path / "in", "-o", tmp_path / "plain").exit_code == 0
+    assert run("export", tmp_path / "plain", "-o", tmp_path / "files").exit_code == 0
+    result = run("import", tmp_path / "files", "-o", tmp_path / "back", "--model", DEFAULT_DIRECTORY)
+    assert "1 with one of 10 labels" in result.stdout
+    assert "no class of the model, so without label: pictures of spoon" in result.stdout
+
+
+def test_file_names_with_line_breaks_and_other_bytes_stay_on_their_line(tmp_path: Path) -> None:
+    for number, name in enumerate((b"a\nb \xff [red].png", b"c\x1b[2J.png")):
+        stream = io.BytesIO()
+        picture(1).save(stream, "PNG")
+        folder = tmp_path / f"in\n{number}"
+        folder.mkdir()
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(stream.getvalue())
+        (folder / "no\npicture.txt").write_text("x")
+    result = run("duplicates", *tmp_path.glob("in*"), "--out", tmp_path / "d.json", "--remove")
+    assert result.exit_code == 0, result.exception
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:1]] == ["exact,"]
+    assert len(lines) == 1 + 2 + 1 + 1 + 2 + 1, lines
+    assert r"a\nb \udcff [red].png  120x90  " in result.stdout
+    assert r"c\x1b[2J.png  120x90  " in result.stdout
+    assert "\x1b" not in result.stdout
+    groups = json.loads((tmp_path / "d.json").read_text())["groups"]
+    assert {image["path"] for image in groups[0]["images"]} == {"a\nb \udcff [red].png", "c\x1b[2J.png"}
+    prepared = run("prepare", tmp_path / "in\n0", "-o", tmp_path / "out")
+    assert r"skipped no\npicture.txt" in prepared.stdout

@@ -92,6 +92,19 @@ def test_parameters_with_other_names_are_no_model(shard: Path, tmp_path: Path):
         compare_models(DEFAULT_ARTIFACTS, path, shard, artifacts=DEFAULT_ARTIFACTS)
 
 
+@pytest.mark.parametrize("damage", ["cut", "header", "kind", "empty"])
+def test_damaged_safetensors_are_no_model(shard: Path, tmp_path: Path, damage: str):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": np.zeros(8, np.float16)}, path)
+    whole = path.read_bytes()
+    damaged = {"cut": whole[:-1], "header": whole[:9] + b"?" + whole[10:], "kind": whole.replace(b'"F16"', b'"BF16"')}
+    size = int.from_bytes(whole[:8], "little")
+    damaged["kind"] = (size + 1).to_bytes(8, "little") + damaged["kind"][8:]
+    path.write_bytes(damaged.get(damage, b""))
+    with pytest.raises(ComparisonError, match="trainable parameters"):
+        compare_models(DEFAULT_ARTIFACTS, path, shard, artifacts=DEFAULT_ARTIFACTS)
+
+
 def test_images_of_another_size_or_without_labels_are_refused(tmp_path: Path):
     path = tmp_path / "shard.safetensors"
     path.write_bytes(encode_shard(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64)))

@@ -17,7 +17,12 @@ from typer.testing import CliRunner, Result
 
 from agents.cli.labels import app
 from agents.core.labels.errors import LabelsFileError
-from agents.labeller.errors import ApiKeyMissingError, CostLimitError
+from agents.labeller.errors import (
+    ApiKeyMissingError,
+    CostLimitError,
+    NothingLabelledError,
+    UnreadableRepliesError,
+)
 from agents.runtime.shipped import DEFAULT_HELD_OUT_DATA
 from data.dataset import DatasetManifest, ImageEntry, ImageFormat, load_dataset, write_dataset
 from tests.unit.agents.labeller.label_server import LabelServer, label_server
@@ -137,9 +142,44 @@ def test_run_asks_about_every_image_once_and_matches_the_answers(dataset: Path, 
     }
     assert content["rejected"]["pic-3"]["reason"] == "refused"
     assert content["images"]["pic-2"] == content["images"]["pic-4"] != content["images"]["pic-0"]
+    run("review", out, "--set", "pic-4=tabby")
+    assert {id_ for id_, name in json.loads(out.read_text())["matched"].items() if name[0] == "t"} == {
+        *("pic-1", "pic-2", "pic-4")  # 2 and 4 are equal
+    }
     count = len(server.requests)
     assert "0 of 5 images to ask about" in run("run", dataset, "-o", out).output
     assert len(server.requests) == count
+
+
+def test_a_run_that_labels_nothing_writes_its_file_and_fails(dataset: Path, server: LabelServer, tmp_path: Path):
+    server.wrong = dict.fromkeys(range(4), "zeppelin")
+    server.refused_pixels = {3}
+    out = tmp_path / "labels.json"
+    with pytest.raises(NothingLabelledError, match="no image got a label: 4 not a class, 1 refused") as raised:
+        run("run", dataset, "-o", out, "--images-per-request", 1)
+    assert "data labels review" in raised.value.hint
+    assert json.loads(out.read_text())["matched"] == {}
+    command = [sys.executable, "-m", "agents.cli", "data", "labels", "run", dataset, "-o", out]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 1
+    assert "[nothing_labelled]" in again.stderr
+
+
+def test_a_run_whose_first_replies_cannot_be_read_stops_and_writes_nothing(server: LabelServer, tmp_path: Path):
+    server.always = "prose"
+    with pytest.raises(UnreadableRepliesError, match="I see"):
+        run("run", DEFAULT_HELD_OUT_DATA, "-o", tmp_path / "labels.json")
+    assert len(server.requests) <= 12
+    assert not (tmp_path / "labels.json").exists()
+
+
+def test_a_dataset_without_images_has_nothing_to_label(server: LabelServer, tmp_path: Path):
+    facts = DatasetManifest(
+        name="none", licence="none", notice="", image=ImageFormat(size=4, channels=1), classes=("cat", "dog")
+    )
+    write_dataset(tmp_path / "none", facts, [], np.zeros((0, 4, 4, 1), np.uint8))
+    with pytest.raises(NothingLabelledError, match="no images"):
+        run("run", tmp_path / "none", "-o", tmp_path / "labels.json", "--dry-run")
 
 
 def test_a_dry_run_needs_no_key_and_asks_nothing(

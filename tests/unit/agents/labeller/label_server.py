@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,13 +21,28 @@ from PIL import Image
 PROMPT_TOKENS, COMPLETION_TOKENS = 101, 13
 
 
+WRAPPERS: dict[str, Callable[[dict[str, str]], str]] = {
+    "fence": lambda answers: f"```json\n{json.dumps(answers, indent=2)}\n```",
+    "words": lambda answers: f'Of {{course}} [1], a 5" list: {json.dumps(answers)} - anything else?',
+    "thought": lambda answers: f'<think>{{"image_1": 3}} or so</think>{json.dumps(answers)}',
+    "object": lambda answers: json.dumps({"result": {"labels": answers}, "model": "x"}),
+    "objects": lambda answers: json.dumps([{key: value} for key, value in answers.items()]),
+    "list": lambda answers: json.dumps({"labels": list(answers.values())}),
+    "inner": lambda answers: json.dumps({key: {"class": value} for key, value in answers.items()}),
+    "twice": lambda answers: json.dumps(json.dumps(answers)),
+    "prose": lambda answers: f"I see {' and '.join(answers.values())}.",
+}
+"""How models dress their answers up; ``prose`` is none that can be read."""
+
+
 @dataclass
 class LabelServer:
-    """``script`` holds what to do with the next requests (see ``_Handler``); after it, answers are right."""
+    """``script`` holds what to do with the next requests (see ``_Handler``), ``always`` what to do after it."""
 
     classes: tuple[str, ...]
     url: str = ""
     script: deque[str] = field(default_factory=deque)
+    always: str = "answer"
     refused_pixels: set[int] = field(default_factory=set)
     wrong: dict[int, str] = field(default_factory=dict)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -80,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             state.asked += pixels
             state.busy += 1
             state.busiest = max(state.busiest, state.busy)
-            action = state.script.popleft() if state.script else "answer"
+            action = state.script.popleft() if state.script else state.always
         try:
             if state.slow_s:
                 time.sleep(state.slow_s)
@@ -121,6 +137,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {**_completion(text), "choices": []})
         elif action == "missing":
             self._send(200, _completion("{}"))
+        elif action == "late":
+            state.released.wait(0.5)
+            self._send(200, _completion(text))
+        elif action == "drip":
+            self._drip(_completion(text))
+        elif action in WRAPPERS:
+            self._send(200, _completion(WRAPPERS[action](answers)))
+        elif action.startswith("usage"):
+            self._send(200, {**_completion(text), "usage": json.loads(action.removeprefix("usage"))})
         elif state.refused_pixels & set(pixels):
             self._send(200, _completion(None, refusal="I cannot help with that."))
         else:
@@ -134,6 +159,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _drip(self, content: dict[str, Any]) -> None:
+        """A byte at a time, each sooner than any time-out of a read, until the client has gone."""
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for byte in data:
+                if self.server_state.released.wait(0.05):
+                    break
+                self.wfile.write(bytes([byte]))
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         """Silence."""

@@ -15,13 +15,27 @@ from numpy.typing import NDArray
 from pydantic import SecretStr
 
 from agents.core.labels.labels import UserLabels
-from agents.labeller.errors import ApiKeyMissingError, ApiRefusedError, ApiUnavailableError, CostLimitError
+from agents.labeller.errors import (
+    ApiKeyMissingError,
+    ApiRefusedError,
+    ApiUnavailableError,
+    CostLimitError,
+    UnreadableRepliesError,
+)
 from agents.labeller.openai_provider import OpenAIProvider, openai_provider
+from agents.labeller.providers import together
 from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import LabellingSpec, UserShard
-from tests.builders import ANY_REF
+from bus.words.values import Ref
+from tests.builders import ANY_REF, ref_of
 from tests.conftest import wait_for
-from tests.unit.agents.labeller.label_server import COMPLETION_TOKENS, PROMPT_TOKENS, LabelServer, label_server
+from tests.unit.agents.labeller.label_server import (
+    COMPLETION_TOKENS,
+    PROMPT_TOKENS,
+    WRAPPERS,
+    LabelServer,
+    label_server,
+)
 
 CLASSES = ("tabby, tabby cat", "beagle", "goldfish", "school bus")
 
@@ -116,7 +130,7 @@ async def test_wrong_and_unknown_labels_drop_their_image_with_the_reason(labelli
     ]
 
 
-@pytest.mark.parametrize("trouble", ["429 0.05", "429", "500", "hang", "cut", "half", "html"])
+@pytest.mark.parametrize("trouble", ["429 0.05", "429", "500", "hang", "drip", "cut", "half", "html"])
 async def test_trouble_that_passes_is_tried_again(labelling: Labelling, server: LabelServer, trouble: str):
     labelling.settings = labelling.settings.model_copy(update={"request_timeout_s": 0.3})
     server.script.extend([trouble, trouble])
@@ -157,6 +171,27 @@ async def test_an_api_that_stays_away_is_reported_and_what_was_answered_is_kept(
     assert sorted(server.asked) == [2, 3]
 
 
+@pytest.mark.parametrize("shards", [[(0, 1, 2, 3)], [(0, 1), (2, 3)]])
+async def test_an_answer_that_is_under_way_when_another_request_is_refused_is_kept(
+    labelling: Labelling, server: LabelServer, shards: list[tuple[int, ...]]
+):
+    users = {ref_of(bytes(pixels)): images(*pixels) for pixels in shards}
+
+    async def load(shard: Ref) -> NDArray[np.uint8]:
+        return users[shard]
+
+    server.script.extend(["late", "401"])
+    spec = LabellingSpec(provider="openai", images_per_request=2, concurrency=2)
+    with pytest.raises(ApiRefusedError):
+        async with openai_provider(labelling.classes, spec, labelling.settings, load) as provider:
+            await together(provider.label(UserShard(user="u", shard=shard)) for shard in users)
+    late = server.asked[:2]
+    assert len(server.requests) == 2
+    server.asked.clear()
+    assert (await labelling.label(0, 1, 2, 3)).labels == (0, 1, 2, 3)
+    assert sorted([*server.asked, *late]) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("trouble", ["401", "quota"])
 async def test_an_api_that_refuses_the_account_is_not_asked_again(
     labelling: Labelling, server: LabelServer, trouble: str
@@ -166,6 +201,97 @@ async def test_an_api_that_refuses_the_account_is_not_asked_again(
         await labelling.label(0)
     assert len(server.requests) == 1
     assert "OPENAI_API_KEY" in raised.value.hint
+
+
+@pytest.mark.parametrize("wrapper", sorted(WRAPPERS.keys() - {"prose"}))
+async def test_an_answer_is_found_in_whatever_it_is_wrapped(labelling: Labelling, server: LabelServer, wrapper: str):
+    server.always = wrapper
+    server.wrong = {2: "I don't know"}
+    said = await labelling.label(0, 1, 2, 3)
+    assert said.labels == (0, 1, None, 3)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_when_no_reply_can_be_read_it_stops_early_with_the_reason_and_a_sample(
+    labelling: Labelling, server: LabelServer, concurrency: int
+):
+    server.always = "prose"
+    with pytest.raises(UnreadableRepliesError, match="it is no JSON") as raised:
+        await labelling.label(*range(40), images_per_request=5, concurrency=concurrency)
+    assert ": 'I see " in raised.value.message
+    assert len(server.requests) <= 12
+
+
+async def test_when_no_reply_is_whole_not_even_about_one_image_it_stops(labelling: Labelling, server: LabelServer):
+    server.always = "truncated"
+    with pytest.raises(UnreadableRepliesError, match="cut off at its limit of tokens"):
+        await labelling.label(*range(40), images_per_request=5)
+    assert len(server.requests) <= 24
+
+
+async def test_replies_that_are_too_long_for_many_images_are_asked_for_in_halves(
+    labelling: Labelling, server: LabelServer
+):
+    server.script.extend(["truncated"] * 4)
+    said = await labelling.label(*range(8), concurrency=4, images_per_request=2)
+    assert None not in said.labels
+
+
+async def test_one_image_that_no_reply_can_be_read_about_does_not_stop_the_others(
+    labelling: Labelling, server: LabelServer
+):
+    # Of four, of the first two, and of the first alone as often as it is tried.
+    server.script.extend(["prose"] * (2 + labelling.settings.attempts))
+    said = await labelling.label(0, 1, 2, 3, images_per_request=4, concurrency=1)
+    assert said.labels == (None, 1, 2, 3)
+
+
+async def test_a_server_that_drips_is_given_up_after_the_time_of_a_whole_request(
+    labelling: Labelling, server: LabelServer
+):
+    labelling.settings = labelling.settings.model_copy(update={"request_timeout_s": 0.4, "attempts": 2})
+    server.always = "drip"
+    begin = monotonic()
+    with pytest.raises(ApiUnavailableError, match=r"no whole answer within 0.4 s"):
+        await labelling.label(0)
+    assert monotonic() - begin < 5
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *("null", "3", "[]", '"many"', "{}", '{"prompt_tokens": -5, "completion_tokens": "x"}'),
+        *('{"prompt_tokens": 1e400, "completion_tokens": true}', '{"prompt_tokens": 1' + "0" * 30 + "}"),
+    ],
+)
+async def test_a_nonsensical_count_of_tokens_is_no_failure(labelling: Labelling, server: LabelServer, usage: str):
+    server.always = f"usage{usage}"
+    said = await labelling.label(0, 1)
+    assert said.labels == (0, 1)
+    assert (said.prompt_tokens, said.completion_tokens) == (0, 0)
+    assert len(server.requests) == 1
+
+
+async def test_a_server_that_does_not_say_its_tokens_costs_what_was_expected(labelling: Labelling, server: LabelServer):
+    labelling.settings = labelling.settings.model_copy(update={"max_cost": 0.0025})
+    server.always = "usagenull"
+    with pytest.raises(CostLimitError, match="spent"):
+        await labelling.label(*range(40), concurrency=1, images_per_request=2)
+    assert 0 < len(server.requests) < 10
+
+
+async def test_a_name_that_two_classes_share_is_asked_for_once_and_drops_its_image_with_both(
+    server: LabelServer, tmp_path: Path
+):
+    server.classes = ("crane", "lion", "crane")
+    said = await Labelling(server, tmp_path, classes=("crane (0)", "lion", "crane (2)")).label(0, 1, 2)
+    assert said.labels == (None, 1, None)
+    assert [(one.reason, one.answer) for one in said.dropped] == [("ambiguous", "crane")] * 2
+    schema = server.requests[0]["response_format"]["json_schema"]["schema"]
+    assert schema["$defs"]["class"]["enum"] == ["crane", "lion", "I don't know"]
+    assert server.requests[0]["messages"][0]["content"].splitlines()[-2:] == ["crane", "lion"]
 
 
 @pytest.mark.parametrize("trouble", ["truncated", "missing", "empty"])

@@ -188,8 +188,10 @@ def test_a_task_that_is_revoked_in_its_upload_frees_the_spool_and_the_chunks_are
     world.hears(client, encode_chunk(1, 8, b"12345678"))
     assert world.said() == [UploadOffset(upload=1, offset=8), UploadOffset(upload=1, offset=16)]
     world.hears(client, UploadCommit(lease=lease, upload=1, metrics=METRICS))
+    assert client.busy
     world.core.commits.rejected(world.one(effects.PublishRejection), NOW, said=True)
     assert [one.code for one in world.said() if isinstance(one, UploadRejected)] == ["stale"]
+    assert not client.busy
 
 
 def test_a_client_that_comes_back_waits_until_its_last_chunk_is_written(world: World) -> None:

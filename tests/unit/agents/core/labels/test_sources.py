@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from agents.core.labels.errors import LabelsFileError, TruthMissingError
-from agents.core.labels.labels import UserLabels
+from agents.core.labels.label_file import LabelFile
+from agents.core.labels.labels import Answer, UserLabels
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller, image_digest, simulated_labels
 
@@ -47,10 +48,36 @@ def test_answers_by_user_come_before_answers_by_image():
     assert recorded({"u0": ["Dog", "a cat"], **by_image}, "u1").labels == (2, 2)
 
 
-def test_an_image_that_the_file_does_not_name_has_no_label():
-    said = recorded({"matched": {image_digest(IMAGES[1]): "dog"}, "ambiguous": {}})
+def label_file(*ids: str, **more: object) -> dict[str, object]:
+    """A file that matched the first id to ``dog`` and set the second aside."""
+    aside = {"answer": "zeppelin", "reason": "not_a_class", "candidates": []}
+    rejected = dict.fromkeys(ids[1:], aside)
+    return {"matched": {ids[0]: "dog"}, "ambiguous": {}, "rejected": rejected, "classes": CLASSES, **more}
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+def test_a_label_file_is_read_by_the_digests_of_its_images_and_keeps_why_one_was_set_aside(by_id: bool):
+    digests = [image_digest(image) for image in IMAGES[::-1]]
+    images = dict(zip(("a", "b"), digests, strict=True))
+    said = recorded(label_file(*images, images=images) if by_id else label_file(*digests))
     assert said.labels == (None, 1)
-    assert [(one.index, one.reason) for one in said.dropped] == [(0, "unknown")]
+    assert [(one.index, one.reason, one.answer) for one in said.dropped] == [(0, "not_a_class", "zeppelin")]
+
+
+@pytest.mark.parametrize("content", [label_file("a"), {"u1": ["cat", "dog"]}, {image_digest(IMAGES[0]): "cat"}, {}])
+def test_a_file_that_does_not_cover_a_users_images_is_refused(content: object):
+    with pytest.raises(LabelsFileError, match="of the 2 images of u0") as raised:
+        recorded(content)
+    assert "fedbus data labels run" in raised.value.hint
+
+
+def test_equal_images_with_other_labels_are_refused_until_somebody_settles_them():
+    images = dict.fromkeys(("a", "b"), image_digest(IMAGES[0]))
+    file = LabelFile.model_validate(label_file("a", images=images) | {"matched": {"a": "dog", "b": "cat"}})
+    with pytest.raises(LabelsFileError, match="'b' is 'cat', and an equal one is 'dog'"):
+        file.by_image()
+    file.settle("a", "cot")
+    assert file.by_image() == {image_digest(IMAGES[0]): Answer("cot")}
 
 
 def test_another_number_of_answers_is_refused():
