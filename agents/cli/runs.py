@@ -73,6 +73,7 @@ def run_start(
     grace: o.Grace = 0.0,
     max_update_norm: o.MaxNorm = None,
     over_norm: o.OverNorm = "refuse",
+    clip_to_median: o.ClipToMedian = o.CLIP_TO_MEDIAN,
     strategy: o.StrategyName = "fedavg",
     strategy_set: o.StrategySet = None,
 ) -> None:
@@ -97,6 +98,7 @@ def run_start(
         grace=grace,
         max_update_norm=max_update_norm,
         over_norm=over_norm,
+        clip_to_median=clip_to_median,
         strategy=strategy,
         strategy_set=strategy_set,
     )

@@ -239,13 +239,12 @@ class ConversationMachine(RuleBasedStateMachine):
             self.begin_process()
         self.settle()
 
-    def judged(self, commit: effects.Commit) -> UpdateRefusedError | None:
+    def judged(self, commit: effects.Commit) -> float | UpdateRefusedError:
         data = self.disk.content(commit.upload)
         try:
-            judge(data, hashlib.sha256(data).hexdigest(), commit.upload.sha256, commit.metrics, commit.expected)
+            return judge(data, commit.metrics, commit.expected)
         except UpdateRefusedError as error:
             return error
-        return None
 
     # What happens
 

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from pydantic import ValidationError
 
+from agents.core.learning.fixed_point import value_bound
 from agents.core.strategies.registry import strategy_named
 from agents.words.events import (
     ImagesLabelled,
@@ -52,6 +53,7 @@ class PlanRound:
     learning_rate: float
     deadline_s: float
     server_state: Ref | None
+    largest_value: float
 
     def planned(self, spec: Ref, now: datetime) -> RoundPlanned:
         """The event that says so; the round's time begins ``now``."""
@@ -66,6 +68,7 @@ class PlanRound:
             deadline=now + timedelta(seconds=self.deadline_s),
             deadline_s=self.deadline_s,
             server_state=self.server_state,
+            largest_value=self.largest_value,
         )
 
     def failed(self, reason: str) -> RoundFailed:
@@ -218,6 +221,7 @@ class RunState:
             deadline_s=started.deadline_s or config.quorum.deadline_s,
             # Momenta belong to the model that they led to: a round from another one starts without.
             server_state=before.published.server_state if before and before.published and base == newest else None,
+            largest_value=value_bound(len(users), max(self._labelled_images(user) for user in users)),
         )
 
     def newest_model(self, number: int) -> Ref:
@@ -238,6 +242,10 @@ class RunState:
     def _usable(self, user: str) -> bool:
         # A plan that somebody else made may count users that have no labels.
         return user in self.labelled and any(label is not None for label in self.labelled[user].labels)
+
+    def _labelled_images(self, user: str) -> int:
+        """What the user's update weighs."""
+        return sum(label is not None for label in self.labelled[user].labels)
 
     def _task(self, user: str, planned: RoundPlanned) -> TaskAssigned:
         labelled = self.labelled[user]

@@ -218,7 +218,7 @@ size = 1_000_000
 kept, values = EachUpdate(size), np.ones(size, np.float32)
 step = Step(1, values, None, np.empty(size, np.float32), {})
 for count in range(int(sys.argv[1])):
-    kept.add(f"u{count}", lambda: [(slice(0, size), values)], 1)
+    kept.add(f"u{count}", [(slice(0, size), values)], 1)
 Median().step(kept, step)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
