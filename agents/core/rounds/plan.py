@@ -168,6 +168,27 @@ class RunState:
     def _round(self, stored: Stored, number: int) -> RoundFacts:
         return self.rounds.setdefault(number, RoundFacts(stored.time))
 
+    def why_not(self, number: int) -> str | None:
+        """Why round ``number`` cannot be started now, if so; that it was started before is no reason."""
+        if self.finished is not None:
+            return over(self.run, self.finished)
+        rounds = self.started.config.rounds
+        if number > rounds:
+            return f"run {self.run} has {rounds} rounds, there is no round {number}"
+        turn = self._turn()
+        if (facts := self.rounds.get(turn)) is not None and facts.failed is not None:
+            return f"round {turn} of run {self.run} has failed: {facts.failed.reason}"[:500]
+        if number > turn:
+            return f"round {number} of run {self.run} cannot come next: round {turn} has no model yet"
+        return None
+
+    def _turn(self) -> int:
+        """The first round without a model."""
+        number = 1
+        while (facts := self.rounds.get(number)) is not None and facts.published is not None:
+            number += 1
+        return number
+
     def decide(self) -> Intent | None:
         """The next thing to do, or nothing until another event comes."""
         if self.finished is not None:
@@ -176,9 +197,8 @@ class RunState:
             return Say(RunFinished(run=self.run, status="failed", reason=self.problem[:500], rounds=0))
         if not self.users:
             return ReadDataset(self.started.dataset)
-        number = 1
-        while (facts := self.rounds.get(number)) is not None and facts.published is not None:
-            number += 1
+        number = self._turn()
+        facts = self.rounds.get(number)
         last, rounds = number - 1, self.started.config.rounds
         if facts is None or facts.started is None:
             if last >= rounds:
@@ -272,6 +292,16 @@ class RunState:
                 "final_model": self.newest_model(last + 1),
             }
         )
+
+
+def over(run: str, finished: RunFinished) -> str:
+    """Says that a run has ended, and why if that is known."""
+    return f"run {run} is {finished.status}" + (f": {finished.reason}" if finished.reason else "")
+
+
+def unknown(run: str) -> str:
+    """Says that there is no such run."""
+    return f"there is no run {run!r} on this bus"
 
 
 def task_spec(started: RunStarted, plan: PlanRound) -> TaskSpec:
