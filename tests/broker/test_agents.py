@@ -120,6 +120,7 @@ class Trainer:
                 metrics=metrics,
                 client="trainer",
                 engine="test",
+                norm=float(np.linalg.norm(values.astype(np.float64))) if data is None else 1.0,
             )
         )
 

@@ -5,6 +5,7 @@ A target may raise a ``FedbusError`` (the input was refused) and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import math
@@ -29,6 +30,7 @@ from agents.core.exchange.upload_rules import Expected, Progression, check_metri
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
 from agents.core.learning.encodings import decode_update, encode_update, encoded_size, update_norm
+from agents.core.learning.fixed_point import LARGEST_VALUE
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
 from agents.labeller.label_file import match_answers, read_answers, read_classes, read_label_file
 from agents.labeller.prompt import MalformedReply, Prompt
@@ -133,6 +135,8 @@ def _update(data: bytes) -> None:
     assert len(encode_update(delta, "float32")) == 4 * size
     check_update(content, expected)
     assert norm <= 1e6
+    check_update(content, dataclasses.replace(expected, largest_value=LARGEST_VALUE))
+    assert np.abs(delta).max(initial=0) <= LARGEST_VALUE
 
 
 def _encoding(data: bytes) -> None:
