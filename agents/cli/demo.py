@@ -50,6 +50,7 @@ def demo(
     learning_rate: o.LearningRate = None,
     epochs: o.Epochs = 1,
     encoding: o.Encoding = "float32",
+    clip_to_median: o.ClipToMedian = o.CLIP_TO_MEDIAN,
     strategy: o.StrategyName = "fedavg",
     strategy_set: o.StrategySet = None,
     threads: Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")] = 1,
@@ -72,6 +73,7 @@ def demo(
         learning_rate=learning_rate,
         epochs=epochs,
         encoding=encoding,
+        clip_to_median=clip_to_median,
         strategy=strategy,
         strategy_set=strategy_set,
     )
