@@ -92,7 +92,8 @@ class RoundAggregation:
         """The updates that count and still have to be added: ``add`` each, in any order.
 
         In a round that clips to the median norm, that is known when it closes: those that turn out to be larger were
-        added as they are, and are wanted once more.
+        added as they are, and are wanted once more. They come in the order of the stream: where a plan of old has no
+        bound on values, that decides which of them is too much for the sum.
         """
         state = self.state
         if state.plan is None or self._problem:
@@ -104,7 +105,7 @@ class RoundAggregation:
         limit, added = self.clip_norm, self._added
         return [
             one
-            for one in state.accepted().values()
+            for one in sorted(state.counted.values(), key=lambda one: one.sequence)
             if one.sequence not in added or added[one.sequence] != self._limit_of(one, limit)
         ]
 

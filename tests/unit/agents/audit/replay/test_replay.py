@@ -9,7 +9,7 @@ import pytest
 
 from agents.audit.replay import Replay, replay_run
 from agents.audit.replay.aggregator import AggregatorReplay
-from agents.core.learning.fixed_point import NonFiniteUpdateError, UpdateMagnitudeError
+from agents.core.learning.fixed_point import AggregationOverflowError, NonFiniteUpdateError, UpdateMagnitudeError
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.plan import AssignTasks, RunState
 from agents.core.strategies.registry import UnknownStrategyError
@@ -128,6 +128,32 @@ def test_a_refusal_for_a_huge_value_is_what_the_bytes_lead_to(value: float) -> N
     # The gateway of this version would not have let it in, and says so.
     (difference,) = replay_run(huge.events, objects, roles=["gateway"]).differences
     assert difference.replayed.startswith("magnitude")
+
+
+def test_in_a_plan_of_old_the_update_that_came_last_is_the_one_that_was_too_much() -> None:
+    stream, started = Stream(), run_started(config(users=2))
+    objects = {BASE_REF.sha256: BASE.tobytes()}
+    huge = np.full(4, 2.0**29, np.float32)
+    for data in (
+        planned(2, 1).model_copy(update={"largest_value": None}),
+        assigned("u0"),
+        assigned("u1"),
+        submitted("u1", huge, objects=objects),
+        submitted("u0", huge * np.float32(1.5), objects=objects),
+    ):
+        stream.add(data)
+    one, outcome, replay = RoundAggregation(started, 1), Replay(RUN), AggregatorReplay(started, objects)
+    for stored in stream.events:
+        one.fold(stored)
+        replay.take(stored, outcome)
+        if isinstance(stored.event.data, UpdateSubmitted) and stored.event.data.user == "u1":
+            (first,) = one.wanted()
+            one.add(first, objects[first.update.update.sha256])
+    (second,) = one.wanted()
+    with pytest.raises(AggregationOverflowError) as refused:
+        one.add(second, objects[second.update.update.sha256])
+    replay.take(stream.add(one.refusal_of(second, refused.value)), outcome)
+    assert outcome.differences == []
 
 
 def test_the_model_is_the_weighted_mean_of_the_accepted_updates_alone() -> None:
