@@ -18,13 +18,13 @@ from bus.broker.topology import ensure_topology
 from bus.errors import PermissionDeniedError
 from bus.objects.collection import collect
 from bus.objects.store import ObjectStore
-from bus.stream.dead_letters import DeadLetter, dead_letters
+from bus.stream.dead_letters import DeadLetter, bury, dead_letters
 from bus.stream.event_reader import CaughtUp, EventReader
 from bus.stream.live_reader import LiveReader
 from bus.stream.publisher import Published, Publisher, find_event
 from bus.words.envelope import Event, Stored, new_event
 from bus.words.payload import Live, Payload
-from bus.words.subjects import EVENT_STREAM, filter_of, live_subject
+from bus.words.subjects import EVENT_STREAM, event_subject, filter_of, live_subject
 from bus.words.values import Ref
 from bus.work.backlogs import Measured, measure
 from bus.work.consumer import PullConsumer, pull_consumer
@@ -117,6 +117,13 @@ class Bus:
     async def find(self, subject: str) -> Stored | None:
         """The event on ``subject``, or nothing when there is none that can be read."""
         return (await find_event(self.connection, subject))[0]
+
+    async def give_up(self, stored: Stored, reason: str, *, by: str) -> bool:
+        """Makes an event that ``by`` cannot do anything with a dead letter, once; false when it is one already."""
+        event = stored.event
+        return await bury(
+            self.connection, stored.sequence, event_subject(event.data), reason, event.to_json(), consumer=by
+        )
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Every message that was given up and not handled since, oldest first."""

@@ -120,6 +120,7 @@ class Trainer:
                 metrics=metrics,
                 client="trainer",
                 engine="test",
+                norm=float(np.linalg.norm(values.astype(np.float64))) if data is None else 1.0,
             )
         )
 
@@ -290,6 +291,7 @@ async def test_the_quorum_closes_the_round_and_a_late_update_is_marked_stale(
     [
         (b"\0" * 12, "float32", "size"),
         (np.full(8842, np.nan, "<f4").tobytes(), "float32", "nonfinite"),
+        *((np.full(8842, value, "<f4").tobytes(), "float32", "magnitude") for value in (1e30, 1.07e8, 2.0**31)),
         (b"\0" * 12, "no-such-encoding", "shape"),
     ],
 )

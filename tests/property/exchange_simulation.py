@@ -218,13 +218,12 @@ class Simulation:
             self.begin_process()
         self.settle()
 
-    def judged(self, commit: effects.Commit) -> UpdateRefusedError | None:
+    def judged(self, commit: effects.Commit) -> float | UpdateRefusedError:
         data = self.disk.content(commit.upload)
         try:
-            judge(data, commit.metrics, commit.expected)
+            return judge(data, commit.metrics, commit.expected)
         except UpdateRefusedError as error:
             return error
-        return None
 
     def kept(self, commit: effects.Commit) -> Ref | UpdateRefusedError:
         """What the store says, which hashes what it is given."""

@@ -76,12 +76,13 @@ class Commits:
                 self._running += 1
                 self._effects.add(CheckUpdate(commit))
 
-    def checked(self, commit: Commit, refused: UpdateRefusedError | None) -> None:
-        """The bytes and figures were judged."""
-        if refused is None:
-            self._effects.add(StoreUpdate(commit))
+    def checked(self, commit: Commit, norm: float | UpdateRefusedError) -> None:
+        """The bytes and figures were judged: the update's norm, or why it does not count."""
+        if isinstance(norm, UpdateRefusedError):
+            self._refused(commit, norm)
         else:
-            self._refused(commit, refused)
+            commit.norm = norm
+            self._effects.add(StoreUpdate(commit))
 
     def stored(self, commit: Commit, ref: Ref | UpdateRefusedError) -> None:
         """The bytes lie in the object store, or it refused them."""
@@ -96,6 +97,7 @@ class Commits:
             commit.metrics,
             client=lease.record.client,
             engine=commit.engine,
+            norm=commit.norm,
         )
         self._effects.add(PublishUpdate(commit, event, self._pool.cause(lease)))
 

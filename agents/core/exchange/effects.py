@@ -39,6 +39,8 @@ class Commit:
     metrics: UpdateMetrics
     engine: str
     expected: Expected
+    norm: float | None = None
+    """Of the update, once it was judged."""
 
 
 # To a client.

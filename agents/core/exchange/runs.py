@@ -130,6 +130,7 @@ class Runs:
             base_model=plan.base_model.sha256,
             classes=len(run.dataset.classes) if run.dataset else None,
             labels=task.labels,
+            largest_value=plan.largest_value,
         )
 
     def listing(self) -> list[dict[str, str | int]]:

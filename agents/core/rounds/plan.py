@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from pydantic import ValidationError
 
+from agents.core.learning.fixed_point import value_bound
 from agents.core.strategies.registry import strategy_named
 from agents.words.events import (
     ImagesLabelled,
@@ -52,6 +53,7 @@ class PlanRound:
     learning_rate: float
     deadline_s: float
     server_state: Ref | None
+    largest_value: float
 
     def planned(self, spec: Ref, now: datetime) -> RoundPlanned:
         """The event that says so; the round's time begins ``now``."""
@@ -66,6 +68,7 @@ class PlanRound:
             deadline=now + timedelta(seconds=self.deadline_s),
             deadline_s=self.deadline_s,
             server_state=self.server_state,
+            largest_value=self.largest_value,
         )
 
     def failed(self, reason: str) -> RoundFailed:
@@ -165,6 +168,27 @@ class RunState:
     def _round(self, stored: Stored, number: int) -> RoundFacts:
         return self.rounds.setdefault(number, RoundFacts(stored.time))
 
+    def why_not(self, number: int) -> str | None:
+        """Why round ``number`` cannot be started now, if so; that it was started before is no reason."""
+        if self.finished is not None:
+            return over(self.run, self.finished)
+        rounds = self.started.config.rounds
+        if number > rounds:
+            return f"run {self.run} has {rounds} rounds, there is no round {number}"
+        turn = self._turn()
+        if (facts := self.rounds.get(turn)) is not None and facts.failed is not None:
+            return f"round {turn} of run {self.run} has failed: {facts.failed.reason}"[:500]
+        if number > turn:
+            return f"round {number} of run {self.run} cannot come next: round {turn} has no model yet"
+        return None
+
+    def _turn(self) -> int:
+        """The first round without a model."""
+        number = 1
+        while (facts := self.rounds.get(number)) is not None and facts.published is not None:
+            number += 1
+        return number
+
     def decide(self) -> Intent | None:
         """The next thing to do, or nothing until another event comes."""
         if self.finished is not None:
@@ -173,9 +197,8 @@ class RunState:
             return Say(RunFinished(run=self.run, status="failed", reason=self.problem[:500], rounds=0))
         if not self.users:
             return ReadDataset(self.started.dataset)
-        number = 1
-        while (facts := self.rounds.get(number)) is not None and facts.published is not None:
-            number += 1
+        number = self._turn()
+        facts = self.rounds.get(number)
         last, rounds = number - 1, self.started.config.rounds
         if facts is None or facts.started is None:
             if last >= rounds:
@@ -218,6 +241,7 @@ class RunState:
             deadline_s=started.deadline_s or config.quorum.deadline_s,
             # Momenta belong to the model that they led to: a round from another one starts without.
             server_state=before.published.server_state if before and before.published and base == newest else None,
+            largest_value=value_bound(len(users), max(self._labelled_images(user) for user in users)),
         )
 
     def newest_model(self, number: int) -> Ref:
@@ -238,6 +262,10 @@ class RunState:
     def _usable(self, user: str) -> bool:
         # A plan that somebody else made may count users that have no labels.
         return user in self.labelled and any(label is not None for label in self.labelled[user].labels)
+
+    def _labelled_images(self, user: str) -> int:
+        """What the user's update weighs."""
+        return sum(label is not None for label in self.labelled[user].labels)
 
     def _task(self, user: str, planned: RoundPlanned) -> TaskAssigned:
         labelled = self.labelled[user]
@@ -264,6 +292,16 @@ class RunState:
                 "final_model": self.newest_model(last + 1),
             }
         )
+
+
+def over(run: str, finished: RunFinished) -> str:
+    """Says that a run has ended, and why if that is known."""
+    return f"run {run} is {finished.status}" + (f": {finished.reason}" if finished.reason else "")
+
+
+def unknown(run: str) -> str:
+    """Says that there is no such run."""
+    return f"there is no run {run!r} on this bus"
 
 
 def task_spec(started: RunStarted, plan: PlanRound) -> TaskSpec:

@@ -82,6 +82,12 @@ def test_the_learning_rate_comes_from_the_artifacts_unless_it_is_given() -> None
     assert make_config(**options, learning_rate=0.5).training.learning_rate == 0.5
 
 
+@pytest.mark.parametrize(("asked", "found"), [({}, 1.5), ({"clip_to_median": 3.0}, 3.0), ({"clip_to_median": 0}, None)])
+def test_a_run_clips_to_the_median_unless_it_is_told_not_to(asked: dict[str, float], found: float | None) -> None:
+    config = make_config(artifacts=ARTIFACTS, users=3, images=2, rounds=1, seed=0, quorum=1.0, **asked)
+    assert config.clip_to_median == found
+
+
 def fedbus(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "agents.cli", *arguments], capture_output=True, text=True, timeout=60, check=False

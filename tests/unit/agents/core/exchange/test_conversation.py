@@ -127,7 +127,7 @@ def test_a_commit_that_fails_at_any_step_gives_its_task_back_and_tells_the_clien
     client = world.joins()
     commit = world.uploads(client, world.holds(client))
     if step != "check":
-        world.core.commits.checked(commit, None)
+        world.core.commits.checked(commit, 1.0)
     if step == "publish":
         world.core.commits.stored(commit, ANY_REF)
     world.wanted()
@@ -146,7 +146,7 @@ def test_the_answer_to_a_commit_goes_to_the_connection_that_the_client_has_by_th
     world.core.presence.left(first, NOW)
     second = world.joins("one", lease)
     world.begins(second, lease, 7)
-    world.core.commits.checked(commit, None)
+    world.core.commits.checked(commit, 1.0)
     world.core.commits.stored(commit, ANY_REF)
     world.wanted()
     world.core.commits.submitted(commit, False)
@@ -233,7 +233,7 @@ def test_the_end_of_a_run_leaves_a_commit_to_its_own_end(world: World) -> None:
     commit = world.uploads(client, world.holds(client))
     world.happens(RunFinished(run=RUN, status="completed", rounds=1))
     assert [one.committing for one in world.core.pool.leases] == [True]
-    world.core.commits.checked(commit, None)
+    world.core.commits.checked(commit, 1.0)
     world.core.commits.stored(commit, ANY_REF)
     event = world.one(effects.PublishUpdate).event
     assert (event.user, event.client, event.update) == ("u0", "one", ANY_REF)
