@@ -44,7 +44,7 @@ from agents.core.exchange.messages import (
 from agents.core.exchange.upload_rules import UpdateRefusedError, judge
 from agents.core.learning.encodings import encode_update
 from agents.words.events import Payload, RoundClosed, RunFinished, TaskAssigned, UpdateMetrics
-from bus.words.values import Frozen
+from bus.words.values import Frozen, Ref
 from tests.builders import PARAMETERS, RUN, assigned, config, planned, ref_of, run_started, submitted
 from tests.property.exchange_world import ACK_WAIT_S, Broker, Delivered, Disk, Ledger
 
@@ -219,7 +219,7 @@ class ConversationMachine(RuleBasedStateMachine):
                 case effects.CheckUpdate(commit) if not fails:
                     core.commits.checked(commit, self.judged(commit))
                 case effects.StoreUpdate(commit) if not fails:
-                    core.commits.stored(commit, ref_of(self.disk.content(commit.upload)))
+                    core.commits.stored(commit, self.stored(commit))
                 case effects.PublishUpdate(commit, event, _):
                     there = self.say(event)
                     self.published[commit.upload.lease.id] += there
@@ -242,10 +242,14 @@ class ConversationMachine(RuleBasedStateMachine):
     def judged(self, commit: effects.Commit) -> UpdateRefusedError | None:
         data = self.disk.content(commit.upload)
         try:
-            judge(data, hashlib.sha256(data).hexdigest(), commit.upload.sha256, commit.metrics, commit.expected)
+            judge(data, commit.metrics, commit.expected)
         except UpdateRefusedError as error:
             return error
         return None
+
+    def stored(self, commit: effects.Commit) -> Ref | UpdateRefusedError:
+        ref = ref_of(self.disk.content(commit.upload))
+        return ref if ref.sha256 == commit.upload.sha256 else UpdateRefusedError("digest", "other bytes")
 
     # What happens
 
