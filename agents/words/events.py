@@ -150,7 +150,9 @@ class UpdateSubmitted(UserPayload):
         return self.metrics.platform or kind_of(self.engine)
 
 
-RejectionCode = Literal["stale", "digest", "size", "shape", "nonfinite", "norm", "duplicate", "unknown_task", "metrics"]
+RejectionCode = Literal[
+    "stale", "digest", "size", "shape", "nonfinite", "norm", "duplicate", "unknown_task", "metrics", "refused"
+]
 
 
 class UpdateRejected(UserPayload):

@@ -23,7 +23,7 @@ from agents.core.exchange import commits, effects
 from agents.core.exchange.access import Grant
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.conversation import Conversation
-from agents.core.exchange.leases import LeaseTable
+from agents.core.exchange.leases import MOST_HOLDERS, LeaseTable
 from agents.core.exchange.limits import Limits
 from agents.core.exchange.messages import (
     Assignment,
@@ -41,16 +41,17 @@ from agents.core.exchange.messages import (
     Welcome,
     encode_chunk,
 )
+from agents.core.exchange.pool import ACK_WAIT_S
 from agents.core.exchange.upload_rules import UpdateRefusedError, judge
 from agents.core.learning.encodings import encode_update
 from agents.words.events import Payload, RoundClosed, RunFinished, TaskAssigned, UpdateMetrics
 from bus.words.values import Frozen, Ref
 from tests.builders import PARAMETERS, RUN, assigned, config, planned, ref_of, run_started, submitted
-from tests.property.exchange_world import ACK_WAIT_S, Broker, Delivered, Disk, Ledger
+from tests.property.exchange_world import Broker, Delivered, Disk, Ledger
 
-LEASE_S = ACK_WAIT_S - 5.0
+LEASE_S = 30.0
 CLIENTS, TOKENS, USERS = 3, 2, 3
-LIMITS = Limits(lease_s=LEASE_S, max_rejections=3, shut_out_s=5.0, max_spool_bytes=48, max_errors=6)
+LIMITS = Limits(lease_s=LEASE_S, max_rejections=3, shut_out_s=5.0, max_spool_bytes=48, max_errors=6, max_token_tasks=8)
 FINE = UpdateMetrics(predictions=(0, 0), examples=2, mismatched_images=2, trained_images=14)
 WRONG = FINE.model_copy(update={"examples": 3})
 AT_ONCE = (
@@ -194,7 +195,7 @@ class ConversationMachine(RuleBasedStateMachine):
                 case effects.Fetch(count, _):
                     found = self.broker.fetch(count, self.now, too_many=int(fails))
                     self.burn()
-                    core.pool.fetched(found)
+                    core.pool.fetched(found, self.now)
                 case effects.Ack(Delivered(stored=stored)):
                     assert isinstance(stored.event.data, TaskAssigned)
                     assert self.ledger.is_over(stored.event.data), "a task is lost"
@@ -228,11 +229,11 @@ class ConversationMachine(RuleBasedStateMachine):
                         core.commits.failed(commit)
                     else:
                         core.commits.submitted(commit, not there)
-                case effects.PublishRejection(event, _, _):
-                    if not fails:
+                case effects.PublishRejection(event, _, _, written):
+                    if written and not fails:
                         self.say(event)
                     self.burn()
-                    core.commits.rejected(effect, self.now, said=not fails)
+                    core.commits.rejected(effect, self.now, said=not (written and fails))
                 case effects.CheckUpdate(commit) | effects.StoreUpdate(commit):
                     core.commits.failed(commit)
         except _Crash:
@@ -417,7 +418,7 @@ class ConversationMachine(RuleBasedStateMachine):
             self.core.presence.token_ended(line.connection, "the token is revoked", self.now)
             self.settle()
 
-    @rule(seconds=st.sampled_from([0.5, 3.0, 12.0, LEASE_S, ACK_WAIT_S]))
+    @rule(seconds=st.sampled_from([0.5, 3.0, ACK_WAIT_S, 12.0, LEASE_S]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.ring()
@@ -436,9 +437,12 @@ class ConversationMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: hasattr(self, "core"))
     @invariant()
-    def no_task_is_in_two_hands_and_both_sides_know_who_has_it(self) -> None:
-        in_hand = [(task.round, task.user) for line in self.lines.values() for task in line.hands.values()]
-        assert len(in_hand) == len(set(in_hand))
+    def no_task_is_in_three_hands_and_both_sides_know_who_has_it(self) -> None:
+        in_hand = Counter((task.round, task.user) for line in self.lines.values() for task in line.hands.values())
+        assert all(times <= MOST_HOLDERS for times in in_hand.values())
+        for key in {lease.key for lease in self.table}:
+            holders = self.table.holders(key)
+            assert len({lease.record.client for lease in holders}) == len(holders) <= MOST_HOLDERS
         for line in self.lines.values():
             if self.core.members.get(line.name) is line.connection:
                 leases = {lease.id: lease.committing for lease in self.table.of(line.name)}
@@ -456,6 +460,8 @@ class ConversationMachine(RuleBasedStateMachine):
                 assert member.grant.name == lease.record.token
             if lease.expires_at is not None and not lease.committing:
                 assert self.core.next_tick_at <= lease.expires_at
+            if not lease.committing and not lease.lapsed:
+                assert self.core.next_tick_at <= lease.lapses_at
             if self.core.is_caught_up and self.read == len(self.ledger.events):
                 assert lease.committing or not self.ledger.is_over(lease.record.task)
 
@@ -468,9 +474,9 @@ class ConversationMachine(RuleBasedStateMachine):
                 case effects.CheckUpdate(commit) | effects.StoreUpdate(commit) | effects.PublishUpdate(commit, _, _):
                     commits_running += 1
                     deciding.add(commit.upload.lease.id)
-                case effects.PublishRejection(_, lease, None):
+                case effects.PublishRejection(_, lease, None, _):
                     deciding.add(lease.id)
-                case effects.PublishRejection(_, _, asker):
+                case effects.PublishRejection(_, _, asker, _):
                     waited_for.add(asker)
                 case effects.TellProgress(connection, _) | effects.AwaitSequence(connection, _, _):
                     waited_for.add(connection)
@@ -511,7 +517,7 @@ class ConversationMachine(RuleBasedStateMachine):
             self.finish()
         self.now += ACK_WAIT_S
         open_tasks = {key for key, task in self.tasks().items() if not self.ledger.is_over(task)}
-        self.connect("c77", self.grants[0], resumes=False)
+        self.connect("c77", Grant("of somebody else", "train"), resumes=False)
         (line,) = self.lines.values()
         for _ in range(USERS * 2):
             self.send(line, Ready())
