@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from agents.core.learning.kinds import check_kind
-from agents.core.strategies.registry import strategy_named
+from agents.core.rounds.settings import check_settings
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import TRAINABLE, ArtifactManifest, load_manifest
@@ -54,10 +53,10 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
 
     Raises:
         FedbusError: the artifacts or the data are missing or damaged, do not fit each other, or have too few images;
-            the strategy or one of its settings is unknown; a run of this name exists already and says something else.
+            the encoding, kind, strategy or one of its settings is unknown; a run of this name exists already and says
+            something else.
     """
-    check_kind(config.kind)
-    strategy_named(config.strategy, config.strategy_settings)
+    check_settings(config)
     manifest = load_manifest(sources.artifacts)
     if manifest.kind != config.kind:
         raise DataMismatchError(f"{sources.artifacts} is for the kind of task {manifest.kind}, not {config.kind}")

@@ -9,9 +9,11 @@ import pytest
 
 from agents.core.exchange import refusals, runs
 from agents.core.exchange.messages import (
+    Assignment,
     ErrorMessage,
     Ping,
     Pong,
+    Ready,
     TaskFailed,
     TaskRevoked,
     UploadAccepted,
@@ -91,6 +93,19 @@ async def test_two_that_hold_a_task_together_and_do_nothing_make_room_for_a_thir
         assert (await two.task()).task == first.task
         assert isinstance(await works.upload((await works.task()).lease, update()), UploadAccepted)
         assert (await one.hear_a(TaskRevoked)).reason == "it took too long; others do it"
+
+
+async def test_after_a_restart_the_tasks_of_clients_that_do_not_come_back_go_to_others_within_seconds(
+    bus: Bus, tmp_path: Path
+) -> None:
+    async with serving(bus, tmp_path, lease_s=75.0) as gateway:
+        await gateway.assign("u0", "u1")
+        async with talking(gateway, "killed") as killed:
+            held = {(await killed.task()).task.user for _ in range(2)}
+    async with serving(bus, tmp_path, lease_s=75.0) as gateway, talking(gateway, "other") as other:
+        await other.say(Ready())
+        await other.say(Ready())
+        assert {(await other.hear_a(Assignment)).task.user for _ in range(2)} == held
 
 
 async def test_a_task_that_everybody_refuses_is_put_aside_and_ends_the_round_with_its_reason(
