@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from agents.core.learning.augment import default_augmentation
+from agents.core.learning.encodings import encoded_size
 from agents.core.strategies.registry import built_in, strategy_named
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.run_config import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
@@ -134,7 +135,7 @@ def make_config(
 
     Raises:
         typer.BadParameter: an option is out of range in a way that typer cannot check.
-        UnknownStrategyError, StrategySettingsError: there is no such strategy, or it has no such setting.
+        FedbusError: there is no such strategy or encoding, or the strategy has no such setting.
     """
     if labeller not in LABELLERS:
         raise typer.BadParameter(f"--labeller is one of {', '.join(LABELLERS)}, not {labeller!r}")
@@ -146,6 +147,7 @@ def make_config(
         raise typer.BadParameter(f"--quorum {quorum:g} is more than the run's {users} users")
     manifest = load_manifest(artifacts, verify=False)
     settings = strategy_named(strategy, parse_settings(strategy_set or ())).model_dump()
+    encoded_size(encoding, 1)
     rate = learning_rate or manifest.optimizer.learning_rate
     return RunConfig(
         seed=seed,

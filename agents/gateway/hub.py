@@ -16,6 +16,7 @@ from agents.core.exchange.access import AccessRefusedError
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.conversation import Conversation
 from agents.core.exchange.messages import MAX_SLOTS, Hello
+from agents.core.exchange.pool import ACK_WAIT_S
 from agents.gateway.access import Access
 from agents.gateway.errands import Errands
 from agents.gateway.outbox import Outbox
@@ -70,7 +71,7 @@ class Hub:
                 self.bus.pull(
                     DURABLE,
                     events_of_type("task.assigned"),
-                    ack_wait_s=self.settings.lease_s + 5.0,
+                    ack_wait_s=ACK_WAIT_S,
                     max_deliver=-1,
                     max_ack_pending=self.settings.max_clients * MAX_SLOTS,
                 )
@@ -133,7 +134,7 @@ class Hub:
 
     def connect(self, outbox: Outbox, address: str) -> Connection:
         """A client is connected."""
-        connection = self.conversation.presence.connected()
+        connection = self.conversation.presence.connected(address)
         self._lines[connection] = Line(outbox, address)
         return connection
 

@@ -162,7 +162,17 @@ class UpdateSubmitted(UserPayload):
 
 
 RejectionCode = Literal[
-    "stale", "digest", "size", "shape", "nonfinite", "magnitude", "norm", "duplicate", "unknown_task", "metrics"
+    "stale",
+    "digest",
+    "size",
+    "shape",
+    "nonfinite",
+    "magnitude",
+    "norm",
+    "duplicate",
+    "unknown_task",
+    "metrics",
+    "refused",
 ]
 
 

@@ -204,7 +204,12 @@ async def test_every_strategy_makes_the_models_that_its_ledger_and_its_replay_gi
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"strategy": "fedprox"}, "no strategy 'fedprox'"), ({"strategy_settings": {"speed": 3}}, "speed")],
+    [
+        ({"strategy": "fedprox"}, "no strategy 'fedprox'"),
+        ({"strategy_settings": {"speed": 3}}, "speed"),
+        ({"training": small().training.model_copy(update={"encoding": "int4"})}, "int4"),
+        ({"kind": "poetry"}, "poetry"),
+    ],
 )
 async def test_a_run_that_somebody_starts_with_an_unknown_strategy_or_setting_fails_with_the_reason(
     nats: EmbeddedServer, bus: Bus, unique_run: str, changes: dict[str, object], reason: str

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from agents.core.learning.fixed_point import value_bound
-from agents.core.strategies.registry import strategy_named
+from agents.core.rounds.settings import check_settings
 from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
@@ -129,9 +129,9 @@ class RunState:
         return self.started.run
 
     def open(self, dataset: bytes) -> None:
-        """Takes in the run's dataset object: it says who the users are. Sees, too, whether there is such a strategy."""
+        """Takes in the run's dataset object: it says who the users are. Sees, too, whether the run's settings exist."""
         try:
-            strategy_named(self.started.config.strategy, self.started.config.strategy_settings)
+            check_settings(self.started.config)
             self.users = tuple(user.user for user in RunDataset.model_validate_json(dataset).users)
         except ValidationError as error:
             self.problem = f"dataset: {error}"

@@ -65,6 +65,7 @@ def test_a_setting_is_a_name_and_a_value_once(texts: list[str]) -> None:
     [
         (["--strategy", "fedprox"], "strategy_unknown"),
         (["--strategy", "fedadam", "--strategy-set", "learning_rate=1"], "strategy_settings"),
+        (["--encoding", "int4"], "encoding"),
     ],
 )
 @pytest.mark.parametrize("command", [["run", "start"], ["demo", "--clients", "none"]])
