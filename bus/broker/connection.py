@@ -23,6 +23,9 @@ T = TypeVar("T")
 REMIND_S = 10.0
 WRONG_LAST_SEQUENCE = 10071
 """The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
+_UNSETTLED = frozenset({10005, 10006, 10007, 10008, 10041, 10118, 10119, 10158, 10164})
+"""Codes of what a cluster answers before it knows: it has no leader, too few nodes, or something else for the same
+subject (10164) or of the same id (10158) is under way and may yet fail."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 # What a request meets while the broker restarts or is busy; anything else is an answer.
 _OUTAGES = (
@@ -122,7 +125,7 @@ class Connection:
             "user_credentials": str(settings.creds) if settings.creds else None,
         }
         await self.nc.connect(
-            settings.url,
+            settings.servers,
             name=name,
             error_cb=self._on_error,
             disconnected_cb=self._on_lost,
@@ -188,7 +191,9 @@ class Connection:
             self._denied.clear()
             try:
                 return await cancellable(attempt())
-            except _OUTAGES as error:
+            except (*_OUTAGES, nats.js.errors.APIError) as error:
+                if not is_outage(error):
+                    raise
                 self.retries += 1
                 # What is denied gets no answer; the broker says so beside.
                 if self._denied:
@@ -207,9 +212,13 @@ class Connection:
             delay = min(_LAST_RETRY_S, 2 * delay)
 
     async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
-        """The newest message on ``subject``, or nothing."""
+        """The newest message on ``subject``, or nothing.
+
+        The stream's leader is asked: a direct get may be answered by a replica that is behind, and whoever decides
+        from what is not there yet decides wrongly.
+        """
         try:
-            return await self.persist(lambda: self.js.get_last_msg(stream, subject, direct=True))
+            return await self.persist(lambda: self.js.get_last_msg(stream, subject))
         except nats.js.errors.NotFoundError:
             return None
 
@@ -255,6 +264,11 @@ class Connection:
         )
         self._up.set()
         self._wake_all()
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether this says nothing but that the broker cannot answer now."""
+    return isinstance(error, _OUTAGES) or (isinstance(error, nats.js.errors.APIError) and error.err_code in _UNSETTLED)
 
 
 async def cancellable(call: Awaitable[T]) -> T:

@@ -29,11 +29,15 @@ _SHARED = (
         for stream in (EVENT_STREAM, OBJECT_STREAM, DLQ_STREAM)
         for rest in ("", ".>")
     ),
+    *(f"{_API}.STREAM.MSG.GET.{stream}" for stream in (EVENT_STREAM, OBJECT_STREAM, DLQ_STREAM)),
     f"{_API}.STREAM.PURGE.{OBJECT_STREAM}",
     f"$O.{BUCKET}.>",
     letters_of("malformed"),
 )
-_TOKEN_READING = tuple(f"{_API}.DIRECT.GET.{TOKEN_STREAM}{rest}" for rest in ("", ".>"))
+_TOKEN_READING = (
+    *(f"{_API}.DIRECT.GET.{TOKEN_STREAM}{rest}" for rest in ("", ".>")),
+    f"{_API}.STREAM.MSG.GET.{TOKEN_STREAM}",
+)
 _OPERATOR_ONLY = (
     ALL_TOKENS,
     *_TOKEN_READING,

@@ -51,7 +51,7 @@ class EventReader:
         self._live = live
         self._last = after
         self._caught_up = False
-        self._unread_at_start = 0
+        self._target: int | None = None
         self._expected = 1
         self._ready: deque[Msg] = deque()
         self._reader: PullReader | None = None
@@ -65,7 +65,7 @@ class EventReader:
         while True:
             if self._reader is None:
                 await self._start()
-            if self._unread_at_start <= 0 and not self._caught_up:
+            if not self._caught_up and self._target is not None and self._last >= self._target:
                 self._caught_up = True
                 return CaughtUp(self._last)
             if self._caught_up and not self._live:
@@ -91,7 +91,6 @@ class EventReader:
         self._ready.popleft()
         self._last = place.sequence
         self._expected += 1
-        self._unread_at_start -= 1
         return stored
 
     async def _fill(self) -> None:
@@ -105,6 +104,10 @@ class EventReader:
 
     async def _start(self) -> None:
         """Makes a consumer of its own that begins after the last event that was read."""
+        if self._target is None:
+            # From the leader: a consumer lives where a replica is behind, perhaps, and does not know what it lacks.
+            last = [await self._connection.last_message(EVENT_STREAM, one) for one in self._filters]
+            self._target = max(one.seq or 0 for one in last if one is not None) if any(last) else 0
         name = f"follow-{self._connection.nc.new_inbox().rsplit('.', 1)[1]}"
         config = ConsumerConfig(
             name=name,
@@ -117,15 +120,13 @@ class EventReader:
             num_replicas=1,
         )
         async with contextlib.AsyncExitStack() as opening:
-            info = await self._connection.persist(lambda: self._connection.js.add_consumer(EVENT_STREAM, config))
+            await self._connection.persist(lambda: self._connection.js.add_consumer(EVENT_STREAM, config))
             opening.push_async_callback(self._delete, name)
             reader = PullReader(self._connection, EVENT_STREAM, name)
             self._reader = await opening.enter_async_context(reader.listening())
             self._open = opening.pop_all()
         self._expected = 1
         self._ready.clear()
-        if not self._caught_up:
-            self._unread_at_start = info.num_pending or 0
 
     async def _delete(self, name: str) -> None:
         """Frees the broker's memory early; a consumer that cannot be deleted now ends by itself."""
