@@ -209,13 +209,13 @@ async def _kept_brokers(
             ready: asyncio.Future[EmbeddedServer] = asyncio.get_running_loop().create_future()
             here = None if port is None else port + index
             await stack.enter_async_context(
-                background(_keep_broker(store_of(store, member), here, passwords, ready, member))
+                background(keep_broker(store_of(store, member), here, passwords, ready, member))
             )
             urls.append((await ready).url)
         yield ",".join(urls)
 
 
-async def _keep_broker(
+async def keep_broker(
     store: Path,
     port: int | None,
     passwords: Mapping[str, str],

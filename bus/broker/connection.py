@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +22,8 @@ from bus.errors import BrokerUnavailableError, PermissionDeniedError
 
 T = TypeVar("T")
 REMIND_S = 10.0
+LEAVE_S = 5.0
+"""How long one broker of several may give no answer before another one is tried: it may be cut off from the rest."""
 WRONG_LAST_SEQUENCE = 10071
 """The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
 _UNSETTLED = frozenset({10005, 10006, 10007, 10008, 10041, 10118, 10119, 10158, 10164})
@@ -66,6 +69,7 @@ class Connection:
         self.retries = 0
         self.on_denied: Callable[[str], object] = log.error
         self._denied: list[str] = []
+        self._silent_since: float | None = None
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
         self._waiting: set[Wakeable] = set()
@@ -190,9 +194,12 @@ class Connection:
             await self.connected()
             self._denied.clear()
             try:
-                return await cancellable(attempt())
+                answer = await cancellable(attempt())
+                self._silent_since = None
+                return answer
             except (*_OUTAGES, nats.js.errors.APIError) as error:
                 if not is_outage(error):
+                    self._silent_since = None
                     raise
                 self.retries += 1
                 # What is denied gets no answer; the broker says so beside.
@@ -208,8 +215,19 @@ class Connection:
                 if self.nc.is_closed:
                     await self.connected()
                     raise BrokerUnavailableError("the connection to the broker is closed") from None
+            await self._leave_if_silent()
             await asyncio.sleep(delay)
             delay = min(_LAST_RETRY_S, 2 * delay)
+
+    async def _leave_if_silent(self) -> None:
+        """Goes to another broker of several when this one has had no answer to anything for a while."""
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > LEAVE_S and len(self.nc.servers) > 1 and self.is_up:
+            log.warning("this broker gives no answers; trying another one")
+            self._silent_since = None
+            await self.nc.force_reconnect()
 
     async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
         """The newest message on ``subject``, or nothing.

@@ -51,6 +51,7 @@ async def read_stored(
     try:
         with connection.waking(inbox):
             deadline = time.monotonic() + stall_s
+            asked_again = False
             while True:
                 if not connection.is_up:
                     await connection.connected()
@@ -61,9 +62,18 @@ async def read_stored(
                     await connection.nc.publish(request_subject, json.dumps(request).encode(), inbox.renew())
                 end: Msg | None = None
                 while end is None and connection.losses == losses:
-                    message = await inbox.next(deadline)
+                    try:
+                        message = await inbox.next(deadline - stall_s / 2)
+                    except TimeoutError:
+                        # Who was to answer may have died: another replica is asked once.
+                        if asked_again:
+                            message = await inbox.next(deadline)
+                        else:
+                            asked_again = True
+                            break
                     if message is None:
                         continue
+                    asked_again = False
                     headers = message.headers or {}
                     if "Nats-Sequence" not in headers:
                         end = message

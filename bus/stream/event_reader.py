@@ -15,12 +15,14 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from bus.broker.connection import Connection, cancellable
 from bus.errors import MalformedEventError
 from bus.stream.dead_letters import bury
-from bus.stream.pull_reader import EXPIRES_S, ConsumerGone, Place, PullReader, place_of
+from bus.stream.pull_reader import ConsumerGone, Place, PullReader, place_of
 from bus.words.envelope import Stored, parse_event
 from bus.words.subjects import EVENT_STREAM, event_subject
 
 BATCH = 512
 INACTIVE_S = 300.0
+IDLE_S = 5.0
+"""Without an event for so long, the leader of the stream is asked whether there is none."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,24 @@ class EventReader:
         except (ConsumerGone, nats.errors.Error):
             await self.close()
             return
-        self._ready.extend(await self._reader.take(BATCH, timeout_s=EXPIRES_S))
+        found = await self._reader.take(BATCH, timeout_s=IDLE_S)
+        self._ready.extend(found)
+        if not found and await self._newest() > self._last and not self._reader.buffered:
+            # The broker that has the consumer is behind, and may be cut off: another consumer may know more.
+            await self.close()
+
+    async def _newest(self) -> int:
+        """The sequence of the newest event that is asked for, from the leader of the stream.
+
+        A consumer lives where a replica is behind, perhaps, and does not know what it lacks.
+        """
+        last = [await self._connection.last_message(EVENT_STREAM, one) for one in self._filters]
+        return max((one.seq or 0 for one in last if one is not None), default=0)
 
     async def _start(self) -> None:
         """Makes a consumer of its own that begins after the last event that was read."""
         if self._target is None:
-            # From the leader: a consumer lives where a replica is behind, perhaps, and does not know what it lacks.
-            last = [await self._connection.last_message(EVENT_STREAM, one) for one in self._filters]
-            self._target = max(one.seq or 0 for one in last if one is not None) if any(last) else 0
+            self._target = await self._newest()
         name = f"follow-{self._connection.nc.new_inbox().rsplit('.', 1)[1]}"
         config = ConsumerConfig(
             name=name,

@@ -16,7 +16,7 @@ from bus.client import Bus
 from bus.words.envelope import Stored
 from bus.words.subjects import EVENT_STREAM, event_subject, events_of
 from bus.words.tokens import new_token
-from tests.broker.cluster.conftest import Torn, leader_of
+from tests.chaos.torn import Torn, leader_of
 from tests.conftest import wait_for
 
 PARTS = 40
