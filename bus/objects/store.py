@@ -194,12 +194,13 @@ class ObjectStore:
             there, replaces = await self.bucket.find(ref.name)
             if there is not None:
                 complete, age = await self.bucket.inspect(there)
+                complete = complete and await self._is_sound(ref)
                 if complete and (age < self._fresh_s or await self.bucket.touch(there)):
                     return
                 if complete:
                     # Somebody touched, replaced or deleted it at this moment.
                     continue
-            # One that lost chunks is put again: that heals it.
+            # One that lost chunks, or whose bytes were damaged on the disk, is put again: that heals it.
             nuid = unneeded = self._nuid.next().decode()
             try:
                 first, count = await self.bucket.send(nuid, chunks())
@@ -217,6 +218,18 @@ class ObjectStore:
                 # Also when cancelled; what cannot be deleted now waits for ``collect_orphans``.
                 if unneeded:
                     await self.bucket.purge(unneeded)
+
+    async def _is_sound(self, ref: Ref) -> bool:
+        """Whether an object that is there can be read: the broker counts chunks that its disk has lost."""
+        try:
+            async with contextlib.aclosing(self.stream(ref)) as chunks:
+                async for _ in chunks:
+                    pass
+        except (ObjectMissingError, ObjectCorruptError):
+            return False
+        except ObjectTimeoutError:
+            return True
+        return True
 
     async def _write(self, ref: Ref | str, file: IO[bytes]) -> None:
         """Writes an object to a file and hashes it on the way, both in a thread."""
