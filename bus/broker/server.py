@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -276,13 +277,22 @@ async def _ready(process: asyncio.subprocess.Process, store: Path) -> int:
                 await asyncio.sleep(_POLL_S)
             why = f"ended with code {process.returncode}"
     except TimeoutError:
-        why = f"was not ready within {READY_S:.0f} s"
+        why = f"was not ready within {READY_S:.0f} s{_stuck(store)}"
     raise ServerStartError(f"nats-server {why}\n{_tail(store)}", hint=f"its log is {_log_of(store)}")
 
 
 def _address(ports: Path) -> tuple[str, int]:
     host, port = json.loads(ports.read_text())["nats"][0].removeprefix("nats://").rsplit(":", 1)
     return host.strip("[]"), int(port)
+
+
+def _stuck(store: Path) -> str:
+    """Which stream's files the broker cannot get through, if its log tells: on some damage it never ends."""
+    said = _log_of(store).read_text(errors="replace") if _log_of(store).exists() else ""
+    begun = re.findall(r"Starting restore for stream '\S+ > (\S+)'", said)
+    done = re.findall(r"Restored .* messages for stream '\S+ > (\S+)'", said)
+    left = [name for name in begun if name not in done]
+    return f": it does not get through the files of {', '.join(left)}, which may be damaged" if left else ""
 
 
 def _tail(store: Path, lines: int = 8) -> str:

@@ -15,7 +15,7 @@ from agents.words.events import RoundStarted
 from bus.broker.server import embedded_server
 from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
-from bus.errors import ObjectCorruptError, ObjectMissingError
+from bus.errors import ObjectCorruptError, ObjectMissingError, ServerStartError
 from bus.stream.event_reader import EventReader
 from bus.words.envelope import Stored
 from bus.words.subjects import EVENT_STREAM, EVENTS, events_of
@@ -67,7 +67,17 @@ async def test_an_event_that_cannot_be_read_is_named_and_the_others_are_read(tmp
 async def test_whichever_byte_of_the_events_is_damaged_verify_says_what_it_cannot_read(
     tmp_path: Path, seed: int
 ) -> None:
-    async with damaged(tmp_path, EVENT_STREAM, seed=seed) as bus:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            bus = await stack.enter_async_context(damaged(tmp_path, EVENT_STREAM, seed=seed))
+        except ServerStartError as error:
+            # Where the length of a record is damaged, nats-server itself may never end reading.
+            refused = error.message
+        else:
+            refused = ""
+        if refused:
+            assert f"files of {EVENT_STREAM}" in refused
+            return
         async with asyncio.timeout(2 * WITHIN_S):
             _, missing = await read(bus, EVENTS)
             verdicts = await verify_runs(bus, ["run-0", "run-1"])
