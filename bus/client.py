@@ -92,8 +92,9 @@ class Bus:
         Raises:
             BrokerUnavailableError: no broker in time, or it refuses these credentials.
         """
-        async with connection(settings or BusSettings(), name=name, wait_s=wait_s, on_waiting=on_waiting) as link:
-            await _prepared(link)
+        settings = settings or BusSettings()
+        async with connection(settings, name=name, wait_s=wait_s, on_waiting=on_waiting) as link:
+            await _prepared(link, settings.replicas)
             yield Bus(link, name)
 
     async def publish(self, data: Payload, *, cause: Event | None = None) -> Published:
@@ -232,11 +233,11 @@ class Bus:
         )
 
 
-async def _prepared(link: Connection) -> None:
+async def _prepared(link: Connection, replicas: int | None) -> None:
     """Sees to it that the streams exist; one who may not make them waits until somebody else has."""
     while True:
         try:
-            return await link.persist(lambda: ensure_topology(link.js))
+            return await link.persist(lambda: ensure_topology(link.js, replicas=replicas))
         except PermissionDeniedError as error:
             log.warning("%s; waiting until the operator has made the streams", error.message)
             await asyncio.sleep(STREAMS_PAUSE_S)

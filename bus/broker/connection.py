@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
@@ -22,8 +23,13 @@ from bus.errors import BrokerUnavailableError, PermissionDeniedError
 T = TypeVar("T")
 REMIND_S = 10.0
 FAREWELL_S = 0.4
+LEAVE_S = 5.0
+"""How long one broker of several may give no answer before another one is tried: it may be cut off from the rest."""
 WRONG_LAST_SEQUENCE = 10071
 """The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
+_UNSETTLED = frozenset({10005, 10006, 10007, 10008, 10041, 10118, 10119, 10158, 10164})
+"""Codes of what a cluster answers before it knows: it has no leader, too few nodes, or something else for the same
+subject (10164) or of the same id (10158) is under way and may yet fail."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 # What a request meets while the broker restarts or is busy; anything else is an answer.
 _OUTAGES = (
@@ -64,6 +70,7 @@ class Connection:
         self.retries = 0
         self.on_denied: Callable[[str], object] = log.error
         self._denied: list[str] = []
+        self._silent_since: float | None = None
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
         self._waiting: set[Wakeable] = set()
@@ -123,7 +130,7 @@ class Connection:
             "user_credentials": str(settings.creds) if settings.creds else None,
         }
         await self.nc.connect(
-            settings.url,
+            settings.servers,
             name=name,
             error_cb=self._on_error,
             disconnected_cb=self._on_lost,
@@ -189,8 +196,13 @@ class Connection:
             await self.connected()
             self._denied.clear()
             try:
-                return await cancellable(attempt())
-            except _OUTAGES as error:
+                answer = await cancellable(attempt())
+                self._silent_since = None
+                return answer
+            except (*_OUTAGES, nats.js.errors.APIError) as error:
+                if not is_outage(error):
+                    self._silent_since = None
+                    raise
                 self.retries += 1
                 # What is denied gets no answer; the broker says so beside.
                 if self._denied:
@@ -205,13 +217,28 @@ class Connection:
                 if self.nc.is_closed:
                     await self.connected()
                     raise BrokerUnavailableError("the connection to the broker is closed") from None
+            await self._leave_if_silent()
             await asyncio.sleep(delay)
             delay = min(_LAST_RETRY_S, 2 * delay)
 
+    async def _leave_if_silent(self) -> None:
+        """Goes to another broker of several when this one has had no answer to anything for a while."""
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > LEAVE_S and len(self.nc.servers) > 1 and self.is_up:
+            log.warning("this broker gives no answers; trying another one")
+            self._silent_since = None
+            await self.nc.force_reconnect()
+
     async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
-        """The newest message on ``subject``, or nothing."""
+        """The newest message on ``subject``, or nothing.
+
+        The stream's leader is asked: a direct get may be answered by a replica that is behind, and whoever decides
+        from what is not there yet decides wrongly.
+        """
         try:
-            return await self.persist(lambda: self.js.get_last_msg(stream, subject, direct=True))
+            return await self.persist(lambda: self.js.get_last_msg(stream, subject))
         except nats.js.errors.NotFoundError:
             return None
 
@@ -257,6 +284,11 @@ class Connection:
         )
         self._up.set()
         self._wake_all()
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether this says nothing but that the broker cannot answer now."""
+    return isinstance(error, _OUTAGES) or (isinstance(error, nats.js.errors.APIError) and error.err_code in _UNSETTLED)
 
 
 async def cancellable(call: Awaitable[T]) -> T:
