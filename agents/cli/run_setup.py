@@ -14,6 +14,7 @@ import numpy as np
 
 from agents.core.learning.kinds import check_kind
 from agents.core.strategies.registry import strategy_named
+from agents.runtime.tasks import together
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import TRAINABLE, ArtifactManifest, load_manifest
@@ -131,6 +132,4 @@ async def _in_parallel(work: Callable[[T], Awaitable[R]], items: Sequence[T]) ->
         async with slots:
             return await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(item)) for item in items]
-    return [task.result() for task in tasks]
+    return await together(map(one, items))

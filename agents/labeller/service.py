@@ -15,9 +15,9 @@ from agents.core.labels.errors import LabellingError, TruthMissingError
 from agents.core.labels.labels import UserLabels, images_labelled
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import SimulatedLabeller
-from agents.labeller.providers import Provider, RecordedProvider, TruthProvider, together
+from agents.labeller.providers import Provider, RecordedProvider, TruthProvider
 from agents.labeller.settings import LabellerSettings
-from agents.runtime.tasks import until
+from agents.runtime.tasks import together, until
 from agents.words.events import ImagesLabelled, RunFinished, RunStarted
 from agents.words.run_config import RunDataset, UserShard
 from bus.client import Bus
