@@ -206,6 +206,16 @@ class Connection:
             await asyncio.sleep(delay)
             delay = min(_LAST_RETRY_S, 2 * delay)
 
+    async def confirmed(self) -> None:
+        """Waits until the broker has taken in all that was sent before: whoever subscribed is heard by everybody.
+
+        The answers to one's own requests need no such wait: they are asked for behind the subscription.
+        """
+        # A PING overtakes what still waits to be written (nats-py 2.16): the first one only sees to it that this is
+        # written before its answer can come, and the second follows it.
+        for _ in range(2):
+            await self.persist(self.nc.flush)
+
     async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
         """The newest message on ``subject``, or nothing."""
         try:

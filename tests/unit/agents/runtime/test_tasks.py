@@ -35,18 +35,19 @@ async def test_a_failure_in_a_group_inside_a_group_is_raised_as_itself() -> None
             await asyncio.Event().wait()
 
 
-async def test_where_the_body_and_what_runs_beside_it_both_fail_the_first_is_raised_and_the_other_is_its_cause() -> (
-    None
-):
+async def test_where_body_and_background_both_fail_the_first_is_raised_and_all_are_its_cause() -> None:
     async def at_the_end() -> None:
         try:
             await asyncio.Event().wait()
         finally:
             await missing("beside")
 
-    with pytest.raises(ObjectMissingError) as caught:
+    async def both() -> None:
         async with background(at_the_end()):
             await asyncio.sleep(0)
             await missing("body")
+
+    with pytest.raises(ObjectMissingError) as caught:
+        await both()
     assert isinstance(caught.value.__cause__, BaseExceptionGroup)
     assert {str(one) for one in caught.value.__cause__.exceptions} >= {str(caught.value)}
