@@ -8,6 +8,8 @@ import logging
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import nats.errors
@@ -38,6 +40,26 @@ _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNOR
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Attempt:
+    """One try of a request: what it published on, and what of that the broker refused."""
+
+    subjects: set[str] = field(default_factory=set)
+    denied: str | None = None
+
+
+_attempt: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)
+
+
+class _Client(Client):
+    """Notes what an attempt publishes on: the broker's refusal names a subject alone, and says it to the connection."""
+
+    async def publish(self, subject: str, *args: Any, **options: Any) -> None:
+        if (attempt := _attempt.get()) is not None:
+            attempt.subjects.add(subject)
+        await super().publish(subject, *args, **options)
+
+
 class Wakeable(Protocol):
     """Something that waits for messages and must look up when the connection was lost."""
 
@@ -53,16 +75,16 @@ class Connection:
         js: its JetStream context.
         losses: how often the connection was lost; requests made before a loss get no answer.
         retries: how often a request was made again.
-        on_denied: called with a subject that the broker does not let this user publish on.
+        on_denied: called with a subject, in lower case, that the broker does not let this user publish on.
     """
 
     def __init__(self) -> None:
-        self.nc = Client()
+        self.nc: Client = _Client()
         self.js: JetStreamContext = self.nc.jetstream()
         self.losses = 0
         self.retries = 0
         self.on_denied: Callable[[str], object] = log.error
-        self._denied: list[str] = []
+        self._attempts: list[_Attempt] = []
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
         self._waiting: set[Wakeable] = set()
@@ -185,15 +207,17 @@ class Connection:
         delay, warned = _FIRST_RETRY_S, False
         while True:
             await self.connected()
-            self._denied.clear()
+            this = _Attempt()
+            self._attempts.append(this)
+            outer = _attempt.set(this)
             try:
                 return await cancellable(attempt())
             except _OUTAGES as error:
                 self.retries += 1
                 # What is denied gets no answer; the broker says so beside.
-                if self._denied:
+                if this.denied is not None:
                     raise PermissionDeniedError(
-                        f"this user may not publish on {self._denied[0]}",
+                        f"this user may not publish on {this.denied}",
                         hint="log in to the broker as the role that may",
                     ) from None
                 if delay >= _LAST_RETRY_S and not warned:
@@ -203,6 +227,9 @@ class Connection:
                 if self.nc.is_closed:
                     await self.connected()
                     raise BrokerUnavailableError("the connection to the broker is closed") from None
+            finally:
+                _attempt.reset(outer)
+                self._attempts.remove(this)
             await asyncio.sleep(delay)
             delay = min(_LAST_RETRY_S, 2 * delay)
 
@@ -239,8 +266,11 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
         if denied := _DENIED.search(str(error)):
-            self._denied.append(denied[1])
-            self.on_denied(denied[1])
+            # nats-py gives it in lower case (2.16).
+            subject = denied[1].lower()
+            for attempt in self._attempts:
+                attempt.denied = next((one for one in attempt.subjects if one.lower() == subject), attempt.denied)
+            self.on_denied(subject)
         if not self._first_error.done():
             self._first_error.set_result(None)
         refused = bool(_refusal(error)) and self.losses > 0
