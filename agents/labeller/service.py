@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from agents.core.labels.errors import LabellingError, TruthMissingError
-from agents.core.labels.labels import UserLabels, images_labelled
+from agents.core.labels.labels import UserLabels, fitting, images_labelled
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import SimulatedLabeller
 from agents.labeller.providers import Provider, RecordedProvider, TruthProvider
@@ -110,7 +110,7 @@ class Labeller:
     ) -> None:
         run = started.run
         events = [
-            images_labelled(started, user, one, prompt_version=provider.prompt_version)
+            fitting(images_labelled(started, user, one, prompt_version=provider.prompt_version))
             for user, one in zip(users, labels, strict=True)
         ]
         crash_point("labeller.decided")
