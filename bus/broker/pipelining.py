@@ -89,12 +89,8 @@ class Pipeline:
         """Ends the futures of this subject, which is in lower case."""
         for subject, future in self._waiting.values():
             if not future.done() and subject.lower() == denied:
-                future.set_exception(
-                    PermissionDeniedError(
-                        f"this user may not publish on {subject}",
-                        hint="log in to the broker as the role that says this",
-                    )
-                )
+                hint = "log in to the broker as the role that says this"
+                future.set_exception(PermissionDeniedError(f"this user may not publish on {subject}", hint=hint))
         self._drop_settled()
 
     def _fail_all(self, error: Exception) -> None:

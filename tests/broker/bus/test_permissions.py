@@ -144,7 +144,7 @@ async def test_a_refusal_meets_the_request_that_was_refused_and_no_other(guarded
 
         looking = asyncio.create_task(bus.connection.persist(look))
         await wait_for(lambda: tries == 1)
-        with pytest.raises(PermissionDeniedError, match="STREAM.DELETE"):
+        with pytest.raises(PermissionDeniedError, match=r"STREAM\.DELETE"):
             await bus.connection.persist(delete)
         assert b"EVENTS" in await looking
 
