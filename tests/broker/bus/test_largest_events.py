@@ -118,6 +118,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "update.submitted": {"base_model": "f" * 64},
     "model.published": {"model": REF},
     "model.evaluated": {"model": "f" * 64},
+    "evaluation.failed": {"model": "f" * 64},
     "round.closed": {"reason": "deadline"},
 }
 
