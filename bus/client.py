@@ -116,7 +116,7 @@ class Bus:
         )
 
     async def find(self, subject: str) -> Stored | None:
-        """The event on ``subject``, or nothing when there is none that can be read."""
+        """The first event on ``subject`` that can be read: the one that counts; nothing when there is none."""
         return (await find_event(self.connection, subject))[0]
 
     async def give_up(self, stored: Stored, reason: str, *, by: str) -> bool:

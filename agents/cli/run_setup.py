@@ -14,6 +14,7 @@ import numpy as np
 
 from agents.core.rounds.settings import check_settings
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from agents.runtime.tasks import together
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import TRAINABLE, ArtifactManifest, load_manifest
@@ -194,6 +195,4 @@ async def _in_parallel(work: Callable[[T], Awaitable[R]], items: Sequence[T]) ->
         async with slots:
             return await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(item)) for item in items]
-    return [task.result() for task in tasks]
+    return await together(map(one, items))

@@ -23,6 +23,7 @@ from agents.gateway.outbox import Outbox
 from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import Spool
 from agents.gateway.updates import Updates
+from agents.runtime.past import Past, read_past
 from agents.words.events import RunStarted
 from agents.words.run_config import RunDataset
 from bus.client import Bus, CaughtUp
@@ -173,7 +174,9 @@ class Hub:
     # What runs all the time
 
     async def _follow(self) -> None:
-        async with self.bus.follow(EVENTS) as items:
+        past = await read_past(self.bus)
+        await self._recall(past)
+        async with self.bus.follow(EVENTS, after=past.after) as items:
             async for item in items:
                 if isinstance(item, CaughtUp):
                     self.conversation.caught_up()
@@ -184,6 +187,19 @@ class Hub:
                 self._do_all()
                 async with self._moved:
                     self._moved.notify_all()
+
+    async def _recall(self, past: Past) -> None:
+        """Takes in the runs that are over: they are listed, and what was secret in them still is."""
+        known: dict[str, RunDataset] = {}
+        for stored in past.runs:
+            data, dataset = stored.event.data, None
+            if isinstance(data, RunStarted):
+                # Many runs share a dataset, and of one that is over no user's name is needed.
+                dataset = known.get(data.dataset.sha256) or await self._dataset(data)
+                if dataset is not None:
+                    known[data.dataset.sha256] = dataset.model_copy(update={"users": ()})
+            self.conversation.took_place(stored, dataset)
+        self.runs.skip_to(past.after)
 
     async def _dataset(self, started: RunStarted) -> RunDataset | None:
         try:

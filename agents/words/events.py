@@ -269,6 +269,15 @@ class ModelEvaluated(RoundPayload):
     details: Ref = Field(description="JSON object: per-class accuracy and confusion matrix of both")
 
 
+class EvaluationFailed(RoundPayload):
+    """The evaluator gave a model up: it will have no score, unless somebody has it tried again."""
+
+    TYPE = "evaluation.failed"
+    SAID_BY = (EVALUATOR,)
+    model: Sha256
+    reason: ShortText
+
+
 class RunFinished(Payload):
     """The run ended; nothing about it changes any more."""
 

@@ -9,6 +9,8 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import nats.errors
@@ -45,6 +47,26 @@ _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNOR
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Attempt:
+    """One try of a request: what it published on, and what of that the broker refused."""
+
+    subjects: set[str] = field(default_factory=set)
+    denied: str | None = None
+
+
+_attempt: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)
+
+
+class _Client(Client):
+    """Notes what an attempt publishes on: the broker's refusal names a subject alone, and says it to the connection."""
+
+    async def publish(self, subject: str, *args: Any, **options: Any) -> None:
+        if (attempt := _attempt.get()) is not None:
+            attempt.subjects.add(subject)
+        await super().publish(subject, *args, **options)
+
+
 class Wakeable(Protocol):
     """Something that waits for messages and must look up when the connection was lost."""
 
@@ -60,16 +82,16 @@ class Connection:
         js: its JetStream context.
         losses: how often the connection was lost; requests made before a loss get no answer.
         retries: how often a request was made again.
-        on_denied: called with a subject that the broker does not let this user publish on.
+        on_denied: called with a subject, in lower case, that the broker does not let this user publish on.
     """
 
     def __init__(self) -> None:
-        self.nc = Client()
+        self.nc: Client = _Client()
         self.js: JetStreamContext = self.nc.jetstream()
         self.losses = 0
         self.retries = 0
         self.on_denied: Callable[[str], object] = log.error
-        self._denied: list[str] = []
+        self._attempts: list[_Attempt] = []
         self._silent_since: float | None = None
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
@@ -194,7 +216,9 @@ class Connection:
         delay, warned = _FIRST_RETRY_S, False
         while True:
             await self.connected()
-            self._denied.clear()
+            this = _Attempt()
+            self._attempts.append(this)
+            outer = _attempt.set(this)
             try:
                 answer = await cancellable(attempt())
                 self._silent_since = None
@@ -205,9 +229,9 @@ class Connection:
                     raise
                 self.retries += 1
                 # What is denied gets no answer; the broker says so beside.
-                if self._denied:
+                if this.denied is not None:
                     raise PermissionDeniedError(
-                        f"this user may not publish on {self._denied[0]}",
+                        f"this user may not publish on {this.denied}",
                         hint="log in to the broker as the role that may",
                     ) from None
                 if delay >= _LAST_RETRY_S and not warned:
@@ -217,6 +241,9 @@ class Connection:
                 if self.nc.is_closed:
                     await self.connected()
                     raise BrokerUnavailableError("the connection to the broker is closed") from None
+            finally:
+                _attempt.reset(outer)
+                self._attempts.remove(this)
             await self._leave_if_silent()
             await asyncio.sleep(delay)
             delay = min(_LAST_RETRY_S, 2 * delay)
@@ -230,6 +257,16 @@ class Connection:
             log.warning("this broker gives no answers; trying another one")
             self._silent_since = None
             await self.nc.force_reconnect()
+
+    async def confirmed(self) -> None:
+        """Waits until the broker has taken in all that was sent before: whoever subscribed is heard by everybody.
+
+        The answers to one's own requests need no such wait: they are asked for behind the subscription.
+        """
+        # A PING overtakes what still waits to be written (nats-py 2.16): the first one only sees to it that this is
+        # written before its answer can come, and the second follows it.
+        for _ in range(2):
+            await self.persist(self.nc.flush)
 
     async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
         """The newest message on ``subject``, or nothing.
@@ -258,8 +295,11 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
         if denied := _DENIED.search(str(error)):
-            self._denied.append(denied[1])
-            self.on_denied(denied[1])
+            # nats-py gives it in lower case (2.16).
+            subject = denied[1].lower()
+            for attempt in self._attempts:
+                attempt.denied = next((one for one in attempt.subjects if one.lower() == subject), attempt.denied)
+            self.on_denied(subject)
         if not self._first_error.done():
             self._first_error.set_result(None)
         refused = bool(_refusal(error)) and self.losses > 0

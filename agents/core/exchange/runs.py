@@ -81,6 +81,10 @@ class Runs:
         run = self._runs.get(data.run)
         return None if run is None else self._take(run, data)
 
+    def skip_to(self, sequence: int) -> None:
+        """Nothing up to there has to be taken in any more: it is about runs that are over."""
+        self.sequence = max(self.sequence, sequence)
+
     def _open(self, started: RunStarted, dataset: RunDataset | None) -> None:
         """A run began. Without its dataset nobody can say what is secret in it, so the dataset itself is denied."""
         self._runs.setdefault(started.run, RunFacts(started, dataset))

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from agents.core.learning.fixed_point import value_bound
 from agents.core.rounds.settings import check_settings
 from agents.words.events import (
+    EvaluationFailed,
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
@@ -106,6 +107,7 @@ class RoundFacts:
     failed: RoundFailed | None = None
     published: ModelPublished | None = None
     evaluated: bool = False
+    unevaluated: EvaluationFailed | None = None
 
 
 @dataclass
@@ -160,6 +162,9 @@ class RunState:
                 facts.published = facts.published or data
             case ModelEvaluated() as data:
                 self._round(stored, data.round).evaluated = True
+            case EvaluationFailed() as data:
+                facts = self._round(stored, data.round)
+                facts.unevaluated = facts.unevaluated or data
             case RunFinished() as data:
                 self.finished = self.finished or data
             case _:
@@ -202,10 +207,10 @@ class RunState:
         last, rounds = number - 1, self.started.config.rounds
         if facts is None or facts.started is None:
             if last >= rounds:
-                return self._finish(last) if self.rounds[last].evaluated else None
+                return self._finish(last)
             return Say(RoundStarted(run=self.run, round=number)) if last >= 1 else None
         if number > rounds:
-            return self._finish(last) if self.rounds[last].evaluated else None
+            return self._finish(last)
         return self._go_on(number, facts)
 
     def _go_on(self, number: int, facts: RoundFacts) -> Intent | None:
@@ -279,8 +284,15 @@ class RunState:
             seed=_key(self.started.config.seed, user, planned.round),
         )
 
-    def _finish(self, last: int) -> Intent:
-        return Say(self._ended("completed", "", last))
+    def _finish(self, last: int) -> Intent | None:
+        """The end of a run that has all its models: once the last is evaluated, or nobody will evaluate it."""
+        facts = self.rounds[last]
+        if facts.evaluated:
+            return Say(self._ended("completed", "", last))
+        if facts.unevaluated is not None:
+            reason = f"the model of round {last} has no evaluation: {facts.unevaluated.reason}"
+            return Say(self._ended("completed", reason[:500], last))
+        return None
 
     def _ended(self, status: str, reason: str, last: int) -> RunFinished:
         return RunFinished.model_validate(
