@@ -15,6 +15,7 @@ from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
+from bus.words.subjects import events_of_type
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,12 @@ class Dispatcher:
     def _why_not(self, asked: RoundStarted, state: RunState | None) -> str | None:
         if state is not None:
             return state.why_not(asked.round)
-        return self._over.get(asked.run) or unknown(asked.run)
+        return self._over.get(asked.run, "")
+
+    async def _why_unknown(self, run: str) -> str:
+        """Why a round cannot be started of a run that was over, or was not, when this agent began."""
+        ended = await self._bus.find(events_of_type(RunFinished.TYPE, run))
+        return over(run, ended.event.data) if ended and isinstance(ended.event.data, RunFinished) else unknown(run)
 
     def due(self) -> datetime | None:
         """Never: only events bring it something to do."""
@@ -82,7 +88,8 @@ class Dispatcher:
     async def decide(self) -> None:
         """Does what each run asks for that something happened in; the events that come of it bring the next."""
         refused, self._refused = self._refused, []
-        for stored, reason in refused:
+        for stored, found in refused:
+            reason = found or await self._why_unknown(stored.event.data.run)
             # After a restart they are there already, and stay as they are.
             if await self._bus.give_up(stored, reason, by="dispatcher"):
                 log.warning("round not started: %s", reason, extra={"run": stored.event.data.run})
