@@ -40,6 +40,7 @@ def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
     if content[2] != _UNSIGNED_BYTE or content[3] != rank:
         raise IdxError(f"{path} holds type {content[2]:#04x} of rank {content[3]}, expected bytes of rank {rank}")
     shape = struct.unpack(f">{rank}I", content[4:header])
-    if math.prod(shape) != len(content) - header:
+    # A size of zero hides that the others leave what an array can have.
+    if math.prod(shape) != len(content) - header or max(shape) > _MAX_BYTES:
         raise IdxError(f"{path} holds {len(content) - header} values, its header says {math.prod(shape)}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
