@@ -18,15 +18,43 @@ from agents.runtime.tasks import background
 
 log = logging.getLogger(__name__)
 FAREWELL_S = 5.0
-SPARE_CONNECTIONS = 64
+MAX_STRANGERS = 256
+
+
+class Strangers:
+    """The connections that have not said hello yet: at most ``limit``, which keep no room from those with a token.
+
+    One more takes the place of the one that has waited longest, of those from the address that has most. So who opens
+    many only shortens his own wait, and hello needs but a moment.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_address: dict[str, dict[WebSocket, asyncio.Event]] = {}
+
+    def enter(self, socket: WebSocket, address: str) -> asyncio.Event:
+        """A connection has come; what is returned is set when it has to go."""
+        if sum(map(len, self._by_address.values())) >= self._limit:
+            most = max(self._by_address.values(), key=len)
+            most.pop(next(iter(most))).set()
+        out = asyncio.Event()
+        self._by_address.setdefault(address, {})[socket] = out
+        return out
+
+    def leave(self, socket: WebSocket, address: str) -> None:
+        """It has said hello and was let in, or is gone."""
+        waiting = self._by_address.get(address, {})
+        waiting.pop(socket, None)
+        if not waiting:
+            self._by_address.pop(address, None)
 
 
 class ClientSocket:
-    """The endpoint; counts its connections, welcomed or not."""
+    """The endpoint."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._open = 0
+        self._strangers = Strangers(MAX_STRANGERS)
 
     async def __call__(self, socket: WebSocket) -> None:
         """Serves one connection to its end."""
@@ -36,40 +64,70 @@ class ClientSocket:
         except AccessRefusedError:
             await socket.close(1008)
             return
-        if not origin_allowed(socket, settings.origins) or self._open >= settings.max_clients + SPARE_CONNECTIONS:
+        if not origin_allowed(socket, settings.origins):
             await socket.close(1008)
             return
-        await socket.accept()
-        outbox = Outbox()
-        connection = self._hub.connect(outbox, address)
-        self._open += 1
+        out = self._strangers.enter(socket, address)
+        connection: Connection | None = None
         try:
+            await socket.accept()
+            outbox = Outbox()
+            connection = self._hub.connect(outbox, address)
             async with background(_write(socket, outbox)):
-                await self._read(socket, connection)
+                if await self._introduced(socket, connection, out):
+                    self._strangers.leave(socket, address)
+                    await self._read(socket, connection)
         except WebSocketDisconnect:
             # The writer met a connection that was gone.
             pass
         finally:
-            self._open -= 1
-            self._hub.disconnect(connection)
+            self._strangers.leave(socket, address)
+            if connection is not None:
+                self._hub.disconnect(connection)
 
-    async def _read(self, socket: WebSocket, connection: Connection) -> None:
-        while True:
+    async def _introduced(self, socket: WebSocket, connection: Connection, out: asyncio.Event) -> bool:
+        """Reads until hello was welcome; there is one time for that, whatever else is said."""
+        reading = asyncio.create_task(self._read(socket, connection, until_welcome=True))
+        leaving = asyncio.create_task(out.wait())
+        try:
+            within = self._hub.patience_s(connection)
+            await asyncio.wait({reading, leaving}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended = reading.done()
+            for task in (reading, leaving):
+                task.cancel()
+            await asyncio.wait({reading, leaving})
+        if ended:
+            return reading.result()
+        if out.is_set():
+            with contextlib.suppress(RuntimeError):
+                await socket.close(1013, "others wait to say hello")
+        else:
+            await self._say_silent(socket, connection)
+        return False
+
+    async def _read(self, socket: WebSocket, connection: Connection, *, until_welcome: bool = False) -> bool:
+        """Takes in what comes: until the end, or as long as the client is a stranger; whether it is welcome then."""
+        while not (until_welcome and connection.welcomed):
             try:
-                async with asyncio.timeout(self._hub.patience_s(connection)):
+                async with asyncio.timeout(None if until_welcome else self._hub.patience_s(connection)):
                     event = await socket.receive()
             except TimeoutError:
-                self._hub.silent(connection)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FAREWELL_S):
-                        await _until_gone(socket)
-                return
+                await self._say_silent(socket, connection)
+                return False
             if event["type"] == "websocket.disconnect":
-                return
+                return False
             text = event.get("text")
             frame = text if text is not None else event.get("bytes") or b""
             if wait_s := await self._hub.receive(connection, frame):
                 await asyncio.sleep(wait_s)
+        return True
+
+    async def _say_silent(self, socket: WebSocket, connection: Connection) -> None:
+        self._hub.silent(connection)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await _until_gone(socket)
 
 
 async def _until_gone(socket: WebSocket) -> None:
