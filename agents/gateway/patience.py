@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import ProtocolError
+from websockets import exceptions
 from websockets.frames import DATA_OPCODES, Frame
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class _Counted:
         if frame.opcode in DATA_OPCODES:
             self._fragments = 0 if frame.fin else self._fragments + 1
         if self._left < 0 or self._fragments > MAX_FRAGMENTS:
-            raise ProtocolError("too many frames")
+            raise exceptions.ProtocolError("too many frames")
         self._take(frame)
 
 
