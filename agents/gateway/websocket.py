@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from dataclasses import dataclass
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -18,28 +21,55 @@ from agents.runtime.tasks import background
 
 log = logging.getLogger(__name__)
 FAREWELL_S = 5.0
-MAX_STRANGERS = 256
+MAX_STRANGERS = 1_024
+LEAST_S = 1.0
+"""For hello, of which nobody is robbed by others from the same address."""
+
+
+@dataclass(eq=False)
+class Stranger:
+    """A connection that has not said hello yet; ``out`` is set when it has to go."""
+
+    since: float
+    out: asyncio.Event
 
 
 class Strangers:
-    """The connections that have not said hello yet: at most ``limit``, which keep no room from those with a token.
+    """Those who have not said hello: at most ``limit``, which keep no room from those with a token.
 
-    One more takes the place of the one that has waited longest, of those from the address that has most. So who opens
-    many only shortens his own wait, and hello needs but a moment.
+    One more takes the place of the one that has waited longest, of those from the address that has most; where that is
+    its own address, only of one that has had ``least_s``, until which it waits, in order. So who opens many sockets
+    delays his own address by seconds and nobody else, and hello needs but a moment.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, least_s: float) -> None:
         self._limit = limit
-        self._by_address: dict[str, dict[WebSocket, asyncio.Event]] = {}
+        self._least_s = least_s
+        self._by_address: dict[str, dict[WebSocket, Stranger]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    def enter(self, socket: WebSocket, address: str) -> asyncio.Event:
-        """A connection has come; what is returned is set when it has to go."""
-        if sum(map(len, self._by_address.values())) >= self._limit:
-            most = max(self._by_address.values(), key=len)
-            most.pop(next(iter(most))).set()
-        out = asyncio.Event()
-        self._by_address.setdefault(address, {})[socket] = out
-        return out
+    async def enter(self, socket: WebSocket, address: str) -> asyncio.Event:
+        """A connection has come, and has a place when this returns."""
+        turn = self._turns.setdefault(address, asyncio.Lock())
+        async with turn:
+            while sum(map(len, self._by_address.values())) >= self._limit:
+                if (wait_s := self._wait_s(address)) > 0:
+                    await asyncio.sleep(wait_s)
+                else:
+                    most = self._greediest()
+                    most.pop(next(iter(most))).out.set()
+        stranger = Stranger(time.monotonic(), asyncio.Event())
+        self._by_address.setdefault(address, {})[socket] = stranger
+        return stranger.out
+
+    def _wait_s(self, address: str) -> float:
+        most = self._greediest()
+        if len(most) > 1 + len(self._by_address.get(address, ())):
+            return 0.0
+        return next(iter(most.values())).since + self._least_s - time.monotonic()
+
+    def _greediest(self) -> dict[WebSocket, Stranger]:
+        return max(self._by_address.values(), key=len)
 
     def leave(self, socket: WebSocket, address: str) -> None:
         """It has said hello and was let in, or is gone."""
@@ -54,7 +84,7 @@ class ClientSocket:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._strangers = Strangers(MAX_STRANGERS)
+        self._strangers = Strangers(MAX_STRANGERS, LEAST_S)
 
     async def __call__(self, socket: WebSocket) -> None:
         """Serves one connection to its end."""
@@ -67,7 +97,7 @@ class ClientSocket:
         if not origin_allowed(socket, settings.origins):
             await socket.close(1008)
             return
-        out = self._strangers.enter(socket, address)
+        out = await self._strangers.enter(socket, address)
         connection: Connection | None = None
         try:
             await socket.accept()

@@ -270,7 +270,11 @@ async def upgraded(gateway: Gateway) -> AsyncIterator[tuple[asyncio.StreamReader
         yield reader, writer
 
 
-async def test_who_opens_sockets_and_says_nothing_keeps_nobody_out(bus: Bus, tmp_path: Path) -> None:
+async def test_who_opens_sockets_and_says_nothing_keeps_nobody_out(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few that most of the loops wait for a place at any time.
+    monkeypatch.setattr("agents.gateway.websocket.MAX_STRANGERS", 512)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8_192)), hard))
     opened_so_far = 0
@@ -308,13 +312,27 @@ async def test_malformed_messages_before_hello_buy_no_time(
 
 
 async def test_of_those_who_say_nothing_the_oldest_of_the_greediest_address_goes() -> None:
-    strangers = Strangers(4)
+    strangers = Strangers(4, least_s=60)
     sockets = [WebSocket({"type": "websocket"}, None, None) for _ in range(6)]  # type: ignore[arg-type]
-    out = [strangers.enter(one, at) for one, at in zip(sockets, ["a", "b", "a", "a", "c", "c"], strict=True)]
-    assert [one.is_set() for one in out] == [True, False, True, False, False, False]
-    strangers.leave(sockets[5], "c")
-    assert not strangers.enter(sockets[0], "d").is_set()
-    assert [one.is_set() for one in out] == [True, False, True, False, False, False]
+    async with asyncio.timeout(DEADLINE_S):
+        out = [await strangers.enter(one, at) for one, at in zip(sockets, "aaabcd", strict=True)]
+    assert [one.is_set() for one in out] == [True, True, False, False, False, False]
+
+
+async def test_of_one_address_nobody_goes_before_his_time_and_the_next_comes_in_order() -> None:
+    strangers, least_s, came = Strangers(2, least_s=0.5), 0.5, list[int]()
+    began = time.monotonic()
+
+    async def come(number: int) -> asyncio.Event:
+        out = await strangers.enter(WebSocket({"type": "websocket"}, None, None), "a")  # type: ignore[arg-type]
+        came.append(number)
+        return out
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+        entering = [group.create_task(come(number)) for number in range(5)]
+    assert came == [0, 1, 2, 3, 4]
+    assert [one.result().is_set() for one in entering] == [True, True, True, False, False]
+    assert time.monotonic() - began >= 2 * least_s
 
 
 @pytest.mark.parametrize("opcode", [0, 1, 2, 9, 10])
