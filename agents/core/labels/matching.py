@@ -91,8 +91,9 @@ class LabelMatcher:
     def match(self, answer: str | None) -> Verdict:
         """The class that ``answer`` means, the classes that it could mean, or why it means none."""
         text = (answer or "").strip()
-        if text in self._exact:
-            return _one_of(self._exact[text], "exact")
+        for verbatim in (text, text.strip(" .")):
+            if verbatim in self._exact:
+                return _one_of(self._exact[verbatim], "exact")
         key = normalise(text)
         if found := self._named(key):
             return _one_of(found, "synonym")

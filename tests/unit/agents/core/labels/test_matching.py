@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agents.core.labels.matching import Ambiguous, LabelMatcher, Matched, Rejected, normalise
@@ -132,6 +132,8 @@ def test_names_in_other_scripts_are_words_too():
 
 
 @given(st.text(max_size=60))
+@example("ANKLE:BOOT")
+@example("crane")
 def test_any_text_gets_a_verdict_that_spaces_and_points_around_it_do_not_change(text: str):
     matcher = LabelMatcher(IMAGENET)
     verdict = matcher.match(normalise(text))
