@@ -18,8 +18,8 @@ import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
-BUILDINGS = ("agents", "artifacts", "data", "bus")
-WHOLE = ("artifacts", "data")
+BUILDINGS = ("fedbus", "agents", "artifacts", "data", "bus")
+WHOLE = ("fedbus", "artifacts", "data")
 """Packages that are one room."""
 DOORS = ("bus.client",)
 """Modules that are rooms of their own."""
@@ -132,7 +132,7 @@ def rendered() -> str:
     pairs = arrows(names) | {(f"browser_client.{a}", f"browser_client.{b}") for a, b in page_pairs}
     text = [HEAD, *drawing([*names, *page_names], pairs), ""]
     for building in (*BUILDINGS, "browser_client"):
-        text.append(f"## {building}/\n")
+        text.append(f"## {building}/{'src/' if building == 'browser_client' else ''}\n")
         if building in BUILDINGS and building not in WHOLE:
             text.append(f"{paragraph(building)}\n")
         for name in [one for one in (*names, *page_names) if one.split(".")[0] == building]:

@@ -30,7 +30,8 @@ class DispatcherReplay:
                 expected = self._planned(intent, data, stored, outcome) if isinstance(intent, PlanRound) else intent
             case TaskAssigned():
                 expected = self._task(data)
-            case RunFinished():
+            # An operator may cancel a run at any time; only the other ends follow from what happened.
+            case RunFinished() if data.status != "cancelled":
                 expected = self._said()
             # A round may be started by anybody, with settings of their own; the rules only know the plain one.
             case RoundStarted() if data.round > 1 and data == RoundStarted(run=data.run, round=data.round):

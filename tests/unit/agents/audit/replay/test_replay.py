@@ -136,6 +136,16 @@ def test_a_refusal_of_the_aggregator_is_what_the_events_lead_to() -> None:
         assert [(one.role, one.sequence) for one in outcome.differences] == [("aggregator", len(stream.events))]
 
 
+@pytest.mark.parametrize("after", [1, 4, 6, 9])
+def test_a_run_that_an_operator_cancelled_anywhere_has_no_difference(after: int) -> None:
+    stream, objects = recorded_run()
+    cut = Stream()
+    for stored in stream.events[:after]:
+        cut.add(stored.event.data)
+    cut.add(RunFinished(run=RUN, status="cancelled", rounds=0))
+    assert replay_run(cut.events, objects).differences == []
+
+
 def test_an_update_that_the_recording_lacks_is_named() -> None:
     stream, objects = recorded_run()
     update = next(one.event.data for one in stream.events if isinstance(one.event.data, UpdateSubmitted))
