@@ -13,11 +13,11 @@ from agents.core.exchange.messages import CHUNK_HEADER, MAX_CHUNK_BYTES
 from agents.gateway.hub import Hub
 from agents.gateway.patience import Patience, patient_protocols
 from agents.gateway.settings import GatewaySettings
-from agents.gateway.spool import write_atomically
 from agents.gateway.web import application
 from agents.runtime.web import listening, serving
 from bus.client import Bus
 from bus.errors import FedbusError
+from bus.process.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from agents.core.exchange.leases import Lease, LeaseRecord
 from agents.core.exchange.messages import ProtocolError
 from agents.core.exchange.upload_rules import Progression
+from bus.process.files import write_atomically
 
 log = logging.getLogger(__name__)
 SMALL = 1 << 20
@@ -111,7 +112,7 @@ class Spool:
         """Remembers a lease."""
         folder = self.directory / lease.id
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / _LEASE, lease.record.model_dump_json().encode())
+        write_atomically(folder / _LEASE, lease.record.model_dump_json().encode(), durable=False)
 
     def upload(self, lease: Lease, number: int, size: int, sha256: str) -> Upload:
         """The upload of these bytes under a lease; what came under another digest is dropped."""
@@ -136,10 +137,3 @@ class Spool:
                 continue
             found.append(record)
         return found
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a small file so that a reader sees all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

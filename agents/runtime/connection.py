@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agents.words.events import ROLES
 from bus.broker.permissions import new_passwords
 from bus.broker.settings import DEFAULT_URL, BusSettings
+from bus.process.files import write_private
 from bus.words.payload import OPERATOR
 
 DEFAULT_STORE = Path(".fedbus")
@@ -52,12 +53,12 @@ class Connection(BaseModel):
     def write(self, store: Path, *, replace: bool = True) -> None:
         """Leaves the file in ``store``; one that is there already stays unless it shall be replaced."""
         store.mkdir(parents=True, exist_ok=True)
-        temporary = store / f".{FILE_NAME}.{os.getpid()}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(self.model_dump_json(indent=2))
+        text = self.model_dump_json(indent=2)
         if replace:
-            os.replace(temporary, store / FILE_NAME)
+            write_private(store / FILE_NAME, text)
             return
+        temporary = store / f"{FILE_NAME}.{os.getpid()}.new"
+        write_private(temporary, text)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, store / FILE_NAME)
         temporary.unlink()

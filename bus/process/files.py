@@ -9,14 +9,19 @@ from pathlib import Path
 _BLOCK = 1 << 20
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader or a crash sees the old content or the new, never a part."""
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Args:
+        durable: so does whoever looks after a power cut; without it, a file that is written often costs less.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
