@@ -15,10 +15,11 @@ OUT = Path(__file__).parent / "out"
 Value = float | int | str | bool | None
 
 
-def report(name: str, *, ours: float, reference: float, unit: str, goal: str = "", **extra: Value) -> None:
+def report(name: str, *, ours: float, reference: float | None, unit: str, goal: str = "", **extra: Value) -> None:
     """Prints one result and writes it to ``benchmarks/out/<name>.json``.
 
-    ``ours`` and ``reference`` are in ``unit``; their ratio is ours over reference, whichever way is better. ``goal``
+    ``ours`` and ``reference``, which was measured in the same run or is none, are in ``unit``; their ratio is ours over
+    reference, whichever way is better. ``goal``
     says in words what the ratio should be; ``extra`` holds further figures.
     """
     result = {
