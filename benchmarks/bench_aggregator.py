@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.learning.encodings import clipped_parts, encode_update, update_norm
-from agents.core.learning.fixed_point import FixedPointSum
+from agents.core.learning.fixed_point import LARGEST_VALUE, FixedPointSum
 from benchmarks.common import report
 
 WEIGHT = 20
@@ -53,7 +53,8 @@ def measure(parameters: int, updates: int, encoding: str, folder: Path) -> Times
 
 
 def _add(total: FixedPointSum, data: NDArray[np.uint8], encoding: str, clip_norm: float | None) -> None:
-    total.add_update(clipped_parts(data, encoding, total.size, clip_norm, check=False), WEIGHT)
+    parts = clipped_parts(data, encoding, total.size, clip_norm, largest=LARGEST_VALUE, check=False)
+    total.add_update(parts, WEIGHT)
 
 
 def _seconds(action: Callable[..., object], *arguments: object) -> float:

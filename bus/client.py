@@ -18,13 +18,13 @@ from bus.broker.topology import ensure_topology
 from bus.errors import PermissionDeniedError
 from bus.objects.collection import collect
 from bus.objects.store import ObjectStore
-from bus.stream.dead_letters import DeadLetter, dead_letters
+from bus.stream.dead_letters import DeadLetter, bury, dead_letters
 from bus.stream.event_reader import CaughtUp, EventReader
 from bus.stream.live_reader import LiveReader
 from bus.stream.publisher import Published, Publisher, find_event
 from bus.words.envelope import Event, Stored, new_event
 from bus.words.payload import Live, Payload
-from bus.words.subjects import EVENT_STREAM, filter_of, live_subject
+from bus.words.subjects import EVENT_STREAM, event_subject, filter_of, live_subject
 from bus.words.values import Ref
 from bus.work.backlogs import Measured, measure
 from bus.work.consumer import PullConsumer, pull_consumer
@@ -92,8 +92,9 @@ class Bus:
         Raises:
             BrokerUnavailableError: no broker in time, or it refuses these credentials.
         """
-        async with connection(settings or BusSettings(), name=name, wait_s=wait_s, on_waiting=on_waiting) as link:
-            await _prepared(link)
+        settings = settings or BusSettings()
+        async with connection(settings, name=name, wait_s=wait_s, on_waiting=on_waiting) as link:
+            await _prepared(link, settings.replicas)
             yield Bus(link, name)
 
     async def publish(self, data: Payload, *, cause: Event | None = None) -> Published:
@@ -115,8 +116,15 @@ class Bus:
         )
 
     async def find(self, subject: str) -> Stored | None:
-        """The event on ``subject``, or nothing when there is none that can be read."""
+        """The first event on ``subject`` that can be read: the one that counts; nothing when there is none."""
         return (await find_event(self.connection, subject))[0]
+
+    async def give_up(self, stored: Stored, reason: str, *, by: str) -> bool:
+        """Makes an event that ``by`` cannot do anything with a dead letter, once; false when it is one already."""
+        event = stored.event
+        return await bury(
+            self.connection, stored.sequence, event_subject(event.data), reason, event.to_json(), consumer=by
+        )
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Every message that was given up and not handled since, oldest first."""
@@ -225,11 +233,11 @@ class Bus:
         )
 
 
-async def _prepared(link: Connection) -> None:
+async def _prepared(link: Connection, replicas: int | None) -> None:
     """Sees to it that the streams exist; one who may not make them waits until somebody else has."""
     while True:
         try:
-            return await link.persist(lambda: ensure_topology(link.js))
+            return await link.persist(lambda: ensure_topology(link.js, replicas=replicas))
         except PermissionDeniedError as error:
             log.warning("%s; waiting until the operator has made the streams", error.message)
             await asyncio.sleep(STREAMS_PAUSE_S)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.learning.augment import default_augmentation
-from agents.core.learning.encodings import encode_update
+from agents.core.learning.encodings import encode_update, update_norm
+from agents.core.learning.fixed_point import LARGEST_VALUE
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.words.events import (
     ImagesLabelled,
@@ -83,6 +84,7 @@ def planned(users: int, quorum: int, *, round: int = 1, deadline_s: float = 60.0
         learning_rate=0.1,
         deadline=START + timedelta(seconds=deadline_s),
         deadline_s=deadline_s,
+        largest_value=LARGEST_VALUE,
     )
 
 
@@ -117,6 +119,7 @@ def submitted(
         ),
         client="client",
         engine="test",
+        norm=update_norm(data, "float32", len(values)),
     )
 
 

@@ -53,6 +53,7 @@ def demo(
     learning_rate: o.LearningRate = None,
     epochs: o.Epochs = 1,
     encoding: o.Encoding = "float32",
+    clip_to_median: o.ClipToMedian = o.CLIP_TO_MEDIAN,
     strategy: o.StrategyName = "fedavg",
     strategy_set: o.StrategySet = None,
     threads: o.Threads = 1,
@@ -75,6 +76,7 @@ def demo(
         learning_rate=learning_rate,
         epochs=epochs,
         encoding=encoding,
+        clip_to_median=clip_to_median,
         strategy=strategy,
         strategy_set=strategy_set,
     )

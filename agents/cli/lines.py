@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agents.core.views.run import RunView
 from agents.words.events import (
+    EvaluationFailed,
     ImagesLabelled,
     ModelEvaluated,
     RoundClosed,
@@ -41,6 +42,8 @@ def line_about(stored: Stored, view: RunView) -> str | None:
             return f"round {data.round} failed: {data.reason}"
         case ModelEvaluated() as data:
             return _evaluated(data)
+        case EvaluationFailed() as data:
+            return f"round {data.round}: the model could not be evaluated: {data.reason}"
         case RunFinished() as data:
             return f"run {data.status}{': ' + data.reason if data.reason else ''}"
         case _:

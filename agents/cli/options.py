@@ -12,12 +12,15 @@ from typing import Annotated
 import typer
 
 from agents.core.learning.augment import default_augmentation
+from agents.core.learning.encodings import encoded_size
 from agents.core.strategies.registry import built_in, strategy_named
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from agents.words.run_config import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
 from artifacts.manifest import load_manifest
 
 MAX_CLIENTS = 256
+CLIP_TO_MEDIAN = 1.5
+"""Costs honest clients nothing on the default task, and bounds what ten of a hundred can do: see bench_hostile."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ MaxNorm = Annotated[float | None, typer.Option("--max-update-norm", min=0, help=
 OverNorm = Annotated[
     str, typer.Option("--over-norm", help="What becomes of an update past that norm: refuse, or clip it to the norm.")
 ]
+ClipToMedian = Annotated[
+    float,
+    typer.Option(
+        "--clip-to-median", min=0, help="Scale updates down to this many times the round's median L2 norm; 0: do not."
+    ),
+]
 StrategyName = Annotated[
     str, typer.Option("--strategy", help=f"How updates become a model: {', '.join(built_in())}, or module:Class.")
 ]
@@ -118,6 +127,7 @@ def make_config(
     grace: float = 0.0,
     max_update_norm: float | None = None,
     over_norm: str = "refuse",
+    clip_to_median: float = CLIP_TO_MEDIAN,
     strategy: str = "fedavg",
     strategy_set: Sequence[str] | None = None,
 ) -> RunConfig:
@@ -125,7 +135,7 @@ def make_config(
 
     Raises:
         typer.BadParameter: an option is out of range in a way that typer cannot check.
-        UnknownStrategyError, StrategySettingsError: there is no such strategy, or it has no such setting.
+        FedbusError: there is no such strategy or encoding, or the strategy has no such setting.
     """
     if labeller not in LABELLERS:
         raise typer.BadParameter(f"--labeller is one of {', '.join(LABELLERS)}, not {labeller!r}")
@@ -137,6 +147,7 @@ def make_config(
         raise typer.BadParameter(f"--quorum {quorum:g} is more than the run's {users} users")
     manifest = load_manifest(artifacts, verify=False)
     settings = strategy_named(strategy, parse_settings(strategy_set or ())).model_dump()
+    encoded_size(encoding, 1)
     rate = learning_rate or manifest.optimizer.learning_rate
     return RunConfig(
         seed=seed,
@@ -159,6 +170,7 @@ def make_config(
         ),
         max_update_norm=max_update_norm,
         over_norm="clip" if over_norm == "clip" else "refuse",
+        clip_to_median=clip_to_median or None,
         strategy=strategy,
         strategy_settings=settings,
     )

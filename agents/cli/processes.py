@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agents.runtime.tasks import raise_first
 from bus.broker.server import die_with_parent
 from bus.errors import FedbusError
 
@@ -120,9 +121,7 @@ async def supervisor() -> AsyncIterator[Supervisor]:
             finally:
                 await one.stop_all()
     except BaseExceptionGroup as failures:
-        if len(failures.exceptions) == 1:
-            raise failures.exceptions[0] from None
-        raise
+        raise_first(failures)
 
 
 async def _end(name: str, process: asyncio.subprocess.Process) -> None:

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from agents.core.learning.kinds import check_kind
-from agents.core.strategies.registry import strategy_named
+from agents.core.rounds.settings import check_settings
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
+from agents.runtime.tasks import together
 from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig, RunDataset, UserShard
 from artifacts.manifest import TRAINABLE, ArtifactManifest, load_manifest
@@ -52,9 +52,10 @@ async def start_run(bus: Bus, run: str, config: RunConfig, sources: RunSources) 
 
     Raises:
         FedbusError: the artifacts or the data are missing or damaged, do not fit each other, or have too few images;
-            the strategy or one of its settings is unknown; a run of this name exists already and says something else.
+            the encoding, kind, strategy or one of its settings is unknown; a run of this name exists already and says
+            something else.
     """
-    _check_names(config)
+    check_settings(config)
     return await _publish(bus, run, config, await put_sources(bus, config, sources))
 
 
@@ -67,7 +68,7 @@ async def start_run_again(bus: Bus, run: str, config: RunConfig, objects: Mappin
         FedbusError: the strategy, one of its settings or the kind of task is unknown; a run of this name exists already
             and says something else.
     """
-    _check_names(config)
+    check_settings(config)
     refs: dict[str, Ref] = {}
     for role in ("dataset", "artifacts", "base_model"):
         if (ref := await bus.objects.info(objects[role])) is None:
@@ -83,11 +84,6 @@ async def start_run_again(bus: Bus, run: str, config: RunConfig, objects: Mappin
             hint="other users need [sources] in place of [objects]",
         )
     return await _publish(bus, run, config, StoredSources(**refs))
-
-
-def _check_names(config: RunConfig) -> None:
-    check_kind(config.kind)
-    strategy_named(config.strategy, config.strategy_settings)
 
 
 @dataclass(frozen=True)
@@ -199,6 +195,4 @@ async def _in_parallel(work: Callable[[T], Awaitable[R]], items: Sequence[T]) ->
         async with slots:
             return await work(item)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(item)) for item in items]
-    return [task.result() for task in tasks]
+    return await together(map(one, items))

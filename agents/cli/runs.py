@@ -14,15 +14,19 @@ from agents.cli import options as o
 from agents.cli.display import console
 from agents.cli.run_file import RunObjects, read_run_file
 from agents.cli.run_setup import RunSources, start_run, start_run_again
+from agents.core.rounds.plan import RunState, unknown
 from agents.runtime.connection import use_running_fedbus
 from agents.words.events import RoundStarted, RunStarted
 from agents.words.run_config import RunConfig
 from bus.client import Bus
 from bus.errors import FedbusError
-from bus.words.subjects import checked, events_of_type
+from bus.words.envelope import Stored
+from bus.words.subjects import checked, events_of, events_of_type
 
 CONNECT_S = 5.0
 run_app = typer.Typer(no_args_is_help=True, help="Start runs, and look after them.")
+TELLING = ("round.started", "round.failed", "model.published", "run.finished")
+"""The events that say which round of a run comes next."""
 round_app = typer.Typer(no_args_is_help=True, help="Start rounds.")
 
 
@@ -30,6 +34,18 @@ class RunUnknownError(FedbusError):
     """There is no run of this name on the bus."""
 
     code = "run_unknown"
+
+
+class RunNameTakenError(FedbusError):
+    """There are events of a run of this name already."""
+
+    code = "run_exists"
+
+
+class RoundRefusedError(FedbusError):
+    """A round cannot be started now."""
+
+    code = "round_refused"
 
 
 def new_run_name(prefix: str = "run") -> str:
@@ -45,7 +61,7 @@ async def find_run(bus: Bus, run: str) -> RunStarted:
     """
     stored = await bus.find(events_of_type("run.started", checked(run)))
     if stored is None or not isinstance(stored.event.data, RunStarted):
-        raise RunUnknownError(f"there is no run {run!r} on this bus", hint="start one: fedbus run start")
+        raise RunUnknownError(unknown(run), hint="start one: fedbus run start")
     return stored.event.data
 
 
@@ -79,6 +95,7 @@ def run_start(
     grace: o.Grace = 0.0,
     max_update_norm: o.MaxNorm = None,
     over_norm: o.OverNorm = "refuse",
+    clip_to_median: o.ClipToMedian = o.CLIP_TO_MEDIAN,
     strategy: o.StrategyName = "fedavg",
     strategy_set: o.StrategySet = None,
 ) -> None:
@@ -111,6 +128,7 @@ def run_start(
         grace=grace,
         max_update_norm=max_update_norm,
         over_norm=over_norm,
+        clip_to_median=clip_to_median,
         strategy=strategy,
         strategy_set=strategy_set,
     )
@@ -138,6 +156,7 @@ def _say_started(run: str, config: RunConfig, go: bool) -> None:
 
 async def _run_start(run: str, config: RunConfig, sources: RunSources | RunObjects, go: bool) -> None:
     async with Bus.connect(name="cli", wait_s=CONNECT_S) as bus:
+        await check_free(bus, run)
         if isinstance(sources, RunObjects):
             await start_run_again(bus, run, config, sources.model_dump())
         else:
@@ -159,5 +178,37 @@ def round_start(
 
 async def _round_start(run: str, number: int) -> bool:
     async with Bus.connect(name="cli", wait_s=CONNECT_S) as bus:
-        await find_run(bus, run)
+        await check_round(bus, run, number)
         return (await bus.publish(RoundStarted(run=run, round=number))).created
+
+
+async def check_free(bus: Bus, run: str) -> None:
+    """Sees to it that nothing was said of a run of this name.
+
+    Raises:
+        RunNameTakenError: something was.
+    """
+    async with bus.follow(events_of(run), live=False) as items:
+        async for item in items:
+            if isinstance(item, Stored):
+                raise RunNameTakenError(
+                    f"the name {run!r} is taken: {item.event.data.TYPE} of {item.time:%Y-%m-%d %H:%M:%S} UTC",
+                    hint="choose another --name, or leave it out",
+                )
+
+
+async def check_round(bus: Bus, run: str, number: int) -> None:
+    """Sees to it that round ``number`` may be started now, as the dispatcher does.
+
+    Raises:
+        RunUnknownError: there is no such run.
+        RoundRefusedError: it is over, has no such round, or another round comes first.
+    """
+    state = RunState(await find_run(bus, run))
+    async with bus.follow([events_of_type(one, run) for one in TELLING], live=False) as items:
+        async for item in items:
+            if isinstance(item, Stored):
+                state.fold(item)
+    if (reason := state.why_not(number)) is not None:
+        hint = "start another run: fedbus run start" if state.finished else "later rounds of a run follow by themselves"
+        raise RoundRefusedError(reason, hint=hint)

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import signal
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,10 +18,11 @@ import typer
 from agents.cli.display import console
 from agents.cli.options import ClientMix, Threads, parse_clients
 from agents.cli.reload import reload_on_change
-from agents.cli.system import AGENTS, make_streams, metrics_host, running_system
+from agents.cli.system import AGENTS, System, make_streams, metrics_host, running_system
 from agents.runtime.connection import DEFAULT_STORE, FILE_NAME, GATEWAY_FILE, agreed_connection, read_connection
 from agents.words.events import ROLES
-from bus.broker.server import embedded_server
+from bus.broker.cluster import embedded_cluster, places
+from bus.broker.settings import REPLICAS
 from bus.errors import FedbusError
 from bus.process.logs import configure
 from bus.words.payload import OPERATOR
@@ -37,6 +39,7 @@ MetricsPort = Annotated[
         help="First of the five ports on which the agents serve /metrics; 0: free ones. Default: none.",
     ),
 ]
+Cluster = Annotated[int, typer.Option("--cluster", help="Brokers that are one and keep everything on each: 1, 3 or 5.")]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -55,35 +58,35 @@ def up(
     clients: Annotated[str, typer.Option("--clients", help="Clients to start too: browser:2, native:2 …")] = "none",
     threads: Threads = 1,
     metrics_port: MetricsPort = None,
+    cluster: Cluster = 1,
     reload: Annotated[bool, typer.Option("--reload", help="Restart what changed when a source file is saved.")] = False,
 ) -> None:
     """Run everything (broker, agents, page) and keep serving until Ctrl-C."""
     mix = parse_clients(clients)
     configure("up")
-    asyncio.run(until_interrupted(_up(store, port, host, nats_port or None, mix, threads, metrics_port, reload)))
-
-
-async def _up(
-    store: Path,
-    port: int,
-    host: str,
-    nats_port: int | None,
-    mix: ClientMix,
-    threads: int,
-    metrics_port: int | None,
-    reload: bool,
-) -> None:
-    agreed = agreed_connection(store)
-    async with running_system(
+    system = running_system(
         store,
         store / "logs",
-        nats_port=nats_port,
+        nats_port=nats_port or None,
         gateway_port=port,
         host=host,
-        agreed=agreed,
+        agreed=agreed_connection(store),
         metrics_port=metrics_port,
-    ) as system:
-        system.connection.write(store)
+        cluster=_size(cluster),
+    )
+    asyncio.run(until_interrupted(_up(system, mix, threads, reload)))
+
+
+def _size(cluster: int) -> int:
+    if cluster not in REPLICAS:
+        raise typer.BadParameter("--cluster is 1, 3 or 5")
+    return cluster
+
+
+async def _up(running: AbstractAsyncContextManager[System], mix: ClientMix, threads: int, reload: bool) -> None:
+    async with running as system:
+        system.connection.write(system.store)
+        metrics_port = system.metrics_port
         console.print(f"page    {system.connection.gateway_url}/#token={system.connection.join_token}", soft_wrap=True)
         console.print(f"broker  {system.connection.nats_url}   logs  {system.logs}", soft_wrap=True)
         if metrics_port is not None:
@@ -100,21 +103,22 @@ async def _up(
 def broker(
     store: Store = DEFAULT_STORE,
     port: NatsPort = 4222,
+    cluster: Cluster = 1,
 ) -> None:
     """Run the embedded nats-server alone, for agents that are started one by one."""
     configure("broker")
-    asyncio.run(until_interrupted(_broker(store, port or None)))
+    asyncio.run(until_interrupted(_broker(store, port or None, _size(cluster))))
 
 
-async def _broker(store: Path, port: int | None) -> None:
+async def _broker(store: Path, port: int | None, cluster: int) -> None:
     agreed = agreed_connection(store)
-    async with embedded_server(store / "nats", port=port, passwords=agreed.passwords) as server:
-        agreed = agreed.model_copy(update={"nats_url": server.url})
+    async with embedded_cluster(store / "nats", places(cluster), port=port, passwords=agreed.passwords) as servers:
+        agreed = agreed.model_copy(update={"nats_url": servers.url})
         agreed.write(store)
-        await make_streams(agreed, "broker")
-        console.print(f"NATS on {server.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
+        await make_streams(agreed, "broker", replicas=servers.replicas)
+        console.print(f"NATS on {servers.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
         console.print('For programs of your own: eval "$(fedbus env)"')
-        code = await server.wait()
+        code = await servers.wait()
         log.error("the broker ended with code %s", code)
         raise typer.Exit(1)
 

@@ -18,8 +18,9 @@ from agents.cli.options import ClientMix
 from agents.cli.processes import Command, Supervisor, supervisor
 from agents.runtime.connection import Connection
 from agents.runtime.tasks import background
+from bus.broker.cluster import places, store_of
 from bus.broker.permissions import new_passwords
-from bus.broker.server import EmbeddedServer, check_port_free, embedded_server
+from bus.broker.server import EmbeddedServer, Member, check_port_free, embedded_server
 from bus.client import Bus
 from bus.errors import FedbusError
 
@@ -117,13 +118,18 @@ def client_commands(
     return commands
 
 
-async def make_streams(connection: Connection, name: str) -> None:
+async def make_streams(connection: Connection, name: str, *, replicas: int | None = None) -> None:
     """Makes the streams, as only the operator may; agents wait for them.
+
+    Args:
+        replicas: how many brokers keep each, unless ``FEDBUS_REPLICAS`` says.
 
     Raises:
         BrokerUnavailableError: the broker that was just started does not answer.
     """
-    async with Bus.connect(connection.settings(), name=name, wait_s=BROKER_READY_S):
+    settings = connection.settings()
+    settings = settings.model_copy(update={"replicas": settings.replicas or replicas})
+    async with Bus.connect(settings, name=name, wait_s=BROKER_READY_S):
         pass
 
 
@@ -137,6 +143,7 @@ async def running_system(
     host: str = "127.0.0.1",
     agreed: Connection | None = None,
     metrics_port: int | None = None,
+    cluster: int = 1,
 ) -> AsyncIterator[System]:
     """Runs the broker and the five agents, each as a process of its own, until the block ends.
 
@@ -148,6 +155,7 @@ async def running_system(
         host: address that the gateway listens on.
         agreed: tokens that others know already; made anew without it.
         metrics_port: see ``System``.
+        cluster: how many brokers; several keep every stream on each, the ports follow ``nats_port``.
 
     Raises:
         StoreLockedError: another fedbus uses the store.
@@ -168,11 +176,9 @@ async def running_system(
     passwords = agreed.passwords if agreed and agreed.passwords else new_passwords()
     url_file = store / "gateway.url"
     url_file.unlink(missing_ok=True)
-    ready: asyncio.Future[EmbeddedServer] = asyncio.get_running_loop().create_future()
-    async with background(_keep_broker(store / "nats", nats_port, passwords, ready)):
-        server = await ready
-        connection = Connection(nats_url=server.url, passwords=passwords, join_token=join_token)
-        await make_streams(connection, "up")
+    async with _kept_brokers(store / "nats", nats_port, passwords, cluster) as nats_url:
+        connection = Connection(nats_url=nats_url, passwords=passwords, join_token=join_token)
+        await make_streams(connection, "up", replicas=cluster if cluster > 1 else None)
         environment = {
             "FEDBUS_GATEWAY_HOST": host,
             "FEDBUS_GATEWAY_PORT": str(gateway_port),
@@ -191,13 +197,34 @@ async def running_system(
             yield system
 
 
-async def _keep_broker(
-    store: Path, port: int | None, passwords: Mapping[str, str], ready: asyncio.Future[EmbeddedServer]
+@contextlib.asynccontextmanager
+async def _kept_brokers(
+    store: Path, port: int | None, passwords: Mapping[str, str], cluster: int
+) -> AsyncIterator[str]:
+    """Runs one broker or a cluster, starting again what ends by itself, and says where clients connect to."""
+    async with contextlib.AsyncExitStack() as stack:
+        urls = []
+        for index, member in enumerate(places(cluster)):
+            ready: asyncio.Future[EmbeddedServer] = asyncio.get_running_loop().create_future()
+            here = None if port is None else port + index
+            await stack.enter_async_context(
+                background(keep_broker(store_of(store, member), here, passwords, ready, member))
+            )
+            urls.append((await ready).url)
+        yield ",".join(urls)
+
+
+async def keep_broker(
+    store: Path,
+    port: int | None,
+    passwords: Mapping[str, str],
+    ready: asyncio.Future[EmbeddedServer],
+    member: Member | None,
 ) -> None:
     """Runs the broker and starts it again, on the same port, when it ends by itself."""
     while True:
         try:
-            async with embedded_server(store, port=port, passwords=passwords) as server:
+            async with embedded_server(store, port=port, passwords=passwords, member=member) as server:
                 port = server.port
                 if not ready.done():
                     ready.set_result(server)

@@ -37,7 +37,7 @@ from agents.core.exchange.messages import (
     parse_server_message,
 )
 from agents.core.learning.task import TaskProgress
-from agents.runtime.tasks import background
+from agents.runtime.tasks import background, raise_first
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
 from bus.process.logs import without_login
@@ -161,7 +161,7 @@ class Client:
                     group.create_task(self._upload_all(socket))
                     group.create_task(_ping(self._outbox, welcome.heartbeat_s))
             except BaseExceptionGroup as failures:
-                _raise_first(failures)
+                raise_first(failures)
             except asyncio.CancelledError:
                 if self._says_goodbye:
                     await _say_goodbye(socket)
@@ -298,11 +298,3 @@ async def _say_goodbye(socket: ClientConnection) -> None:
     with contextlib.suppress(OSError, TimeoutError, websockets.WebSocketException):
         async with asyncio.timeout(CLOSE_S):
             await socket.send(Leave().model_dump_json())
-
-
-def _raise_first(failures: BaseExceptionGroup[BaseException]) -> None:
-    """Of several tasks that ended with the connection, the first reason counts."""
-    first = failures.exceptions[0]
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    raise first from None

@@ -19,6 +19,7 @@ from agents.core.learning.encodings import encode_update
 from agents.core.learning.kinds import check_kind, open_kind
 from agents.core.learning.task import TaskInputs, TaskProgress, run_task
 from agents.engines import choose, open_engine
+from agents.runtime.tasks import together
 from agents.words.events import Platform, TaskAssigned, UpdateMetrics
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import ArtifactManifest
@@ -95,9 +96,7 @@ class EngineTrainer:
     async def prepare(self, task: TaskAssigned) -> None:
         """Fetches spec, base model and shard."""
         spec = await self._spec(task)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._objects.get(spec.base_model))
-            group.create_task(self._objects.get(task.shard))
+        await together([self._objects.get(spec.base_model), self._objects.get(task.shard)])
 
     async def run(self, task: TaskAssigned, progress: Progress) -> Finished:
         """Does the task; see ``Trainer.run``."""

@@ -6,15 +6,16 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
-from agents.core.rounds.plan import AssignTasks, PlanRound, ReadDataset, RunState, Say, task_spec
+from agents.core.rounds.plan import AssignTasks, PlanRound, ReadDataset, RunState, Say, over, task_spec, unknown
 from agents.runtime.follower import Follower
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.runtime.tasks import until
-from agents.words.events import RunFinished, RunStarted
+from agents.words.events import RoundStarted, RunFinished, RunStarted
 from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
+from bus.words.subjects import events_of_type
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,10 @@ class Dispatcher:
         self._bus = bus
         self._follower = Follower(bus, "dispatcher")
         self._runs: dict[str, RunState] = {}
+        self._over: dict[str, str] = {}
+        """Of each run that is finished, how it ended."""
+        self._refused: list[tuple[Stored, str]] = []
+        """The rounds that somebody asked for in vain, with the reason; until they are dead letters."""
         self._changed: dict[str, Event] = {}
         """The runs that something happened in since they were decided on, each with the last of it."""
 
@@ -55,13 +60,26 @@ class Dispatcher:
         if isinstance(data, RunStarted) and data.run not in self._runs:
             self._runs[data.run] = RunState(data)
         state = self._runs.get(data.run)
+        if isinstance(data, RoundStarted) and (reason := self._why_not(data, state)) is not None:
+            self._refused.append((stored, reason))
         if state is None:
             return
         state.fold(stored)
         self._changed[data.run] = stored.event
         if isinstance(data, RunFinished):
             del self._runs[data.run], self._changed[data.run]
+            self._over[data.run] = over(data.run, data)
             log.info("run %s", data.status, extra={"run": data.run})
+
+    def _why_not(self, asked: RoundStarted, state: RunState | None) -> str | None:
+        if state is not None:
+            return state.why_not(asked.round)
+        return self._over.get(asked.run, "")
+
+    async def _why_unknown(self, run: str) -> str:
+        """Why a round cannot be started of a run that was over, or was not, when this agent began."""
+        ended = await self._bus.find(events_of_type(RunFinished.TYPE, run))
+        return over(run, ended.event.data) if ended and isinstance(ended.event.data, RunFinished) else unknown(run)
 
     def due(self) -> datetime | None:
         """Never: only events bring it something to do."""
@@ -69,6 +87,12 @@ class Dispatcher:
 
     async def decide(self) -> None:
         """Does what each run asks for that something happened in; the events that come of it bring the next."""
+        refused, self._refused = self._refused, []
+        for stored, found in refused:
+            reason = found or await self._why_unknown(stored.event.data.run)
+            # After a restart they are there already, and stay as they are.
+            if await self._bus.give_up(stored, reason, by="dispatcher"):
+                log.warning("round not started: %s", reason, extra={"run": stored.event.data.run})
         changed, self._changed = self._changed, {}
         for run, cause in changed.items():
             await self._act(self._runs[run], cause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import tempfile
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from agents.core.learning.scores import EvaluationDetails, ModelScores
 from agents.engines import EngineUnavailableError, choose, open_engine
 from agents.evaluator.scoring import HeldOutScorer
 from agents.runtime.tasks import until
-from agents.words.events import ModelEvaluated, ModelPublished, RunStarted
+from agents.words.events import EvaluationFailed, ModelEvaluated, ModelPublished, RunStarted
 from agents.words.run_config import RunDataset
 from artifacts.manifest import ArtifactManifest
 from bus.client import Bus
@@ -33,6 +34,8 @@ from bus.work.worker import work
 MODELS_KEPT = 2
 ACK_WAIT_S = 10.0
 """How long the models of an evaluator that died wait for another one."""
+ATTEMPTS = 5
+"""Tries of a model, each with whatever evaluator has it."""
 _PAYLOAD: Any = ModelEvaluated
 """Without its type: a payload that only says where it lies is enough to look for the whole one."""
 log = logging.getLogger(__name__)
@@ -80,6 +83,23 @@ class Evaluator:
                 evaluated.base.accuracy,
                 extra={"run": started.run, "round": number},
             )
+
+    async def give_up(self, stored: Stored, reason: str) -> None:
+        """Says that the model will not be evaluated, so that its run need not wait for it."""
+        match stored.event.data:
+            case RunStarted() as started:
+                failed = EvaluationFailed(
+                    run=started.run, round=0, model=started.base_model.sha256, reason=reason[:500]
+                )
+            case ModelPublished() as published:
+                failed = EvaluationFailed(
+                    run=published.run, round=published.round, model=published.model.sha256, reason=reason[:500]
+                )
+            case _:
+                return
+        with contextlib.suppress(ConflictingEventError):
+            # It was given up before, for another reason.
+            await self._bus.publish(failed, cause=stored.event)
 
     async def _evaluate(self, started: RunStarted, number: int, model: Ref) -> ModelEvaluated:
         scorer = await self._scorer(started)
@@ -152,5 +172,14 @@ async def serve(bus: Bus, stop: asyncio.Event) -> None:
     with tempfile.TemporaryDirectory(prefix="fedbus-evaluator-") as cache:
         evaluator = Evaluator(bus, Path(cache))
         filters = [events_of_type("run.started"), events_of_type("model.published")]
-        async with bus.pull("evaluator", filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=8) as consumer:
-            await until(stop, work(consumer, evaluator.handle, concurrency=1, permanent=(EvaluationError,)))
+        # It gives up by itself, and says so: what the broker alone gave up would leave its run without an end.
+        async with bus.pull("evaluator", filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=8, max_deliver=-1) as consumer:
+            working = work(
+                consumer,
+                evaluator.handle,
+                concurrency=1,
+                permanent=(EvaluationError,),
+                attempts=ATTEMPTS,
+                on_given_up=evaluator.give_up,
+            )
+            await until(stop, working)

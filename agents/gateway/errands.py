@@ -48,7 +48,7 @@ class Errands:
         core = self._conversation
         match effect:
             case effects.Fetch(count, wait_s):
-                core.pool.fetched(await self._consumer.fetch(count, wait_s))
+                core.pool.fetched(await self._consumer.fetch(count, wait_s), time.monotonic())
             case effects.Ack(Delivery() as delivery):
                 await delivery.ack()
             case effects.GiveBack(Delivery() as delivery, delay_s):
@@ -78,7 +78,7 @@ class Errands:
             case effects.PublishUpdate(commit, event, cause):
                 await self._step(commit, self._submit(event, cause), core.commits.submitted)
             case effects.PublishRejection(event, _, asker):
-                said = await self._reject(event)
+                said = not effect.written or await self._reject(event)
                 core.commits.rejected(effect, time.monotonic(), said=said)
                 return asker
         return None

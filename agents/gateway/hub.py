@@ -16,12 +16,14 @@ from agents.core.exchange.access import AccessRefusedError
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.conversation import Conversation
 from agents.core.exchange.messages import MAX_SLOTS, Hello
+from agents.core.exchange.pool import ACK_WAIT_S
 from agents.gateway.access import Access
 from agents.gateway.errands import Errands
 from agents.gateway.outbox import Outbox
 from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import Spool
 from agents.gateway.updates import Updates
+from agents.runtime.past import Past, read_past
 from agents.words.events import RunStarted
 from agents.words.run_config import RunDataset
 from bus.client import Bus, CaughtUp
@@ -70,7 +72,7 @@ class Hub:
                 self.bus.pull(
                     DURABLE,
                     events_of_type("task.assigned"),
-                    ack_wait_s=self.settings.lease_s + 5.0,
+                    ack_wait_s=ACK_WAIT_S,
                     max_deliver=-1,
                     max_ack_pending=self.settings.max_clients * MAX_SLOTS,
                 )
@@ -133,7 +135,7 @@ class Hub:
 
     def connect(self, outbox: Outbox, address: str) -> Connection:
         """A client is connected."""
-        connection = self.conversation.presence.connected()
+        connection = self.conversation.presence.connected(address)
         self._lines[connection] = Line(outbox, address)
         return connection
 
@@ -172,7 +174,9 @@ class Hub:
     # What runs all the time
 
     async def _follow(self) -> None:
-        async with self.bus.follow(EVENTS) as items:
+        past = await read_past(self.bus)
+        await self._recall(past)
+        async with self.bus.follow(EVENTS, after=past.after) as items:
             async for item in items:
                 if isinstance(item, CaughtUp):
                     self.conversation.caught_up()
@@ -183,6 +187,19 @@ class Hub:
                 self._do_all()
                 async with self._moved:
                     self._moved.notify_all()
+
+    async def _recall(self, past: Past) -> None:
+        """Takes in the runs that are over: they are listed, and what was secret in them still is."""
+        known: dict[str, RunDataset] = {}
+        for stored in past.runs:
+            data, dataset = stored.event.data, None
+            if isinstance(data, RunStarted):
+                # Many runs share a dataset, and of one that is over no user's name is needed.
+                dataset = known.get(data.dataset.sha256) or await self._dataset(data)
+                if dataset is not None:
+                    known[data.dataset.sha256] = dataset.model_copy(update={"users": ()})
+            self.conversation.took_place(stored, dataset)
+        self.runs.skip_to(past.after)
 
     async def _dataset(self, started: RunStarted) -> RunDataset | None:
         try:

@@ -53,20 +53,20 @@ class Updates:
         if (file := self._files.pop(upload, None)) is not None:
             file.close()
 
-    async def check(self, commit: Commit) -> UpdateRefusedError | None:
-        """Why the update does not count, if so."""
+    async def check(self, commit: Commit) -> float | UpdateRefusedError:
+        """The update's L2 norm, or why it does not count."""
         file = self._files[commit.upload]
         file.close()
         try:
             data = file.bytes()
             if len(data) <= SMALL:
-                judge(data, commit.metrics, commit.expected)
+                norm = judge(data, commit.metrics, commit.expected)
             else:
-                await asyncio.to_thread(judge, data, commit.metrics, commit.expected)
+                norm = await asyncio.to_thread(judge, data, commit.metrics, commit.expected)
         except UpdateRefusedError as error:
             return error
         crash_point("gateway.checked")
-        return None
+        return norm
 
     async def store(self, commit: Commit) -> Ref | UpdateRefusedError:
         """Puts the update into the object store, which hashes it on the way, or says why it does not count."""

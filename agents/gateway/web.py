@@ -81,6 +81,7 @@ def figures(hub: Hub, objects: Objects, feed: EventFeed) -> list[Figure]:
         "returned": (now.returned, "tasks that went back to the pool"),
         "accepted": (now.accepted, "updates accepted"),
         "rejected": (now.rejected, "updates rejected"),
+        "unwritten": (now.unwritten, "rejections that were counted and not written"),
         "uploaded_bytes": (hub.spool.received_bytes, "bytes of updates that clients sent"),
         "served_bytes": (objects.served_bytes, "bytes of objects served"),
     }

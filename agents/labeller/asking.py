@@ -19,8 +19,8 @@ from agents.labeller.cache import AnswerCache, open_cache
 from agents.labeller.costs import Estimate, cost_of, estimate
 from agents.labeller.errors import CostLimitError, UnreadableRepliesError
 from agents.labeller.prompt import Prompt
-from agents.labeller.providers import together
 from agents.labeller.settings import LabellerSettings
+from agents.runtime.tasks import together
 from agents.words.run_config import LabellingSpec
 from bus.errors import FedbusError
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,6 @@ from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
 from agents.words.run_config import UserShard
 from bus.words.values import Ref
 
-T = TypeVar("T")
 LoadImages = Callable[[Ref], Awaitable[NDArray[np.uint8]]]
 """Reads a shard: uint8 [n, height, width, channels]."""
 
@@ -46,16 +44,6 @@ class Provider(Protocol):
         Raises:
             LabellingError: a person has to act first.
         """
-
-
-async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, done at the same time; the first failure, if there is one, ends the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 class FreeProvider:

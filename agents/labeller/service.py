@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from agents.core.labels.errors import LabellingError, TruthMissingError
-from agents.core.labels.labels import UserLabels, images_labelled
+from agents.core.labels.labels import UserLabels, fitting, images_labelled
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import SimulatedLabeller
-from agents.labeller.providers import Provider, RecordedProvider, TruthProvider, together
+from agents.labeller.providers import Provider, RecordedProvider, TruthProvider
 from agents.labeller.settings import LabellerSettings
-from agents.runtime.tasks import until
+from agents.runtime.tasks import together, until
 from agents.words.events import ImagesLabelled, RunFinished, RunStarted
 from agents.words.run_config import RunDataset, UserShard
 from bus.client import Bus
@@ -117,7 +117,7 @@ class Labeller:
     ) -> None:
         run = started.run
         events = [
-            images_labelled(started, user, one, prompt_version=provider.prompt_version)
+            fitting(images_labelled(started, user, one, prompt_version=provider.prompt_version))
             for user, one in zip(users, labels, strict=True)
         ]
         crash_point("labeller.decided")

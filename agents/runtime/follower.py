@@ -1,7 +1,8 @@
 """Follows the stream for an agent that decides from it: what it reads, when it may decide, and what it says.
 
-Such an agent keeps nothing that the stream does not have. It must not decide before it has read all that there was when
-it started, nor while words of its own are still on their way back to it: it would say them again.
+Such an agent keeps nothing that the stream does not have, and needs nothing of runs that are over. It must not decide
+before it has read all that there was of the others when it started, nor while words of its own are still on their way
+back to it: it would say them again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
+from agents.runtime.past import read_past
 from agents.runtime.tasks import background
 from bus.client import Bus, CaughtUp
 from bus.errors import ConflictingEventError
@@ -53,7 +55,7 @@ class Follower:
         self._read = 0
         self._said = 0
         self.is_live = False
-        """Whether everything that was in the stream at the start has been read."""
+        """Whether everything has been read that the stream had of open runs at the start."""
 
     @property
     def may_decide(self) -> bool:
@@ -61,8 +63,9 @@ class Follower:
         return self.is_live and self._read >= self._said
 
     async def serve(self, decider: Decider) -> None:
-        """Follows the stream for ever."""
-        async with self._bus.follow(EVENTS) as items:
+        """Follows the stream for ever, from the first event of the oldest run that is open."""
+        past = await read_past(self._bus)
+        async with self._bus.follow(EVENTS, after=past.after) as items:
             waiting: asyncio.Queue[Stored | CaughtUp] = asyncio.Queue(CAPACITY)
             async with background(_pump(items, waiting)):
                 while True:

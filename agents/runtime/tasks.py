@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 
 @contextlib.asynccontextmanager
@@ -19,10 +21,29 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.T
             finally:
                 task.cancel()
     except BaseExceptionGroup as failures:
-        # One failure is the usual case: raised as itself, so that callers can name the error they expect.
-        if len(failures.exceptions) == 1:
-            raise failures.exceptions[0] from None
-        raise
+        raise_first(failures)
+
+
+def raise_first(failures: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Raises the first of several failures as itself, so that callers can name the error they expect.
+
+    A group is caught by no ``except`` and no ``suppress`` that names what it holds (Python 3.11). The first counts,
+    because others often follow from it; they stay in the traceback as its cause.
+    """
+    first = failures.exceptions[0]
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    raise first from (failures if len(failures.exceptions) > 1 else None)
+
+
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all ``works``, in their order; the first that fails ends the others, and its failure is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as failures:
+        raise_first(failures)
+    return [task.result() for task in tasks]
 
 
 async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

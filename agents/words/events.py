@@ -98,6 +98,11 @@ class RoundPlanned(RoundPayload):
     deadline: AwareDatetime
     deadline_s: float = Field(gt=0)
     server_state: Ref | None = Field(default=None, description="what the strategy kept from the round before, if any")
+    largest_value: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="largest magnitude of a value of an update: so far, all of them together stay within the sum",
+        exclude_if=lambda value: value is None,
+    )
 
 
 class TaskAssigned(UserPayload):
@@ -143,6 +148,12 @@ class UpdateSubmitted(UserPayload):
     metrics: UpdateMetrics
     client: Name
     engine: str = Field(max_length=64)
+    norm: float | None = Field(
+        default=None,
+        ge=0,
+        description="L2 norm of the update, as the gateway found it",
+        exclude_if=lambda norm: norm is None,
+    )
 
     @property
     def client_kind(self) -> EngineKind:
@@ -150,7 +161,19 @@ class UpdateSubmitted(UserPayload):
         return self.metrics.platform or kind_of(self.engine)
 
 
-RejectionCode = Literal["stale", "digest", "size", "shape", "nonfinite", "norm", "duplicate", "unknown_task", "metrics"]
+RejectionCode = Literal[
+    "stale",
+    "digest",
+    "size",
+    "shape",
+    "nonfinite",
+    "magnitude",
+    "norm",
+    "duplicate",
+    "unknown_task",
+    "metrics",
+    "refused",
+]
 
 
 class UpdateRejected(UserPayload):
@@ -208,6 +231,12 @@ class ModelPublished(RoundPayload):
         default=None,
         description="raw little-endian float32: the strategy's vectors, one after the other, if it has any",
     )
+    clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="the L2 norm that larger updates were scaled down to, where the round has one",
+        exclude_if=lambda norm: norm is None,
+    )
 
 
 class Score(Frozen):
@@ -238,6 +267,15 @@ class ModelEvaluated(RoundPayload):
     base: Score
     updated: Score
     details: Ref = Field(description="JSON object: per-class accuracy and confusion matrix of both")
+
+
+class EvaluationFailed(RoundPayload):
+    """The evaluator gave a model up: it will have no score, unless somebody has it tried again."""
+
+    TYPE = "evaluation.failed"
+    SAID_BY = (EVALUATOR,)
+    model: Sha256
+    reason: ShortText
 
 
 class RunFinished(Payload):

@@ -91,10 +91,15 @@ class RunConfig(Frozen):
     over_norm: Literal["refuse", "clip"] = Field(
         default="refuse", description="what becomes of an update past that norm; clip: it counts, scaled down to it"
     )
+    clip_to_median: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="an update past this many times the round's median L2 norm counts scaled down to it",
+        exclude_if=lambda value: value is None,
+    )
 
     @property
     def clip_norm(self) -> float | None:
-        """The L2 norm that updates are scaled down to, if any."""
+        """The L2 norm that updates of every round are scaled down to, if any."""
         return self.max_update_norm if self.over_norm == "clip" else None
 
 

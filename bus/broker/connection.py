@@ -7,7 +7,10 @@ import contextlib
 import logging
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import nats.errors
@@ -22,8 +25,13 @@ from bus.errors import BrokerUnavailableError, PermissionDeniedError
 T = TypeVar("T")
 REMIND_S = 10.0
 FAREWELL_S = 0.4
+LEAVE_S = 5.0
+"""How long one broker of several may give no answer before another one is tried: it may be cut off from the rest."""
 WRONG_LAST_SEQUENCE = 10071
 """The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
+_UNSETTLED = frozenset({10005, 10006, 10007, 10008, 10041, 10118, 10119, 10158, 10164})
+"""Codes of what a cluster answers before it knows: it has no leader, too few nodes, or something else for the same
+subject (10164) or of the same id (10158) is under way and may yet fail."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 # What a request meets while the broker restarts or is busy; anything else is an answer.
 _OUTAGES = (
@@ -37,6 +45,26 @@ _OUTAGES = (
 )
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One try of a request: what it published on, and what of that the broker refused."""
+
+    subjects: set[str] = field(default_factory=set)
+    denied: str | None = None
+
+
+_attempt: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)
+
+
+class _Client(Client):
+    """Notes what an attempt publishes on: the broker's refusal names a subject alone, and says it to the connection."""
+
+    async def publish(self, subject: str, *args: Any, **options: Any) -> None:
+        if (attempt := _attempt.get()) is not None:
+            attempt.subjects.add(subject)
+        await super().publish(subject, *args, **options)
 
 
 class Wakeable(Protocol):
@@ -54,16 +82,17 @@ class Connection:
         js: its JetStream context.
         losses: how often the connection was lost; requests made before a loss get no answer.
         retries: how often a request was made again.
-        on_denied: called with a subject that the broker does not let this user publish on.
+        on_denied: called with a subject, in lower case, that the broker does not let this user publish on.
     """
 
     def __init__(self) -> None:
-        self.nc = Client()
+        self.nc: Client = _Client()
         self.js: JetStreamContext = self.nc.jetstream()
         self.losses = 0
         self.retries = 0
         self.on_denied: Callable[[str], object] = log.error
-        self._denied: list[str] = []
+        self._attempts: list[_Attempt] = []
+        self._silent_since: float | None = None
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
         self._waiting: set[Wakeable] = set()
@@ -123,7 +152,7 @@ class Connection:
             "user_credentials": str(settings.creds) if settings.creds else None,
         }
         await self.nc.connect(
-            settings.url,
+            settings.servers,
             name=name,
             error_cb=self._on_error,
             disconnected_cb=self._on_lost,
@@ -187,15 +216,22 @@ class Connection:
         delay, warned = _FIRST_RETRY_S, False
         while True:
             await self.connected()
-            self._denied.clear()
+            this = _Attempt()
+            self._attempts.append(this)
+            outer = _attempt.set(this)
             try:
-                return await cancellable(attempt())
-            except _OUTAGES as error:
+                answer = await cancellable(attempt())
+                self._silent_since = None
+                return answer
+            except (*_OUTAGES, nats.js.errors.APIError) as error:
+                if not is_outage(error):
+                    self._silent_since = None
+                    raise
                 self.retries += 1
                 # What is denied gets no answer; the broker says so beside.
-                if self._denied:
+                if this.denied is not None:
                     raise PermissionDeniedError(
-                        f"this user may not publish on {self._denied[0]}",
+                        f"this user may not publish on {this.denied}",
                         hint="log in to the broker as the role that may",
                     ) from None
                 if delay >= _LAST_RETRY_S and not warned:
@@ -205,13 +241,41 @@ class Connection:
                 if self.nc.is_closed:
                     await self.connected()
                     raise BrokerUnavailableError("the connection to the broker is closed") from None
+            finally:
+                _attempt.reset(outer)
+                self._attempts.remove(this)
+            await self._leave_if_silent()
             await asyncio.sleep(delay)
             delay = min(_LAST_RETRY_S, 2 * delay)
 
+    async def _leave_if_silent(self) -> None:
+        """Goes to another broker of several when this one has had no answer to anything for a while."""
+        now = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since > LEAVE_S and len(self.nc.servers) > 1 and self.is_up:
+            log.warning("this broker gives no answers; trying another one")
+            self._silent_since = None
+            await self.nc.force_reconnect()
+
+    async def confirmed(self) -> None:
+        """Waits until the broker has taken in all that was sent before: whoever subscribed is heard by everybody.
+
+        The answers to one's own requests need no such wait: they are asked for behind the subscription.
+        """
+        # A PING overtakes what still waits to be written (nats-py 2.16): the first one only sees to it that this is
+        # written before its answer can come, and the second follows it.
+        for _ in range(2):
+            await self.persist(self.nc.flush)
+
     async def last_message(self, stream: str, subject: str) -> RawStreamMsg | None:
-        """The newest message on ``subject``, or nothing."""
+        """The newest message on ``subject``, or nothing.
+
+        The stream's leader is asked: a direct get may be answered by a replica that is behind, and whoever decides
+        from what is not there yet decides wrongly.
+        """
         try:
-            return await self.persist(lambda: self.js.get_last_msg(stream, subject, direct=True))
+            return await self.persist(lambda: self.js.get_last_msg(stream, subject))
         except nats.js.errors.NotFoundError:
             return None
 
@@ -231,8 +295,11 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
         if denied := _DENIED.search(str(error)):
-            self._denied.append(denied[1])
-            self.on_denied(denied[1])
+            # nats-py gives it in lower case (2.16).
+            subject = denied[1].lower()
+            for attempt in self._attempts:
+                attempt.denied = next((one for one in attempt.subjects if one.lower() == subject), attempt.denied)
+            self.on_denied(subject)
         if not self._first_error.done():
             self._first_error.set_result(None)
         refused = bool(_refusal(error)) and self.losses > 0
@@ -257,6 +324,11 @@ class Connection:
         )
         self._up.set()
         self._wake_all()
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether this says nothing but that the broker cannot answer now."""
+    return isinstance(error, _OUTAGES) or (isinstance(error, nats.js.errors.APIError) and error.err_code in _UNSETTLED)
 
 
 async def cancellable(call: Awaitable[T]) -> T:

@@ -15,7 +15,8 @@ from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.js.errors import APIError
+from nats.js.api import RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
 
 from bus.broker.connection import Connection
 
@@ -24,14 +25,13 @@ _RETRY_S = 0.1
 
 @dataclass(frozen=True)
 class DirectMessage:
-    """A stored message; ``pending`` matching ones come after it."""
+    """A stored message."""
 
     sequence: int
     subject: str
     time: datetime
     data: bytes
     headers: dict[str, str]
-    pending: int
 
 
 async def read_stored(
@@ -39,7 +39,8 @@ async def read_stored(
 ) -> AsyncGenerator[DirectMessage, None]:
     """The stored messages that match ``subject`` from sequence ``start`` on, in order; holds at most ``batch``.
 
-    Waits out lost connections and goes on where it stopped. Close it (``contextlib.aclosing``) when leaving early.
+    Whichever replica answers may be behind: where it ends, the stream's leader is asked for what comes next. Waits out
+    lost connections and goes on where it stopped. Close it (``contextlib.aclosing``) when leaving early.
 
     Raises:
         TimeoutError: the broker is there, but nothing came for ``stall_s`` seconds.
@@ -50,6 +51,7 @@ async def read_stored(
     try:
         with connection.waking(inbox):
             deadline = time.monotonic() + stall_s
+            asked_again = False
             while True:
                 if not connection.is_up:
                     await connection.connected()
@@ -60,9 +62,18 @@ async def read_stored(
                     await connection.nc.publish(request_subject, json.dumps(request).encode(), inbox.renew())
                 end: Msg | None = None
                 while end is None and connection.losses == losses:
-                    message = await inbox.next(deadline)
+                    try:
+                        message = await inbox.next(deadline - stall_s / 2)
+                    except TimeoutError:
+                        # Who was to answer may have died: another replica is asked once.
+                        if asked_again:
+                            message = await inbox.next(deadline)
+                        else:
+                            asked_again = True
+                            break
                     if message is None:
                         continue
+                    asked_again = False
                     headers = message.headers or {}
                     if "Nats-Sequence" not in headers:
                         end = message
@@ -73,8 +84,13 @@ async def read_stored(
                     deadline = time.monotonic() + stall_s
                 status = (end.headers or {}).get("Status") if end else None
                 if status == "404" or (end and status == "204" and (end.headers or {})["Nats-Num-Pending"] == "0"):
-                    return
-                if end is not None and status != "204":
+                    ahead = await _next_at_leader(connection, stream, subject, start)
+                    if ahead is None:
+                        return
+                    start = ahead.sequence + 1
+                    yield ahead
+                    deadline = time.monotonic() + stall_s
+                elif end is not None and status != "204":
                     # The broker has just started and does not know its streams yet.
                     await asyncio.sleep(_RETRY_S)
                     if time.monotonic() > deadline:
@@ -82,6 +98,22 @@ async def read_stored(
     finally:
         if not connection.nc.is_closed and not connection.nc.is_draining:
             await subscription.unsubscribe()
+
+
+async def _next_at_leader(connection: Connection, stream: str, subject: str, start: int) -> DirectMessage | None:
+    """The first message from ``start`` on that matches ``subject``, as the leader of the stream has it."""
+
+    async def attempt() -> RawStreamMsg:
+        return await connection.js.get_msg(stream, start, subject, next=True)
+
+    try:
+        found = await connection.persist(attempt)
+    except NotFoundError:
+        return None
+    assert found.seq is not None
+    assert found.subject is not None
+    assert found.time is not None
+    return DirectMessage(found.seq, found.subject, found.time, found.data or b"", dict(found.headers or {}))
 
 
 @dataclass(frozen=True)
@@ -120,7 +152,6 @@ def _stored(message: Msg, headers: dict[str, str]) -> DirectMessage:
         time=datetime.fromisoformat(headers["Nats-Time-Stamp"]),
         data=message.data,
         headers=headers,
-        pending=int(headers.get("Nats-Num-Pending", "0")),
     )
 
 

@@ -29,6 +29,7 @@ _SHARED = (
         for stream in (EVENT_STREAM, OBJECT_STREAM, DLQ_STREAM)
         for rest in ("", ".>")
     ),
+    *(f"{_API}.STREAM.MSG.GET.{stream}" for stream in (EVENT_STREAM, OBJECT_STREAM, DLQ_STREAM)),
     f"{_API}.STREAM.PURGE.{OBJECT_STREAM}",
     f"$O.{BUCKET}.>",
     letters_of("malformed"),
@@ -37,12 +38,13 @@ _LOOKING = (
     f"{_API}.INFO",
     f"{_API}.STREAM.LIST",
     f"{_API}.STREAM.NAMES",
-    *(f"{_API}.STREAM.MSG.GET.{stream}" for stream in (EVENT_STREAM, OBJECT_STREAM, DLQ_STREAM)),
     f"{_API}.CONSUMER.INFO.{DLQ_STREAM}.>",
 )
 """What the usual tools ask first, whatever they are used for: the nats command, nats.js, nats-py."""
-
-_TOKEN_READING = tuple(f"{_API}.DIRECT.GET.{TOKEN_STREAM}{rest}" for rest in ("", ".>"))
+_TOKEN_READING = (
+    *(f"{_API}.DIRECT.GET.{TOKEN_STREAM}{rest}" for rest in ("", ".>")),
+    f"{_API}.STREAM.MSG.GET.{TOKEN_STREAM}",
+)
 _OPERATOR_ONLY = (
     ALL_TOKENS,
     *_TOKEN_READING,

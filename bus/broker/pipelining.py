@@ -77,27 +77,29 @@ class Pipeline:
             if not future.cancel() and not future.cancelled():
                 # A failure that nobody asks for must be looked at, or asyncio complains.
                 future.exception()
-        self._waiting = {token: waiting for token, waiting in self._waiting.items() if not waiting[1].done()}
+        self._drop_settled()
 
     def wake(self) -> None:
         """After a lost connection: answers to what was sent before do not come."""
         if self._losses != self._connection.losses:
             self._losses = self._connection.losses
-            self._fail_all(None, nats.errors.StaleConnectionError())
+            self._fail_all(nats.errors.StaleConnectionError())
 
-    def _denied(self, subject: str) -> None:
-        self._fail_all(
-            subject,
-            PermissionDeniedError(
-                f"this user may not publish on {subject}", hint="log in to the broker as the role that says this"
-            ),
-        )
+    def _denied(self, denied: str) -> None:
+        """Ends the futures of this subject, which is in lower case."""
+        for subject, future in self._waiting.values():
+            if not future.done() and subject.lower() == denied:
+                hint = "log in to the broker as the role that says this"
+                future.set_exception(PermissionDeniedError(f"this user may not publish on {subject}", hint=hint))
+        self._drop_settled()
 
-    def _fail_all(self, subject: str | None, error: Exception) -> None:
-        """Ends the futures of one subject, or all."""
-        for one, future in self._waiting.values():
-            if not future.done() and subject in (None, one):
+    def _fail_all(self, error: Exception) -> None:
+        for _, future in self._waiting.values():
+            if not future.done():
                 future.set_exception(error)
+        self._drop_settled()
+
+    def _drop_settled(self) -> None:
         self._waiting = {token: waiting for token, waiting in self._waiting.items() if not waiting[1].done()}
 
     async def _subscribe(self) -> None:

@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -32,6 +33,38 @@ LOCK_S = 0.5
 _POLL_S = 0.02
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A broker's place in a cluster.
+
+    Attributes:
+        port: where it listens for the other brokers, on its own host.
+        routes: ``host:port`` of the others.
+        secret: what brokers of this cluster know.
+        advertise: ``host:port`` that the others hear of it, if not where it listens.
+    """
+
+    name: str
+    port: int
+    routes: tuple[str, ...]
+    secret: str
+    advertise: str = ""
+
+    def config(self, host: str) -> str:
+        """The block of a nats-server config."""
+        login = f"fedbus:{self.secret}@"
+        block = {
+            "name": "fedbus",
+            "listen": f"{host}:{self.port}",
+            "authorization": {"user": "fedbus", "password": self.secret},
+            "routes": [f"nats-route://{login}{one}" for one in self.routes],
+            # Clients know the brokers from NATS_URL: what a broker says of the others may not be reachable for them.
+            "no_advertise": True,
+            **({"advertise": self.advertise} if self.advertise else {}),
+        }
+        return f"cluster: {json.dumps(block)}\n"
 
 
 @dataclass(frozen=True)
@@ -82,12 +115,14 @@ async def embedded_server(
     token: str | None = None,
     host: str = "127.0.0.1",
     passwords: Mapping[str, str] | None = None,
+    member: Member | None = None,
 ) -> AsyncIterator[EmbeddedServer]:
     """Runs a broker on ``store`` until the ``async with`` ends, or until this process dies.
 
     Without ``port`` it listens on a free one; without ``token`` it keeps the one of the store, made at first use. With
     ``passwords`` there is no token: each role has a user that says only what is its own (``bus.broker.permissions``).
-    Every write is synced to disk before it is acknowledged.
+    As a ``member`` it is one of a cluster (``bus.broker.cluster``). Every write is synced to disk before it is
+    acknowledged.
 
     Raises:
         StoreLockedError: another process uses the store.
@@ -100,7 +135,7 @@ async def embedded_server(
         token = "" if passwords else token or _kept(store / "token", lambda: secrets.token_urlsafe(24))
         # JSON strings are valid strings of the config language too.
         login = authorization(passwords) if passwords else f"authorization {{ token: {json.dumps(token)} }}\n"
-        config = _write_config(store, host, port, login)
+        config = _write_config(store, host, port, login, member)
         process = await _start(store, config, lock, _fresh_files(store))
         try:
             listening = await _ready(process, store)
@@ -174,14 +209,14 @@ def _kept(path: Path, make: Callable[[], str]) -> str:
     return path.read_text().strip()
 
 
-def _write_config(store: Path, host: str, port: int | None, login: str) -> Path:
+def _write_config(store: Path, host: str, port: int | None, login: str, member: Member | None) -> Path:
     config = store / "nats-server.conf"
     write_private(
         config,
-        f"""server_name: fedbus
+        f"""server_name: {member.name if member else "fedbus"}
 host: {json.dumps(host)}
 port: {-1 if port is None else port}
-{login}max_payload: 1MB
+{login}{member.config(host) if member else ""}max_payload: 1MB
 ports_file_dir: {json.dumps(str(store.resolve()))}
 log_file: {json.dumps(str(_log_of(store).resolve()))}
 logfile_size_limit: 10MB
@@ -242,13 +277,22 @@ async def _ready(process: asyncio.subprocess.Process, store: Path) -> int:
                 await asyncio.sleep(_POLL_S)
             why = f"ended with code {process.returncode}"
     except TimeoutError:
-        why = f"was not ready within {READY_S:.0f} s"
+        why = f"was not ready within {READY_S:.0f} s{_stuck(store)}"
     raise ServerStartError(f"nats-server {why}\n{_tail(store)}", hint=f"its log is {_log_of(store)}")
 
 
 def _address(ports: Path) -> tuple[str, int]:
     host, port = json.loads(ports.read_text())["nats"][0].removeprefix("nats://").rsplit(":", 1)
     return host.strip("[]"), int(port)
+
+
+def _stuck(store: Path) -> str:
+    """Which stream's files the broker cannot get through, if its log tells: on some damage it never ends."""
+    said = _log_of(store).read_text(errors="replace") if _log_of(store).exists() else ""
+    begun = re.findall(r"Starting restore for stream '\S+ > (\S+)'", said)
+    done = re.findall(r"Restored .* messages for stream '\S+ > (\S+)'", said)
+    left = [name for name in begun if name not in done]
+    return f": it does not get through the files of {', '.join(left)}, which may be damaged" if left else ""
 
 
 def _tail(store: Path, lines: int = 8) -> str:

@@ -5,24 +5,31 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.process.logs import without_login
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
+REPLICAS = (1, 3, 5)
+"""How many nodes may keep a stream: an even number survives no more losses than the odd one below it."""
 
 
 class BusSettings(BaseSettings):
     """The connection to the broker: each field comes from ``NATS_<FIELD>`` unless it is given.
 
-    ``creds`` is the path of a NATS credentials file; ``ca``, ``cert`` and ``key`` are paths of PEM files, the last
-    two for a broker that asks its clients for certificates.
+    ``url`` may name several brokers of one cluster, separated by commas. ``replicas``, from ``FEDBUS_REPLICAS``, is how
+    many of its nodes keep each stream; without it, that is the operator's business. ``creds`` is the path of a NATS
+    credentials file; ``ca``, ``cert`` and ``key`` are paths of PEM files, the last two for a broker that asks its
+    clients for certificates.
     """
 
-    model_config = SettingsConfigDict(env_prefix="NATS_", env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="NATS_", env_ignore_empty=True, frozen=True, extra="ignore", populate_by_name=True
+    )
 
     url: str = Field(default=DEFAULT_URL, min_length=1)
+    replicas: int | None = Field(default=None, validation_alias="FEDBUS_REPLICAS")
     token: SecretStr | None = None
     user: str | None = None
     password: SecretStr | None = None
@@ -30,6 +37,18 @@ class BusSettings(BaseSettings):
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+
+    @field_validator("replicas")
+    @classmethod
+    def _odd(cls, replicas: int | None) -> int | None:
+        if replicas not in (None, *REPLICAS):
+            raise ValueError("FEDBUS_REPLICAS is 1, 3 or 5")
+        return replicas
+
+    @property
+    def servers(self) -> list[str]:
+        """The brokers, in the order in which ``url`` names them."""
+        return [one.strip() for one in self.url.split(",") if one.strip()]
 
     @property
     def place(self) -> str:

@@ -55,15 +55,16 @@ class TokenStore:
 
     async def all(self) -> list[TokenRecord]:
         """Every record, oldest first; what cannot be read is no record, and lets nobody in."""
-        found = []
+        found: dict[str, TokenRecord] = {}
         stored = read_stored(self._connection, TOKEN_STREAM, ALL_TOKENS, start=1, batch=_BATCH, stall_s=_STALL_S)
         async with contextlib.aclosing(stored) as messages:
             async for message in messages:
                 with contextlib.suppress(ValidationError):
                     record = TokenRecord.model_validate_json(message.data)
                     if token_subject(record.id) == message.subject:
-                        found.append(record)
-        return sorted(found, key=lambda record: (record.created, record.id))
+                        # A replica that is behind may still have an older record: the last one counts.
+                        found[record.id] = record
+        return sorted(found.values(), key=lambda record: (record.created, record.id))
 
     async def changes(self, every_s: float = LOOK_EVERY_S) -> AsyncIterator[list[TokenRecord]]:
         """All records at once, and again within ``every_s`` of each change; endless."""

@@ -57,20 +57,24 @@ STREAMS: tuple[StreamConfig, ...] = (
 )
 
 
-async def ensure_topology(js: JetStreamContext) -> None:
+async def ensure_topology(js: JetStreamContext, *, replicas: int | None = None) -> None:
     """Creates the streams and buckets that are missing and updates those that differ; safe to run at any time.
+
+    Args:
+        replicas: how many nodes of the cluster keep each stream; none leaves that as it is.
 
     Raises:
         nats.js.errors.APIError: the broker refuses a setting.
     """
-    for wanted in STREAMS:
+    for stream in STREAMS:
+        wanted = replace(stream, num_replicas=replicas)
         assert wanted.name is not None
         try:
             found = (await js.stream_info(wanted.name)).config
         except NotFoundError:
             await js.add_stream(wanted)
             continue
-        # What the table above leaves open is the broker's or its operator's business: replicas, limits, placement.
+        # What the table above leaves open is the broker's or its operator's business: limits, placement.
         stated = {name: value for name, value in vars(wanted).items() if value != getattr(_UNSET, name)}
         merged = replace(found, **stated)
         if merged != found:

@@ -93,6 +93,13 @@ class Bucket:
         age = (state.now - entry.stored_at).total_seconds()
         return state.subjects.get(subject, 0) == entry.meta.chunks, age
 
+    async def extent(self, meta: Meta) -> tuple[int, int]:
+        """How many chunks of an object are there, and the sequence of the last one."""
+        subject = f"{_CHUNKS}{meta.nuid}"
+        state = await stream_state(self.connection, OBJECT_STREAM, subject)
+        last = await self.connection.last_message(OBJECT_STREAM, subject)
+        return state.subjects.get(subject, 0), (last.seq or 0) if last else 0
+
     async def now(self) -> datetime:
         """What time it is for the broker."""
         return (await stream_state(self.connection, OBJECT_STREAM, f"{_METAS}none")).now

@@ -16,10 +16,10 @@ from typing import IO, BinaryIO
 from uuid import uuid4
 
 import nats.errors
-from nats.js.errors import APIError, ServiceUnavailableError
+from nats.js.errors import APIError
 from nats.nuid import NUID
 
-from bus.broker.connection import Connection
+from bus.broker.connection import Connection, is_outage
 from bus.broker.pipelining import Pipeline
 from bus.broker.topology import BUCKET
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
@@ -194,12 +194,13 @@ class ObjectStore:
             there, replaces = await self.bucket.find(ref.name)
             if there is not None:
                 complete, age = await self.bucket.inspect(there)
+                complete = complete and await self._is_sound(ref)
                 if complete and (age < self._fresh_s or await self.bucket.touch(there)):
                     return
                 if complete:
                     # Somebody touched, replaced or deleted it at this moment.
                     continue
-            # One that lost chunks is put again: that heals it.
+            # One that lost chunks, or whose bytes were damaged on the disk, is put again: that heals it.
             nuid = unneeded = self._nuid.next().decode()
             try:
                 first, count = await self.bucket.send(nuid, chunks())
@@ -208,7 +209,7 @@ class ObjectStore:
                     return
             except (nats.errors.Error, TimeoutError) as error:
                 # A broker without room answers that its service is unavailable.
-                if isinstance(error, APIError) and not isinstance(error, ServiceUnavailableError):
+                if isinstance(error, APIError) and not is_outage(error):
                     raise
                 log.warning("upload of %s starts again: %s", ref.name, str(error) or "no answer")
                 await asyncio.sleep(pause)
@@ -217,6 +218,18 @@ class ObjectStore:
                 # Also when cancelled; what cannot be deleted now waits for ``collect_orphans``.
                 if unneeded:
                     await self.bucket.purge(unneeded)
+
+    async def _is_sound(self, ref: Ref) -> bool:
+        """Whether an object that is there can be read: the broker counts chunks that its disk has lost."""
+        try:
+            async with contextlib.aclosing(self.stream(ref)) as chunks:
+                async for _ in chunks:
+                    pass
+        except (ObjectMissingError, ObjectCorruptError):
+            return False
+        except ObjectTimeoutError:
+            return True
+        return True
 
     async def _write(self, ref: Ref | str, file: IO[bytes]) -> None:
         """Writes an object to a file and hashes it on the way, both in a thread."""
@@ -251,27 +264,41 @@ class ObjectStore:
         """Each chunk with its offset, from the one that holds byte ``start``; checked to be without gaps."""
         size = meta.options.max_chunk_size
         skipped = start // size
-        # Chunks follow one another, perhaps with others between: the k-th lies at least k behind the first.
-        sequence = int(meta.header(FIRST_SEQUENCE, "0"))
-        sequence = sequence + skipped if sequence else 1
-        index: int | None = None
+        index, sequence, in_a_row = await self._beginning(meta, ref, skipped)
+        found = False
         async with contextlib.aclosing(self.bucket.chunks(meta, sequence, _BATCH)) as messages:
             try:
                 async for message in messages:
-                    found = meta.chunks - 1 - message.pending
-                    if found > skipped if index is None else found != index + 1:
+                    # Counted, and not told from what the broker says is left: a replica that is behind does not know.
+                    if index * size + len(message.data) > ref.size or (in_a_row and message.sequence != sequence):
                         raise _corrupt(ref)
-                    index = found
-                    if index * size + len(message.data) > ref.size:
-                        raise _corrupt(ref)
+                    found = True
                     if index >= skipped:
                         yield index * size, message.data
+                    index, sequence = index + 1, sequence + 1
+                    if index == meta.chunks:
+                        break
             except TimeoutError:
                 raise ObjectTimeoutError(
                     f"chunks of {ref.name} stopped arriving", hint="try again; see whether the broker is overloaded"
                 ) from None
-        if index is None:
+        if not found:
             raise ObjectMissingError(f"the chunks of {ref.name} are gone", hint="put the object again")
+
+    async def _beginning(self, meta: Meta, ref: Ref, skipped: int) -> tuple[int, int, bool]:
+        """From which chunk to read an object whose first ``skipped`` are not wanted, at which sequence to look for it,
+        and whether the chunks from there on follow one another without any other message between.
+        """
+        first = int(meta.header(FIRST_SEQUENCE, "0"))
+        if not skipped:
+            return 0, first or 1, False
+        # A part is not hashed: that no chunk is missing before it must be known from the leader.
+        count, last = await self.bucket.extent(meta)
+        if count != meta.chunks:
+            raise _corrupt(ref)
+        if first and last - first + 1 == count:
+            return skipped, first + skipped, True
+        return 0, first or 1, False
 
 
 def _corrupt(ref: Ref) -> ObjectCorruptError:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.errors import NotFoundError
 
 from bus.broker.connection import Connection, cancellable
+from bus.broker.direct_get import stream_state
 from bus.errors import MalformedEventError
 from bus.stream.dead_letters import bury
-from bus.stream.pull_reader import EXPIRES_S, ConsumerGone, Place, PullReader, place_of
+from bus.stream.publisher import parsed
+from bus.stream.pull_reader import ConsumerGone, Place, PullReader, place_of
 from bus.words.envelope import Stored, parse_event
-from bus.words.subjects import EVENT_STREAM, event_subject
+from bus.words.subjects import EVENT_STREAM, EVENTS, event_subject, matches
 
 BATCH = 512
 INACTIVE_S = 300.0
+MAX_RECOVERED = 1_000
+"""Events that are asked for one by one."""
+IDLE_S = 3.0
+"""Without an event for so long, the leader of the stream is asked whether there is none."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,13 @@ def read_event(message: Msg, place: Place) -> Stored:
 
 
 class EventReader:
-    """The iterator of ``Bus.follow``; ``skipped`` counts the malformed messages that went to the DLQ."""
+    """The iterator of ``Bus.follow``.
+
+    Attributes:
+        skipped: how many malformed messages went to the DLQ.
+        missing: the sequences that no broker can serve, because its store is damaged. Nothing ever leaves the stream,
+            so whoever reads all of it sees each; the end of a damaged stream is noticed by every reader.
+    """
 
     def __init__(self, connection: Connection, filters: tuple[str, ...], *, after: int, live: bool) -> None:
         self._connection = connection
@@ -51,12 +66,15 @@ class EventReader:
         self._live = live
         self._last = after
         self._caught_up = False
-        self._unread_at_start = 0
+        self._target: int | None = None
         self._expected = 1
         self._ready: deque[Msg] = deque()
         self._reader: PullReader | None = None
         self._open = contextlib.AsyncExitStack()
+        self._idle_at = -1
+        self._recovered: deque[Stored] = deque()
         self.skipped = 0
+        self.missing: list[int] = []
 
     def __aiter__(self) -> AsyncIterator[Stored | CaughtUp]:
         return self
@@ -65,7 +83,9 @@ class EventReader:
         while True:
             if self._reader is None:
                 await self._start()
-            if self._unread_at_start <= 0 and not self._caught_up:
+            if self._recovered:
+                return self._recovered.popleft()
+            if not self._caught_up and self._target is not None and self._last >= self._target:
                 self._caught_up = True
                 return CaughtUp(self._last)
             if self._caught_up and not self._live:
@@ -82,6 +102,9 @@ class EventReader:
         if place.consumer_sequence != self._expected:
             await self.close()
             return None
+        if self._filters == (EVENTS,) and place.sequence > self._last + 1:
+            await self._recover(place.sequence)
+            return None
         try:
             stored = read_event(message, place)
         except MalformedEventError as error:
@@ -91,7 +114,6 @@ class EventReader:
         self._ready.popleft()
         self._last = place.sequence
         self._expected += 1
-        self._unread_at_start -= 1
         return stored
 
     async def _fill(self) -> None:
@@ -101,10 +123,76 @@ class EventReader:
         except (ConsumerGone, nats.errors.Error):
             await self.close()
             return
-        self._ready.extend(await self._reader.take(BATCH, timeout_s=EXPIRES_S))
+        found = await self._reader.take(BATCH, timeout_s=IDLE_S)
+        self._ready.extend(found)
+        if not found:
+            await self._look_for_more()
+
+    async def _look_for_more(self) -> None:
+        """After a while without an event: sees whether there is none, or the consumer does not know or have it."""
+        newest = await self._newest()
+        if self._reader is None or self._reader.buffered or newest <= self._last:
+            return
+        if self._idle_at != self._last:
+            # The broker that has the consumer is behind, and may be cut off: another consumer may know more.
+            self._idle_at = self._last
+            await self.close()
+            return
+        await self._recover(newest + 1)
+
+    async def _recover(self, end: int) -> None:
+        """Asks the leader for what a consumer did not bring before sequence ``end``, and names what nobody has."""
+        if end - self._last - 1 > MAX_RECOVERED:
+            log.error("events %d to %d of the stream are missing", self._last + 1, end - MAX_RECOVERED - 1)
+            self._last = end - MAX_RECOVERED - 1
+        while self._last < end - 1:
+            sequence = self._last + 1
+            found = await self._at_leader(sequence)
+            if found is None:
+                self.missing.append(sequence)
+                log.error("event %d of the stream cannot be read: the broker's store is damaged", sequence)
+            elif found.subject and found.time and any(matches(one, found.subject) for one in self._filters):
+                event = parsed(found.data or b"", found.subject)
+                self._recovered += [Stored(sequence, found.time, event)] if event else []
+            self._last = sequence
+
+    async def _at_leader(self, sequence: int) -> RawStreamMsg | None:
+        async def attempt() -> RawStreamMsg:
+            return await self._connection.js.get_msg(EVENT_STREAM, sequence)
+
+        try:
+            return await self._connection.persist(attempt)
+        except NotFoundError:
+            return None
+
+    async def _newest(self) -> int:
+        """The sequence of the newest event that is asked for, from the leader of the stream.
+
+        A consumer lives where a replica is behind, perhaps, and does not know what it lacks.
+        """
+        if self._filters == (EVENTS,):
+            # There is nothing else in the stream, and the number of what cannot be read is known all the same.
+            return (
+                await self._connection.persist(lambda: self._connection.js.stream_info(EVENT_STREAM))
+            ).state.last_seq
+        found = 0
+        for one in self._filters:
+            last = await self._connection.last_message(EVENT_STREAM, one)
+            if last is not None:
+                found = max(found, last.seq or 0)
+            elif (await stream_state(self._connection, EVENT_STREAM, one)).subjects:
+                # There is one, and it cannot be read.
+                found = max(found, await self._last_sequence())
+        return found
+
+    async def _last_sequence(self) -> int:
+        info = await self._connection.persist(lambda: self._connection.js.stream_info(EVENT_STREAM))
+        return info.state.last_seq
 
     async def _start(self) -> None:
         """Makes a consumer of its own that begins after the last event that was read."""
+        if self._target is None:
+            self._target = await self._newest()
         name = f"follow-{self._connection.nc.new_inbox().rsplit('.', 1)[1]}"
         config = ConsumerConfig(
             name=name,
@@ -117,15 +205,13 @@ class EventReader:
             num_replicas=1,
         )
         async with contextlib.AsyncExitStack() as opening:
-            info = await self._connection.persist(lambda: self._connection.js.add_consumer(EVENT_STREAM, config))
+            await self._connection.persist(lambda: self._connection.js.add_consumer(EVENT_STREAM, config))
             opening.push_async_callback(self._delete, name)
             reader = PullReader(self._connection, EVENT_STREAM, name)
             self._reader = await opening.enter_async_context(reader.listening())
             self._open = opening.pop_all()
         self._expected = 1
         self._ready.clear()
-        if not self._caught_up:
-            self._unread_at_start = info.num_pending or 0
 
     async def _delete(self, name: str) -> None:
         """Frees the broker's memory early; a consumer that cannot be deleted now ends by itself."""

@@ -32,9 +32,12 @@ class LiveReader(Generic[M]):
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[LiveReader[M]]:
-        """Receives until the end of the ``async with``."""
+        """Receives until the end of the ``async with``: all that anybody says on this broker from its first line on.
+
+        The other nodes of a cluster learn of it from this one, a moment later.
+        """
         subscription = await self._connection.nc.subscribe(self._subject, cb=self._receive)
-        await self._connection.persist(self._connection.nc.flush)
+        await self._connection.confirmed()
         try:
             with self._connection.waking(self):
                 yield self

@@ -140,17 +140,15 @@ class Publisher:
 
 
 async def find_event(connection: Connection, subject: str) -> tuple[Stored | None, int]:
-    """The event on ``subject``, and the sequence of the last message there, 0 without any.
+    """The first event on ``subject``, which is the one that counts, and the sequence of the last message there, 0
+    without any.
 
-    What cannot be read is no event, and hides none that came before it.
+    What cannot be read is no event, and hides none that came before it or after.
     """
     last = await connection.last_message(EVENT_STREAM, subject)
     if last is None:
         return None, 0
     assert last.seq is not None
-    assert last.time is not None
-    if (event := parsed(last.data or b"", subject)) is not None:
-        return Stored(last.seq, last.time, event), last.seq
     stored = read_stored(connection, EVENT_STREAM, subject, start=1, batch=_BATCH, stall_s=ANSWER_S)
     async with contextlib.aclosing(stored) as messages:
         async for message in messages:

@@ -160,7 +160,7 @@ async def stored_at(connection: Connection, sequence: int) -> Stored | str:
 
 async def _event_at(connection: Connection, sequence: int) -> RawStreamMsg | None:
     try:
-        return await connection.persist(lambda: connection.js.get_msg(EVENT_STREAM, sequence, direct=True))
+        return await connection.persist(lambda: connection.js.get_msg(EVENT_STREAM, sequence))
     except NotFoundError:
         return None
 

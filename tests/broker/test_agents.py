@@ -120,6 +120,7 @@ class Trainer:
                 metrics=metrics,
                 client="trainer",
                 engine="test",
+                norm=float(np.linalg.norm(values.astype(np.float64))) if data is None else 1.0,
             )
         )
 
@@ -203,7 +204,12 @@ async def test_every_strategy_makes_the_models_that_its_ledger_and_its_replay_gi
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"strategy": "fedprox"}, "no strategy 'fedprox'"), ({"strategy_settings": {"speed": 3}}, "speed")],
+    [
+        ({"strategy": "fedprox"}, "no strategy 'fedprox'"),
+        ({"strategy_settings": {"speed": 3}}, "speed"),
+        ({"training": small().training.model_copy(update={"encoding": "int4"})}, "int4"),
+        ({"kind": "poetry"}, "poetry"),
+    ],
 )
 async def test_a_run_that_somebody_starts_with_an_unknown_strategy_or_setting_fails_with_the_reason(
     nats: EmbeddedServer, bus: Bus, unique_run: str, changes: dict[str, object], reason: str
@@ -290,6 +296,7 @@ async def test_the_quorum_closes_the_round_and_a_late_update_is_marked_stale(
     [
         (b"\0" * 12, "float32", "size"),
         (np.full(8842, np.nan, "<f4").tobytes(), "float32", "nonfinite"),
+        *((np.full(8842, value, "<f4").tobytes(), "float32", "magnitude") for value in (1e30, 1.07e8, 2.0**31)),
         (b"\0" * 12, "no-such-encoding", "shape"),
     ],
 )

@@ -118,6 +118,25 @@ async def test_a_run_that_clips_has_a_model_within_the_norm_and_its_ledger_holds
     assert replay_run(stream, objects, roles=["aggregator"]).differences == []
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+async def test_a_run_that_clips_to_the_median_has_a_ledger_that_holds_and_replays(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, strategy: str
+) -> None:
+    settings = small(strategy=strategy).model_copy(update={"clip_to_median": 0.5})
+    await finished(nats, bus, unique_run, settings)
+    stream = await events(bus, unique_run)
+    (published,) = of(stream, ModelPublished)
+    norms = sorted(one.norm for one in of(stream, UpdateSubmitted))
+    assert published.clip_norm == 0.5 * norms[len(norms) // 2]
+    if strategy == "fedavg":
+        parts = [np.frombuffer(await bus.objects.get(ref), "<f4") for ref in (published.parent, published.model)]
+        # All updates point the same way.
+        assert np.linalg.norm(np.diff(parts, axis=0)) == pytest.approx(published.clip_norm, rel=1e-5)
+    assert {problem.code for problem in (await verify_run(bus, unique_run)).problems} == {"decision"}
+    objects = {ref.sha256: await bus.objects.get(ref) async for ref in needed(bus, stream, "replay")}
+    assert replay_run(stream, objects, roles=["aggregator"]).differences == []
+
+
 async def test_the_whole_run_is_read(nats: EmbeddedServer, bus: Bus, unique_run: str) -> None:
     await finished(nats, bus, unique_run)
     async with bus.follow(events_of(unique_run), live=False) as items:

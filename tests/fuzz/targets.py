@@ -5,6 +5,7 @@ A target may raise a ``FedbusError`` (the input was refused) and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import math
@@ -30,6 +31,7 @@ from agents.core.labels.label_file import match_answers
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
 from agents.core.learning.encodings import decode_update, encode_update, encoded_size, update_norm
+from agents.core.learning.fixed_point import LARGEST_VALUE
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
 from agents.labeller.label_file import read_answers, read_label_file
 from agents.labeller.prompt import MalformedReply, Prompt
@@ -135,6 +137,8 @@ def _update(data: bytes) -> None:
     assert len(encode_update(delta, "float32")) == 4 * size
     check_update(content, expected)
     assert norm <= 1e6
+    check_update(content, dataclasses.replace(expected, largest_value=LARGEST_VALUE))
+    assert np.abs(delta).max(initial=0) <= LARGEST_VALUE
 
 
 def _encoding(data: bytes) -> None:

@@ -22,16 +22,17 @@ from agents.core.exchange.messages import (
     UploadRejected,
     Welcome,
 )
+from agents.core.exchange.pool import ACK_WAIT_S
 from agents.core.exchange.upload_rules import UpdateRefusedError, judge
 from agents.core.learning.encodings import encode_update
 from agents.words.events import Payload, TaskAssigned, UpdateMetrics
 from bus.words.values import Frozen, Ref
 from tests.builders import PARAMETERS, assigned, config, planned, ref_of, run_started
-from tests.property.exchange_world import ACK_WAIT_S, Broker, Delivered, Disk, Ledger
+from tests.property.exchange_world import Broker, Delivered, Disk, Ledger
 
-LEASE_S = ACK_WAIT_S - 5.0
+LEASE_S = 30.0
 CLIENTS, TOKENS, USERS = 3, 2, 3
-LIMITS = Limits(lease_s=LEASE_S, max_rejections=3, shut_out_s=5.0, max_spool_bytes=48, max_errors=6)
+LIMITS = Limits(lease_s=LEASE_S, max_rejections=3, shut_out_s=5.0, max_spool_bytes=48, max_errors=6, max_token_tasks=8)
 FINE = UpdateMetrics(predictions=(0, 0), examples=2, mismatched_images=2, trained_images=14)
 WRONG = FINE.model_copy(update={"examples": 3})
 AT_ONCE = (
@@ -173,7 +174,7 @@ class Simulation:
                 case effects.Fetch(count, _):
                     found = self.broker.fetch(count, self.now, too_many=int(fails))
                     self.burn()
-                    core.pool.fetched(found)
+                    core.pool.fetched(found, self.now)
                 case effects.Ack(Delivered(stored=stored)):
                     assert isinstance(stored.event.data, TaskAssigned)
                     assert self.ledger.is_over(stored.event.data), "a task is lost"
@@ -207,24 +208,23 @@ class Simulation:
                         core.commits.failed(commit)
                     else:
                         core.commits.submitted(commit, not there)
-                case effects.PublishRejection(event, _, _):
-                    if not fails:
+                case effects.PublishRejection(event, _, _, written):
+                    if written and not fails:
                         self.say(event)
                     self.burn()
-                    core.commits.rejected(effect, self.now, said=not fails)
+                    core.commits.rejected(effect, self.now, said=not (written and fails))
                 case effects.CheckUpdate(commit) | effects.StoreUpdate(commit):
                     core.commits.failed(commit)
         except _Crash:
             self.begin_process()
         self.settle()
 
-    def judged(self, commit: effects.Commit) -> UpdateRefusedError | None:
+    def judged(self, commit: effects.Commit) -> float | UpdateRefusedError:
         data = self.disk.content(commit.upload)
         try:
-            judge(data, commit.metrics, commit.expected)
+            return judge(data, commit.metrics, commit.expected)
         except UpdateRefusedError as error:
             return error
-        return None
 
     def kept(self, commit: effects.Commit) -> Ref | UpdateRefusedError:
         """What the store says, which hashes what it is given."""

@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 
 from agents.core.exchange.connections import Upload
 from agents.core.exchange.leases import Lease, LeaseRecord
-from agents.words.events import Payload, RoundClosed, RoundFailed, RunFinished, TaskAssigned, UpdateSubmitted
+from agents.core.exchange.pool import ACK_WAIT_S
+from agents.words.events import (
+    Payload,
+    RoundClosed,
+    RoundFailed,
+    RunFinished,
+    TaskAssigned,
+    UpdateRejected,
+    UpdateSubmitted,
+)
 from bus.words.envelope import Stored
 from bus.words.subjects import event_subject
 from tests.builders import Stream
-
-ACK_WAIT_S = 35.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,12 @@ class Ledger:
         """Nobody needs the task's update any more."""
         ends = (one.event.data for one in self.events)
         return bool(self.submitted(task)) or any(
-            isinstance(one, RunFinished) or (isinstance(one, RoundClosed | RoundFailed) and one.round == task.round)
+            isinstance(one, RunFinished)
+            or (isinstance(one, RoundClosed | RoundFailed) and one.round == task.round)
+            or (
+                isinstance(one, UpdateRejected)
+                and (one.round, one.user, one.code) == (task.round, task.user, "refused")
+            )
             for one in ends
         )
 

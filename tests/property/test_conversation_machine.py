@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
@@ -18,6 +19,7 @@ from hypothesis.stateful import (
 
 from agents.core.exchange import commits, effects
 from agents.core.exchange.access import Grant
+from agents.core.exchange.leases import MOST_HOLDERS
 from agents.core.exchange.messages import (
     Leave,
     ProgressMessage,
@@ -27,10 +29,10 @@ from agents.core.exchange.messages import (
     UploadCommit,
     encode_chunk,
 )
+from agents.core.exchange.pool import ACK_WAIT_S
 from agents.words.events import RoundClosed, RunFinished
 from tests.builders import RUN, submitted
 from tests.property.exchange_simulation import CLIENTS, FINE, LEASE_S, TOKENS, USERS, WRONG, Line, Simulation, update_of
-from tests.property.exchange_world import ACK_WAIT_S
 
 
 class ConversationMachine(Simulation, RuleBasedStateMachine):
@@ -182,7 +184,7 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
             self.core.presence.token_ended(line.connection, "the token is revoked", self.now)
             self.settle()
 
-    @rule(seconds=st.sampled_from([0.5, 3.0, 12.0, LEASE_S, ACK_WAIT_S]))
+    @rule(seconds=st.sampled_from([0.5, 3.0, ACK_WAIT_S, 12.0, LEASE_S]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.ring()
@@ -195,9 +197,12 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
 
     @precondition(lambda self: hasattr(self, "core"))
     @invariant()
-    def no_task_is_in_two_hands_and_both_sides_know_who_has_it(self) -> None:
-        in_hand = [(task.round, task.user) for line in self.lines.values() for task in line.hands.values()]
-        assert len(in_hand) == len(set(in_hand))
+    def no_task_is_in_three_hands_and_both_sides_know_who_has_it(self) -> None:
+        in_hand = Counter((task.round, task.user) for line in self.lines.values() for task in line.hands.values())
+        assert all(times <= MOST_HOLDERS for times in in_hand.values())
+        for key in {lease.key for lease in self.table}:
+            holders = self.table.holders(key)
+            assert len({lease.record.client for lease in holders}) == len(holders) <= MOST_HOLDERS
         for line in self.lines.values():
             if self.core.members.get(line.name) is line.connection:
                 leases = {lease.id: lease.committing for lease in self.table.of(line.name)}
@@ -215,6 +220,8 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
                 assert member.grant.name == lease.record.token
             if lease.expires_at is not None and not lease.committing:
                 assert self.core.next_tick_at <= lease.expires_at
+            if not lease.committing and not lease.lapsed:
+                assert self.core.next_tick_at <= lease.lapses_at
             if self.core.is_caught_up and self.read == len(self.ledger.events):
                 assert lease.committing or not self.ledger.is_over(lease.record.task)
 
@@ -227,9 +234,9 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
                 case effects.CheckUpdate(commit) | effects.StoreUpdate(commit) | effects.PublishUpdate(commit, _, _):
                     commits_running += 1
                     deciding.add(commit.upload.lease.id)
-                case effects.PublishRejection(_, lease, None):
+                case effects.PublishRejection(_, lease, None, _):
                     deciding.add(lease.id)
-                case effects.PublishRejection(_, _, asker):
+                case effects.PublishRejection(_, _, asker, _):
                     waited_for.add(asker)
                 case effects.TellProgress(connection, _) | effects.AwaitSequence(connection, _, _):
                     waited_for.add(connection)
@@ -270,7 +277,7 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
             self.finish()
         self.now += ACK_WAIT_S
         open_tasks = {key for key, task in self.tasks().items() if not self.ledger.is_over(task)}
-        self.connect("c77", self.grants[0], resumes=False)
+        self.connect("c77", Grant("of somebody else", "train"), resumes=False)
         (line,) = self.lines.values()
         for _ in range(USERS * 2):
             self.send(line, Ready())

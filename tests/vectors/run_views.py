@@ -221,6 +221,11 @@ def rejections() -> dict[str, Any]:
     case.add(update("u9"))
     case.look()
     case.add(rejection("u0", "seq-1", "norm"))
+    case.add(rejection("u0", "lease-4", "refused"))
+    case.add(assigned("u4"))
+    case.add(rejection("u4", "lease-5", "refused", reason="nobody can"))
+    case.add(update("u4"))
+    case.look()
     case.add(closed(case.view.sequence, accepted=1))
     case.add(rejection("u3", "lease-3", "stale", reason="the task was over"))
     return case.json("rejections")
@@ -312,7 +317,7 @@ def storm(seed: int, entries: int) -> Case:
                 at = known.sequence if known and known.sequence else place
                 case.add(rejection(user, attempt_of(at), choose.choice(["norm", "stale"]), round=number))
             case 7:
-                case.add(rejection(user, "lease-1", choose.choice(["digest", "stale"]), round=number))
+                case.add(rejection(user, "lease-1", choose.choice(["digest", "stale", "refused"]), round=number))
             case 8 if index > entries // 3:
                 case.add(closed(choose.choice([place, case.stream.events[-1].sequence]), round=number))
             case 9:

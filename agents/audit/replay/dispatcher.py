@@ -80,4 +80,7 @@ class DispatcherReplay:
                 # Older dispatchers made the optimizer's graph, from artifacts whose files a recording need not hold.
                 expected = expected.model_copy(update={"optimizer": spec.optimizer})
             outcome.compare(stored.sequence, "dispatcher", f"the spec of round {recorded.round}", spec, expected)
-        return plan.planned(recorded.spec, stored.time).model_copy(update={"deadline": recorded.deadline})
+        expected_plan = plan.planned(recorded.spec, stored.time).model_copy(update={"deadline": recorded.deadline})
+        # Older dispatchers set no bound on values, and then there was none.
+        bound = None if recorded.largest_value is None else expected_plan.largest_value
+        return expected_plan.model_copy(update={"largest_value": bound})

@@ -32,6 +32,7 @@ class Commits:
     Attributes:
         accepted: updates so far.
         refused: updates so far.
+        unwritten: rejections that no event tells of, since the stream has enough of that task.
     """
 
     def __init__(self, effects: Effects, members: Members, presence: Presence, pool: Pool, runs: Runs) -> None:
@@ -42,7 +43,7 @@ class Commits:
         self._runs = runs
         self._running = 0
         self._waiting: deque[tuple[Upload, UpdateMetrics, str]] = deque()
-        self.accepted = self.refused = 0
+        self.accepted = self.refused = self.unwritten = 0
 
     def expected(self, lease: Lease) -> Expected:
         """What the lease's update has to look like.
@@ -76,12 +77,13 @@ class Commits:
                 self._running += 1
                 self._effects.add(CheckUpdate(commit))
 
-    def checked(self, commit: Commit, refused: UpdateRefusedError | None) -> None:
-        """The bytes and figures were judged."""
-        if refused is None:
-            self._effects.add(StoreUpdate(commit))
+    def checked(self, commit: Commit, norm: float | UpdateRefusedError) -> None:
+        """The bytes and figures were judged: the update's norm, or why it does not count."""
+        if isinstance(norm, UpdateRefusedError):
+            self._refused(commit, norm)
         else:
-            self._refused(commit, refused)
+            commit.norm = norm
+            self._effects.add(StoreUpdate(commit))
 
     def stored(self, commit: Commit, ref: Ref | UpdateRefusedError) -> None:
         """The bytes lie in the object store, or it refused them."""
@@ -96,6 +98,7 @@ class Commits:
             commit.metrics,
             client=lease.record.client,
             engine=commit.engine,
+            norm=commit.norm,
         )
         self._effects.add(PublishUpdate(commit, event, self._pool.cause(lease)))
 
@@ -107,7 +110,8 @@ class Commits:
         lease = commit.upload.lease
         self.accepted += 1
         self._pool.finish(lease, "accepted")
-        self._members.forgive(lease.record.client)
+        self._pool.count(lease)
+        self._members.forgive(lease.record.client, lease.record.token, lease.address)
         self._answer(lease, UploadAccepted(lease=lease.id, upload=lease.upload))
         self._done()
 
@@ -130,6 +134,18 @@ class Commits:
         """The lease's update does not count; the lease ends once that has been said on the bus."""
         lease.committing = True
         self._publish(lease, error, None)
+
+    def cannot(self, lease: Lease, why: str) -> None:
+        """The client cannot do the task: it rests a while, or is put aside when nobody can."""
+        log.warning("client %s cannot do it: %s", lease.record.client, why, extra=lease.about)
+        self._pool.fault(lease)
+        refusals = self._pool.refusals
+        rest_s = refusals.refuse(lease.key, lease.record.client, self._pool.working())
+        if rest_s is None:
+            reason = f"{refusals.refused_by(lease.key)} of the clients cannot do it, and no other is there: {why}"
+            self.reject(lease, UpdateRefusedError("refused", reason))
+        else:
+            self._pool.give_back(lease, delay_s=rest_s)
 
     def answer_late(self, connection: Connection, client: str, message: UploadBegin | UploadCommit) -> bool:
         """Answers for a lease that ended before; a stale update is rejected on the bus too, and first."""
@@ -158,10 +174,12 @@ class Commits:
             client=lease.record.client,
         )
         log.info("update rejected: %s, %s", error.code, error.message, extra=lease.about)
-        self._effects.add(PublishRejection(event, lease, asker))
+        written = error.code == "refused" or self._runs.may_reject(lease.key, event.attempt)
+        self.unwritten += not written
+        self._effects.add(PublishRejection(event, lease, asker, written=written))
 
     def rejected(self, effect: PublishRejection, now: float, *, said: bool) -> None:
-        """The rejection is in the stream, or could not be ``said``."""
+        """The rejection is in the stream or counted, or could not be ``said``."""
         event, lease = effect.event, effect.lease
         message = UploadRejected(lease=lease.id, upload=lease.upload, code=event.code, reason=event.reason)
         if effect.asker is not None:
@@ -169,15 +187,23 @@ class Commits:
             self._effects.say(effect.asker, message)
         elif not said:
             self._give_up(lease)
+        elif event.code == "refused":
+            self._pool.finish(lease, "revoked")
         elif event.code in ("stale", "duplicate", "unknown_task"):
             self._pool.finish(lease, "revoked")
             self._answer(lease, message)
         else:
+            self._pool.fault(lease)
             self._pool.give_back(lease)
             self.refused += 1
             self._answer(lease, message)
-            client = lease.record.client
-            if self._members.count_rejection(client, now) and (connection := self._members.get(client)) is not None:
+            self._count(lease, now)
+
+    def _count(self, lease: Lease, now: float) -> None:
+        client, token = lease.record.client, lease.record.token
+        if self._members.count_rejection(client, token, lease.address, now):
+            connection = self._members.get(client)
+            if connection is not None:
                 self._presence.close(connection, 1008, SHUT_OUT, now)
 
     def _give_up(self, lease: Lease) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agents.core.exchange.access import Grant, Pace
+from agents.core.exchange.access import OPEN, Grant, Pace
 from agents.core.exchange.leases import Lease
 from agents.core.exchange.messages import Hello
 from agents.core.exchange.upload_rules import Progression
@@ -16,6 +16,7 @@ class Connection:
 
     Attributes:
         pace: of its messages.
+        address: where it comes from; limits go by it, and never by a name that a client chose.
         hello: what the client said of itself; none before it was welcomed.
         grant: the token's, under which it was welcomed.
         open: the gateway has not closed it, and the client not left; nothing is taken from it after that.
@@ -26,6 +27,7 @@ class Connection:
     """
 
     pace: Pace
+    address: str = ""
     hello: Hello | None = None
     grant: Grant | None = None
     open: bool = True
@@ -33,6 +35,11 @@ class Connection:
     uploads: dict[int, Upload] = field(default_factory=dict)
     errors: int = 0
     progress_at: float = float("-inf")
+
+    @property
+    def token(self) -> str:
+        """The name of its grant."""
+        return self.grant.name if self.grant is not None else OPEN
 
     @property
     def welcomed(self) -> bool:

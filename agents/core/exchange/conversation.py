@@ -46,7 +46,6 @@ from bus.words.envelope import Stored
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.1
-FAILED_DELAY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Statistics:
     returned: int
     accepted: int
     rejected: int
+    unwritten: int
 
 
 class Conversation:
@@ -98,6 +98,7 @@ class Conversation:
             returned=self.pool.returned,
             accepted=self.commits.accepted,
             rejected=self.commits.refused,
+            unwritten=self.commits.unwritten,
         )
 
     # Time
@@ -151,14 +152,12 @@ class Conversation:
             case UploadBegin():
                 self._begin(connection, hello.client, message)
             case UploadCommit():
-                self._commit(connection, hello, message)
+                self._commit(connection, hello, message, now)
             case Leave():
                 self.presence.close(connection, 1000, "goodbye", now)
                 self.pool.take_back(hello.client)
             case TaskFailed():
-                lease = self._lease(hello.client, message.lease)
-                log.warning("client %s cannot do it: %s", hello.client, message.reason, extra=lease.about)
-                self.pool.give_back(lease, delay_s=FAILED_DELAY_S)
+                self.commits.cannot(self._lease(hello.client, message.lease), message.reason)
 
     def _client(self, connection: Connection) -> Hello:
         if connection.hello is None:
@@ -230,8 +229,9 @@ class Conversation:
         with self.presence.answering(upload.connection, now):
             self._uploads.written(upload, offset)
 
-    def _commit(self, connection: Connection, hello: Hello, commit: UploadCommit) -> None:
+    def _commit(self, connection: Connection, hello: Hello, commit: UploadCommit, now: float) -> None:
         upload = self._uploads.take(connection, commit)
         if not self.commits.answer_late(connection, hello.client, commit):
-            self._lease(hello.client, commit.lease)
+            lease = self._lease(hello.client, commit.lease)
+            lease.took_s = None if lease.granted_at is None else now - lease.granted_at
             self.commits.start(upload, commit.metrics, hello.engine)

@@ -39,6 +39,8 @@ class Commit:
     metrics: UpdateMetrics
     engine: str
     expected: Expected
+    norm: float | None = None
+    """Of the update, once it was judged."""
 
 
 # To a client.
@@ -135,12 +137,14 @@ class PublishUpdate:
 class PublishRejection:
     """Publish that an update does not count; answered by ``commits.rejected``.
 
-    ``asker`` is who asked about a lease that had ended; without one, the lease ends with the answer.
+    ``asker`` is who asked about a lease that had ended; without one, the lease ends with the answer. What is not to be
+    ``written`` is answered as if it had been said: the stream knows enough of that task's rejections.
     """
 
     event: UpdateRejected
     lease: Lease
     asker: Connection | None = None
+    written: bool = True
 
 
 # To the disk and the object store.

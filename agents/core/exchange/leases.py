@@ -1,14 +1,16 @@
 """Who works on which task until when: the gateway's leases as a table without clocks, sockets or a bus.
 
 A lease belongs to a client by name. While the client is connected it does not end by time; when the connection goes,
-the lease waits for the client's return and expires after that.
+the lease waits for the client's return and expires after that. A lease whose time is over has lapsed: it is good still,
+but another client may get the task as well.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from pydantic import Field
@@ -19,6 +21,9 @@ from bus.words.values import Frozen, Name
 TaskKey = tuple[str, int, str]
 Outcome = Literal["accepted", "revoked"]
 REMEMBERED = 4096
+MOST_HOLDERS = 2
+RETURN_S = 3.0
+"""How long a task waits for the return of its client alone."""
 
 
 class LeaseRecord(Frozen):
@@ -40,10 +45,22 @@ class Lease:
         expires_at: when the lease ends unless its client returns; none while the client is connected.
         committing: its update is being checked and published, so nothing else may end it.
         upload: the number under which its client asked last about its upload, and expects the answer.
+        address: where its client came from; not known of an earlier process's.
+        granted_at: none when that was before this process.
+        due_at: when its task's own time is over.
+        away_at: when its client has been away for ``RETURN_S``; none while the client is connected.
+        lapsed: one of the two has passed.
+        took_s: from the grant to the complete upload.
     """
 
     record: LeaseRecord
     expires_at: float | None = None
+    address: str = ""
+    granted_at: float | None = None
+    due_at: float = inf
+    away_at: float | None = None
+    lapsed: bool = False
+    took_s: float | None = None
     committing: bool = False
     upload: int = 0
 
@@ -59,6 +76,11 @@ class Lease:
         return key_of(self.record.task)
 
     @property
+    def lapses_at(self) -> float:
+        """When another client may have the task too."""
+        return self.due_at if self.away_at is None else min(self.due_at, self.away_at)
+
+    @property
     def about(self) -> dict[str, object]:
         """Run, round and user of the task, for a line of the log."""
         return dict(zip(("run", "round", "user"), self.key, strict=True))
@@ -70,13 +92,14 @@ def key_of(task: TaskAssigned) -> TaskKey:
 
 
 class LeaseTable:
-    """All leases of one gateway: at most one for each task."""
+    """All leases of one gateway: at most two for each task, of different clients."""
 
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
         self._leases: dict[str, Lease] = {}
-        self._by_key: dict[TaskKey, Lease] = {}
+        self._by_key: dict[TaskKey, list[Lease]] = {}
         self._by_client: dict[str, dict[str, Lease]] = {}
+        self._by_token: Counter[str] = Counter()
         self._outcomes: OrderedDict[str, tuple[Outcome, LeaseRecord]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -85,17 +108,29 @@ class LeaseTable:
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._leases.values()))
 
-    def grant(self, record: LeaseRecord, *, expires_at: float | None = None) -> Lease:
-        """A new lease; the task must not have one.
+    def grant(self, record: LeaseRecord, *, granted_at: float | None = None, due_at: float = inf) -> Lease:
+        """A new lease; all others of the task must have lapsed.
 
         Raises:
-            ValueError: the task is leased already.
+            ValueError: the task is leased already, twice or to this client or to one that has time left.
         """
-        lease = Lease(record, expires_at)
-        if lease.key in self._by_key:
+        lease = Lease(record, granted_at=granted_at, due_at=due_at)
+        others = self.holders(lease.key)
+        if len(others) == MOST_HOLDERS or any(
+            not other.lapsed or other.record.client == record.client for other in others
+        ):
             raise ValueError(f"{lease.id}: the task has a lease")
-        self._leases[lease.id] = self._by_key[lease.key] = lease
-        self._by_client.setdefault(record.client, {})[lease.id] = lease
+        return self._add(lease)
+
+    def restore(self, record: LeaseRecord, now: float) -> Lease:
+        """A lease of an earlier process, whose client is not back yet."""
+        return self._add(Lease(record, expires_at=now + self.lease_s, away_at=now + RETURN_S))
+
+    def _add(self, lease: Lease) -> Lease:
+        self._by_key.setdefault(lease.key, []).append(lease)
+        self._leases[lease.id] = lease
+        self._by_token[lease.record.token] += 1
+        self._by_client.setdefault(lease.record.client, {})[lease.id] = lease
         return lease
 
     def get(self, lease: str, client: str) -> Lease | None:
@@ -103,9 +138,13 @@ class LeaseTable:
         found = self._leases.get(lease)
         return found if found is not None and found.record.client == client else None
 
-    def holder(self, key: TaskKey) -> Lease | None:
-        """The lease of a task."""
-        return self._by_key.get(key)
+    def holders(self, key: TaskKey) -> list[Lease]:
+        """The leases of a task, oldest first."""
+        return list(self._by_key.get(key, ()))
+
+    def under(self, token: str) -> int:
+        """How many leases the holders of a token have together."""
+        return self._by_token[token]
 
     def of(self, client: str) -> list[Lease]:
         """The leases of a client, connected or not."""
@@ -114,13 +153,13 @@ class LeaseTable:
     def within(self, part: TaskKey | tuple[str, int] | tuple[str]) -> list[Lease]:
         """The leases of a run, of a round, or of one task."""
         if len(part) == 3:
-            return [self._by_key[part]] if part in self._by_key else []
+            return self.holders(part)
         return [lease for lease in self._leases.values() if lease.key[: len(part)] == part]
 
     def detach(self, client: str, now: float) -> None:
         """The client is gone: its leases wait ``lease_s`` for its return."""
         for lease in self.of(client):
-            lease.expires_at = now + self.lease_s
+            lease.expires_at, lease.away_at = now + self.lease_s, now + RETURN_S
 
     def resume(self, client: str, held: Iterable[str]) -> tuple[list[Lease], list[Lease]]:
         """The client is back and holds these leases: which of them are its own again, and which it gave up.
@@ -131,7 +170,7 @@ class LeaseTable:
         resumed, given_up = [], []
         for lease in self.of(client):
             if lease.id in names:
-                lease.expires_at = None
+                lease.expires_at = lease.away_at = None
                 resumed.append(lease)
             elif not lease.committing:
                 given_up.append(lease)
@@ -145,6 +184,18 @@ class LeaseTable:
             if lease.expires_at is not None and lease.expires_at <= now and not lease.committing
         ]
 
+    def lapsing(self, now: float) -> list[Lease]:
+        """Those whose time is over, and that have not lapsed before."""
+        return [
+            lease
+            for lease in self._leases.values()
+            if lease.lapses_at <= now and not lease.lapsed and not lease.committing
+        ]
+
+    def lapses(self) -> Iterator[float]:
+        """When leases lapse, in no order."""
+        return (lease.lapses_at for lease in self._leases.values() if not lease.lapsed and not lease.committing)
+
     def expiries(self) -> Iterator[float]:
         """When the leases of lost clients end, in no order."""
         return (
@@ -155,7 +206,12 @@ class LeaseTable:
         """Takes a lease out, and remembers how it ended for a client that asks late; false if it was out."""
         if self._leases.pop(lease.id, None) is None:
             return False
-        del self._by_key[lease.key]
+        self._by_key[lease.key].remove(lease)
+        if not self._by_key[lease.key]:
+            del self._by_key[lease.key]
+        self._by_token[lease.record.token] -= 1
+        if not self._by_token[lease.record.token]:
+            del self._by_token[lease.record.token]
         of_client = self._by_client[lease.record.client]
         del of_client[lease.id]
         if not of_client:

@@ -10,6 +10,9 @@ from agents.core.exchange.leases import REMEMBERED
 from agents.core.exchange.limits import Limits
 from agents.core.exchange.messages import Hello, ProtocolError
 
+Who = str | tuple[str, str]
+"""A client's name, or a token and the address that its holders come from."""
+
 
 class Members:
     """At most one connection for each name; each counts under its token's grant."""
@@ -17,7 +20,7 @@ class Members:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._members: dict[str, Connection] = {}
-        self._rejections: dict[str, tuple[int, float]] = {}
+        self._rejections: dict[Who, tuple[int, float]] = {}
 
     def __len__(self) -> int:
         return len(self._members)
@@ -36,11 +39,12 @@ class Members:
             ProtocolError: it is shut out, or the gateway or its token is full.
         """
         name = hello.client
-        count, until = self._rejections.get(name, (0, 0.0))
-        if count >= self._limits.max_rejections and now < until:
-            raise ProtocolError(
-                "shut_out", "too many of this client's updates were rejected; come back later", fatal=True
-            )
+        for who, most in self._counted(name, grant.name, connection.address):
+            count, until = self._rejections.get(who, (0, 0.0))
+            if count >= most and now < until:
+                raise ProtocolError(
+                    "shut_out", "too many of this client's updates were rejected; come back later", fatal=True
+                )
         older = self._members.get(name)
         if older is None and len(self._members) >= self._limits.max_clients:
             raise ProtocolError("full", "the gateway has as many clients as it takes", fatal=True)
@@ -65,14 +69,29 @@ class Members:
             connection.grant.leave()
         return True
 
-    def count_rejection(self, name: str, now: float) -> bool:
-        """Counts a rejected update; true when the client is shut out for it."""
-        count = self._rejections.get(name, (0, 0.0))[0] + 1
+    def count_rejection(self, name: str, token: str, address: str, now: float) -> bool:
+        """Counts a rejected update; true when the client is shut out for it.
+
+        It counts for the token at the address as well: a name costs nothing.
+        """
         if len(self._rejections) >= REMEMBERED:
             self._rejections = {other: entry for other, entry in self._rejections.items() if entry[1] > now}
-        self._rejections[name] = (count, now + self._limits.shut_out_s)
-        return count >= self._limits.max_rejections
+        shut_out = False
+        for who, most in self._counted(name, token, address):
+            count = self._rejections.get(who, (0, 0.0))[0] + 1
+            self._rejections[who] = (count, now + self._limits.shut_out_s)
+            shut_out |= count >= most
+        return shut_out
 
-    def forgive(self, name: str) -> None:
-        """An update of this client was accepted: the rejected ones before do not count any more."""
+    def forgive(self, name: str, token: str, address: str) -> None:
+        """An update of this client was accepted: its rejected ones do not count any more, and half of its kin's."""
         self._rejections.pop(name, None)
+        count, until = self._rejections.pop((token, address), (0, 0.0))
+        if count > 1:
+            self._rejections[token, address] = (count // 2, until)
+
+    def _counted(self, name: str, token: str, address: str) -> tuple[tuple[Who, int], ...]:
+        return (
+            (name, self._limits.max_rejections),
+            ((token, address), self._limits.max_address_rejections),
+        )

@@ -1,25 +1,34 @@
-"""Who gets which task: clients that wait for one, the broker's deliveries, and the leases between the two."""
+"""Who gets which task: clients that wait for one, the broker's deliveries, and the leases between the two.
+
+A task whose lease has lapsed goes back to the broker when somebody else waits for one, so that it comes again under an
+attempt, and so a lease, of its own. Its first valid update counts. When both holders let their time pass, the older
+makes room for a third; a task's time doubles with each that did, so that slow clients alone get it done at last.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
-from agents.core.exchange.access import OPEN
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.effects import Ack, Delivery, DropLease, Effects, Fetch, GiveBack, InProgress, KeepLease
-from agents.core.exchange.leases import Lease, LeaseRecord, LeaseTable, Outcome, key_of
+from agents.core.exchange.leases import MOST_HOLDERS, Lease, LeaseRecord, LeaseTable, Outcome, TaskKey, key_of
 from agents.core.exchange.limits import Limits
 from agents.core.exchange.members import Members
 from agents.core.exchange.messages import MAX_SLOTS, Assignment, ProtocolError, TaskRevoked
+from agents.core.exchange.refusals import Refusals
 from agents.core.exchange.runs import Ended, Runs
+from agents.core.exchange.standing import Standing
+from agents.core.exchange.task_times import TaskTimes
 from agents.core.exchange.uploads import Uploads
 from agents.words.events import TaskAssigned
 from bus.words.envelope import Event
 
 log = logging.getLogger(__name__)
 FETCH_S = 5.0
+ACK_WAIT_S = 6.0
+"""The broker gives a task again that nobody worked on for so long: what a killed gateway had taken and not leased."""
 SWEEP_S = 0.1
 
 
@@ -28,6 +37,8 @@ class Pool:
 
     Attributes:
         leases: all of this gateway's.
+        standing: of the clients.
+        refusals: of tasks that clients cannot do.
         granted: tasks handed to clients so far.
         returned: tasks that went back so far.
         next_tick_at: when ``tick`` has something to do at the latest.
@@ -47,18 +58,26 @@ class Pool:
         self._members = members
         self._uploads = uploads
         self._runs = runs
-        self._lease_s = limits.lease_s
         self.leases = LeaseTable(limits.lease_s)
+        self.standing = Standing(limits.max_token_tasks)
+        self.refusals = Refusals()
+        self._times = TaskTimes()
         self.granted = self.returned = 0
         self.next_tick_at = self._tell_broker_at = now
-        self._deliveries: dict[str, Delivery] = {}
+        self._deliveries: dict[TaskKey, Delivery] = {}
+        self._offered: set[TaskKey] = set()
+        """Tasks with a holder that went back to the broker for another."""
+        self._slow: dict[str, Lease] = {}
+        """Leases that lapsed, by name, in this order."""
+        self._slowly: Counter[TaskKey] = Counter()
+        """How often a task's own time passed."""
         self._ready: deque[str] = deque()
         self._caught_up = self._fetching = self._sweep = False
         for record in sorted(kept, key=lambda one: -one.attempt):
-            if self.leases.holder(key_of(record.task)) is None:
-                self.leases.grant(record, expires_at=now + limits.lease_s)
+            if len(self.leases.holders(key_of(record.task))) < MOST_HOLDERS:
+                self.leases.restore(record, now)
             else:
-                # A process that died between ending one and granting the next; only the newest counts.
+                # A process that died between ending one and granting the next; only the newest count.
                 effects.add(DropLease(Lease(record)))
 
     @property
@@ -68,7 +87,7 @@ class Pool:
 
     def cause(self, lease: Lease) -> Event | None:
         """The event that assigned the lease's task; none after a restart, until the broker sends it again."""
-        delivery = self._deliveries.get(lease.id)
+        delivery = self._deliveries.get(lease.key)
         return None if delivery is None else delivery.stored.event
 
     # Clients
@@ -82,9 +101,13 @@ class Pool:
         if len(self.leases.of(client)) + self._ready.count(client) >= MAX_SLOTS:
             raise ProtocolError("too_many", f"a client holds or waits for at most {MAX_SLOTS} tasks")
         self._ready.append(client)
-        self._fetch()
+        self._go_on()
 
-    def resume(self, client: str, held: Iterable[str]) -> tuple[str, ...]:
+    def working(self) -> set[str]:
+        """The clients that are there, and hold or wait for a task."""
+        return {client for client, _ in self._members if client in self._ready or self.leases.of(client)}
+
+    def resume(self, client: str, held: Iterable[str], now: float) -> tuple[str, ...]:
         """The client is back: it waits for nothing yet, and has those leases again that are among what it still holds.
 
         Those that it gave up go back.
@@ -93,12 +116,20 @@ class Pool:
         resumed, given_up = self.leases.resume(client, held)
         for lease in given_up:
             self.give_back(lease)
+        for lease in resumed:
+            lease.due_at = min(lease.due_at, now + self._allowed_s(lease.key))
+            if lease.lapses_at > now:
+                lease.lapsed = False
+                self._slow.pop(lease.id, None)
+            self._wake(lease)
         return tuple(lease.id for lease in resumed)
 
     def detach(self, client: str, now: float) -> None:
         """The client's connection is gone: its leases wait for its return."""
         self._forget(client)
         self.leases.detach(client, now)
+        for lease in self.leases.of(client):
+            self._wake(lease)
 
     def take_back(self, client: str) -> None:
         """The client does not come back: others may have its tasks."""
@@ -118,20 +149,42 @@ class Pool:
     def give_back(self, lease: Lease, *, delay_s: float = 0.0) -> None:
         """Ends a lease; its task goes back to the pool."""
         self.returned += 1
-        if (delivery := self._end(lease, None)) is not None:
-            self._effects.add(GiveBack(delivery, delay_s))
+        self._end(lease, None)
+        if not self.leases.holders(lease.key):
+            self._offered.discard(lease.key)
+            if (delivery := self._deliveries.pop(lease.key, None)) is not None:
+                self._effects.add(GiveBack(delivery, delay_s))
+        self._go_on()
 
     def finish(self, lease: Lease, outcome: Outcome) -> None:
         """Ends a lease whose task nobody has to do any more."""
-        if (delivery := self._end(lease, outcome)) is not None:
+        self._end(lease, outcome)
+        self._settle(lease.key)
+        if (delivery := self._deliveries.pop(lease.key, None)) is not None:
             self._effects.add(Ack(delivery))
+        self._go_on()
 
-    def _end(self, lease: Lease, outcome: Outcome | None) -> Delivery | None:
+    def _settle(self, key: TaskKey) -> None:
+        self._offered.discard(key)
+        self._slowly.pop(key, None)
+        self.refusals.forget(key)
+
+    def count(self, lease: Lease) -> None:
+        """The lease's update counts: so long does a task take, and so good is its client."""
+        if lease.took_s is not None:
+            self._times.learn(lease.record.task.run, lease.took_s)
+        self.standing.credit(lease.record.client, lease.record.token)
+
+    def fault(self, lease: Lease) -> None:
+        """The lease's client failed."""
+        self.standing.fault(lease.record.client, lease.record.token)
+
+    def _end(self, lease: Lease, outcome: Outcome | None) -> None:
         lease.committing = False
         self.leases.end(lease, outcome)
         self._uploads.end(lease)
+        self._slow.pop(lease.id, None)
         self._effects.add(DropLease(lease))
-        return self._deliveries.pop(lease.id, None)
 
     def revoke(self, ended: Ended) -> None:
         """A task, a round or a run is over: so are the leases of its tasks, but for those that decide themselves."""
@@ -139,8 +192,11 @@ class Pool:
             if not lease.committing:
                 reason = self._runs.is_over(lease.key) or "the task is over"
                 self.finish(lease, "revoked")
-                if (holder := self._members.get(lease.record.client)) is not None:
-                    self._effects.say(holder, TaskRevoked(lease=lease.id, reason=reason))
+                self._tell(lease, reason)
+
+    def _tell(self, lease: Lease, reason: str) -> None:
+        if (holder := self._members.get(lease.record.client)) is not None:
+            self._effects.say(holder, TaskRevoked(lease=lease.id, reason=reason))
 
     # The broker
 
@@ -152,59 +208,144 @@ class Pool:
                 self.revoke(lease.key)
         self._fetch()
 
-    def _fetch(self) -> None:
-        if self._fetching or not self._caught_up or not (self._ready or self._sweep):
-            return
-        self._fetching, self._sweep = True, False
-        self._effects.add(Fetch(max(1, self.ready), FETCH_S if self._ready else SWEEP_S))
+    def _go_on(self) -> None:
+        self._offer()
+        self._fetch()
 
-    def fetched(self, deliveries: Sequence[Delivery]) -> None:
+    def _offer(self) -> None:
+        """As many tasks that lapsed go back to the broker as clients wait that may do them."""
+        if not self._slow or not self._caught_up:
+            return
+        waiting = [client for client in self._ready if self._may_take(client)]
+        del waiting[: len(self._offered)]
+        for lease in list(self._slow.values()):
+            key = lease.key
+            delivery, holders = self._deliveries.get(key), self.leases.holders(key)
+            if delivery is None or key in self._offered or not _lapsed(holders):
+                continue
+            other = next((client for client in waiting if client not in _clients(holders)), None)
+            if other is not None:
+                waiting.remove(other)
+                self._offered.add(key)
+                self._effects.add(GiveBack(delivery, 0.0))
+
+    def _may_take(self, client: str) -> bool:
+        """Whether a client may have one more task: nobody who lets a task lie gets another."""
+        connection, held = self._members.get(client), self.leases.of(client)
+        return (
+            connection is not None
+            and len(held) < self.standing.of_client(client)
+            and not any(lease.lapsed for lease in held)
+            and self.leases.under(connection.token) < self.standing.of_token(connection.token)
+        )
+
+    def _fetch(self) -> None:
+        if self._fetching or not self._caught_up:
+            return
+        wanted = sum(self._may_take(client) for client in self._ready)
+        if wanted or self._sweep:
+            self._fetching, self._sweep = True, False
+            self._effects.add(Fetch(max(1, wanted), FETCH_S if wanted else SWEEP_S))
+
+    def fetched(self, deliveries: Sequence[Delivery], now: float) -> None:
         """What a fetch brought."""
         self._fetching = False
         for delivery in deliveries:
-            self._hand_out(delivery)
-        self._fetch()
+            self._hand_out(delivery, now)
+        self._go_on()
 
-    def _hand_out(self, delivery: Delivery) -> None:
+    def _hand_out(self, delivery: Delivery, now: float) -> None:
         task = delivery.stored.event.data
         assert isinstance(task, TaskAssigned)
         key = key_of(task)
+        self._offered.discard(key)
+        holders = self.leases.holders(key)
         if self._runs.is_over(key):
+            self._deliveries.pop(key, None)
+            self._settle(key)
             self._effects.add(Ack(delivery))
-        elif (held := self.leases.holder(key)) is not None:
-            # Sent again because this gateway or its connection to the broker was away for long.
-            self._deliveries[held.id] = delivery
-        elif (found := self._next_client()) is None:
-            self._effects.add(GiveBack(delivery, 0.0))
+        elif _lapsed(holders) and (found := self._next_client(key, holders)) is not None:
+            for older in holders[: max(0, len(holders) - MOST_HOLDERS + 1)]:
+                self.returned += 1
+                self._end(older, None)
+                self._tell(older, "it took too long; others do it")
+            self._grant(delivery, task, *found, now)
+        elif holders:
+            # Sent again because this gateway or its connection to the broker was away, or nobody waits any more.
+            self._deliveries[key] = delivery
         else:
-            self._grant(delivery, task, *found)
+            self._effects.add(GiveBack(delivery, 0.0))
 
-    def _next_client(self) -> tuple[str, Connection] | None:
-        while self._ready:
-            client = self._ready.popleft()
-            if (connection := self._members.get(client)) is not None:
-                return client, connection
-        return None
+    def _next_client(self, key: TaskKey, holders: Sequence[Lease]) -> tuple[str, Connection] | None:
+        """Whoever waits longest of the best: those that did not refuse it, have another token, and fail less."""
+        best: tuple[tuple[bool, bool, int], int, str, Connection] | None = None
+        for place, client in enumerate(self._ready):
+            connection = self._members.get(client)
+            if connection is None or client in _clients(holders) or not self._may_take(client):
+                continue
+            rank = (
+                self.refusals.by(key, client),
+                any(lease.record.token == connection.token for lease in holders),
+                self.standing.faults(client, connection.token),
+            )
+            if best is None or rank < best[0]:
+                best = rank, place, client, connection
+            if rank == (False, False, 0):
+                break
+        if best is None:
+            return None
+        del self._ready[best[1]]
+        return best[2:]
 
-    def _grant(self, delivery: Delivery, task: TaskAssigned, client: str, connection: Connection) -> None:
-        token = connection.grant.name if connection.grant else OPEN
+    def _grant(self, delivery: Delivery, task: TaskAssigned, client: str, connection: Connection, now: float) -> None:
         record = LeaseRecord(
-            task=task, client=client, token=token, sequence=delivery.stored.sequence, attempt=delivery.attempt
+            task=task,
+            client=client,
+            token=connection.token,
+            sequence=delivery.stored.sequence,
+            attempt=delivery.attempt,
         )
-        lease = self.leases.grant(record)
-        self._deliveries[lease.id] = delivery
+        lease = self.leases.grant(record, granted_at=now, due_at=now + self._allowed_s(key_of(task)))
+        lease.address = connection.address
+        self._deliveries[lease.key] = delivery
         self.granted += 1
+        self._wake(lease)
         self._effects.add(KeepLease(lease))
         self._effects.say(connection, Assignment(lease=lease.id, task=task))
 
+    # Time
+
+    def _allowed_s(self, key: TaskKey) -> float:
+        return self._times.allowed_s(key[0], self._runs.deadline_s(key)) * 2.0 ** min(20, self._slowly[key])
+
+    def _wake(self, lease: Lease) -> None:
+        self.next_tick_at = min(self.next_tick_at, lease.lapses_at, lease.expires_at or lease.lapses_at)
+
     def tick(self, now: float) -> None:
-        """Lets leases of lost clients expire, and tells the broker that the others are worked on."""
+        """Lets leases lapse, those of lost clients expire, and tells the broker that the others are worked on."""
+        for lease in self.leases.lapsing(now):
+            lease.lapsed = True
+            self._slow[lease.id] = lease
+            if lease.due_at <= now:
+                log.info("client %s takes long", lease.record.client, extra=lease.about)
+                self._slowly[lease.key] += 1
+                self.fault(lease)
         for lease in self.leases.expired(now):
             log.info("client %s did not come back", lease.record.client, extra=lease.about)
             self.give_back(lease)
         if now >= self._tell_broker_at:
-            self._tell_broker_at = now + self._lease_s / 3
-            if self._deliveries:
-                self._effects.add(InProgress(tuple(self._deliveries.values())))
-        # A lease that begins to wait from now on ends after the next tick.
-        self.next_tick_at = min((self._tell_broker_at, *self.leases.expiries()))
+            self._tell_broker_at = now + ACK_WAIT_S / 3
+            worked_on = tuple(one for key, one in self._deliveries.items() if key not in self._offered)
+            if worked_on:
+                self._effects.add(InProgress(worked_on))
+        self.next_tick_at = min((self._tell_broker_at, *self.leases.expiries(), *self.leases.lapses()))
+        self._go_on()
+
+
+def _lapsed(holders: Sequence[Lease]) -> bool:
+    """Nobody holds the task, or only clients whose time is over."""
+    return all(lease.lapsed and not lease.committing for lease in holders)
+
+
+def _clients(holders: Sequence[Lease]) -> set[str]:
+    return {lease.record.client for lease in holders}

@@ -32,9 +32,9 @@ class Presence:
         self._uploads = uploads
         self._pool = pool
 
-    def connected(self) -> Connection:
-        """A new connection, of somebody who has said nothing yet."""
-        return Connection(Pace(self._limits.messages_per_s))
+    def connected(self, address: str = "") -> Connection:
+        """A new connection, of somebody at this address who has said nothing yet."""
+        return Connection(Pace(self._limits.messages_per_s), address)
 
     def patience_s(self, connection: Connection) -> float:
         """How long it may be silent from now on."""
@@ -113,7 +113,7 @@ class Presence:
             raise ProtocolError("name_taken", "a client with another token has this name", fatal=True)
         if self._members.admit(connection, hello, grant, now) is not None and older is not None:
             self.close(older, 4001, "another connection has this client's name", now)
-        resumed = self._pool.resume(name, hello.resume)
+        resumed = self._pool.resume(name, hello.resume, now)
         self._effects.say(
             connection,
             Welcome(

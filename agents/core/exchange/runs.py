@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from agents.core.exchange.leases import TaskKey
 from agents.core.exchange.upload_rules import Expected
+from agents.core.rounds.state import is_attempt_of_stream
 from agents.words.events import (
     ImagesLabelled,
     RoundClosed,
@@ -16,22 +17,31 @@ from agents.words.events import (
     RunFinished,
     RunStarted,
     TaskAssigned,
+    UpdateRejected,
     UpdateSubmitted,
 )
-from agents.words.run_config import RunDataset
+from agents.words.run_config import QuorumSpec, RunDataset
 from bus.words.envelope import Stored
 
+RUNNING = ("waiting", "labelling", "running")
+MOST_REJECTIONS = 3
+"""Of one task, that the gateway writes; the others are counted."""
 Ended = TaskKey | tuple[str, int] | tuple[str]
 """A task, a round or a run: all tasks whose key begins with this are over."""
 
 
 @dataclass
 class RoundFacts:
-    """One round: its plan, whether it is over, and whose updates are in."""
+    """One round: its plan, whether it is over, whose updates are in, and whose task nobody can do.
+
+    ``rejections`` names, by user, the attempts that the gateway rejected.
+    """
 
     plan: RoundPlanned | None = None
     over: bool = False
     submitted: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    rejections: dict[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +81,10 @@ class Runs:
         run = self._runs.get(data.run)
         return None if run is None else self._take(run, data)
 
+    def skip_to(self, sequence: int) -> None:
+        """Nothing up to there has to be taken in any more: it is about runs that are over."""
+        self.sequence = max(self.sequence, sequence)
+
     def _open(self, started: RunStarted, dataset: RunDataset | None) -> None:
         """A run began. Without its dataset nobody can say what is secret in it, so the dataset itself is denied."""
         self._runs.setdefault(started.run, RunFacts(started, dataset))
@@ -89,10 +103,17 @@ class Runs:
                 facts = self._round(run, data)
                 facts.over = True
                 facts.submitted.clear()
+                facts.refused.clear()
                 return data.run, data.round
             case UpdateSubmitted():
                 self._round(run, data).submitted.add(data.user)
                 return data.run, data.round, data.user
+            case UpdateRejected() if not is_attempt_of_stream(data.attempt):
+                facts = self._round(run, data)
+                facts.rejections.setdefault(data.user, set()).add(data.attempt)
+                if data.code == "refused":
+                    facts.refused.add(data.user)
+                    return data.run, data.round, data.user
             case RoundPlanned():
                 facts = self._round(run, data)
                 facts.plan = facts.plan or data
@@ -111,12 +132,33 @@ class Runs:
         run = self._runs.get(name)
         if run is None:
             return None
-        if run.status not in ("waiting", "labelling", "running"):
+        if run.status not in RUNNING:
             return f"the run is {run.status}"
         facts = run.rounds.get(number)
         if facts is not None and facts.over:
             return "the round is over"
+        if facts is not None and user in facts.refused:
+            return "nobody can do the task"
         return "the update is in" if facts is not None and user in facts.submitted else None
+
+    def deadline_s(self, key: TaskKey) -> float:
+        """The time of the task's round, seconds; of any round of its run where the plan is not known yet."""
+        run = self._runs.get(key[0])
+        if run is None:
+            return QuorumSpec().deadline_s
+        facts = run.rounds.get(key[1])
+        return facts.plan.deadline_s if facts is not None and facts.plan else run.started.config.quorum.deadline_s
+
+    def may_reject(self, key: TaskKey, attempt: str) -> bool:
+        """Whether one more rejection of the task is worth an event: the stream keeps each for ever."""
+        run = self._runs.get(key[0])
+        if run is None or run.status not in RUNNING:
+            return False
+        said = run.rounds.setdefault(key[1], RoundFacts()).rejections.setdefault(key[2], set())
+        if attempt not in said and len(said) >= MOST_REJECTIONS:
+            return False
+        said.add(attempt)
+        return True
 
     def expected(self, task: TaskAssigned) -> Expected | None:
         """What the task's update has to look like; nothing when its run or round is not known."""
@@ -130,6 +172,7 @@ class Runs:
             base_model=plan.base_model.sha256,
             classes=len(run.dataset.classes) if run.dataset else None,
             labels=task.labels,
+            largest_value=plan.largest_value,
         )
 
     def listing(self) -> list[dict[str, str | int]]:

@@ -56,6 +56,7 @@ class Expected:
         base_model: SHA-256 of the model that the round starts from.
         classes: number of classes, or none when it is not known.
         labels: the task's labels.
+        largest_value: largest magnitude of a value; none where the round has no such bound.
     """
 
     config: RunConfig
@@ -63,6 +64,7 @@ class Expected:
     base_model: str
     classes: int | None
     labels: Sequence[int | None]
+    largest_value: float | None = None
 
     @property
     def size(self) -> int:
@@ -85,8 +87,8 @@ def check_size(size: int, expected: Expected, limit: int) -> None:
         )
 
 
-def judge(data: Buffer, metrics: UpdateMetrics, expected: Expected) -> None:
-    """Decides about a complete update: its bytes, and the figures that came with them.
+def judge(data: Buffer, metrics: UpdateMetrics, expected: Expected) -> float:
+    """Decides about a complete update: its bytes, and the figures that came with them; answers with its L2 norm.
 
     Whether the bytes have the digest that was announced is seen by the store, which hashes them anyway.
 
@@ -94,11 +96,18 @@ def judge(data: Buffer, metrics: UpdateMetrics, expected: Expected) -> None:
         UpdateRefusedError: as ``check_metrics`` and ``check_update``.
     """
     check_metrics(metrics, expected)
-    check_update(data, expected)
+    return check_update(data, expected)
 
 
 def submission(
-    task: TaskAssigned, expected: Expected, update: Ref, metrics: UpdateMetrics, *, client: str, engine: str
+    task: TaskAssigned,
+    expected: Expected,
+    update: Ref,
+    metrics: UpdateMetrics,
+    *,
+    client: str,
+    engine: str,
+    norm: float | None,
 ) -> UpdateSubmitted:
     """The event by which an update that passed counts."""
     return UpdateSubmitted(
@@ -111,23 +120,30 @@ def submission(
         metrics=metrics,
         client=client,
         engine=engine,
+        norm=norm,
     )
 
 
-def check_update(data: Buffer, expected: Expected) -> None:
-    """Reads an update part by part: it has to decode, be finite, and lie within the norm of a run that refuses more.
+def check_update(data: Buffer, expected: Expected) -> float:
+    """Reads an update part by part and answers with its L2 norm.
+
+    It has to decode, be finite, and have no value past the round's bound; and to lie within the norm of a run that
+    refuses more.
 
     Raises:
-        UpdateRefusedError: ``size``, ``shape``, ``nonfinite`` or ``norm``.
+        UpdateRefusedError: ``size``, ``shape``, ``nonfinite``, ``magnitude`` or ``norm``.
     """
+    encoding, bound = expected.config.training.encoding, expected.largest_value
     try:
-        norm = update_norm(data, expected.config.training.encoding, expected.parameters)
+        norm = update_norm(data, encoding, expected.parameters, largest=bound)
     except FedbusError as error:
-        code: RejectionCode = error.code if error.code in ("size", "nonfinite") else "shape"  # type: ignore[assignment]
+        known = ("size", "nonfinite", "magnitude")
+        code: RejectionCode = error.code if error.code in known else "shape"  # type: ignore[assignment]
         raise UpdateRefusedError(code, error.message) from None
     largest = expected.config.max_update_norm
     if largest is not None and norm > largest and expected.config.over_norm == "refuse":
         raise UpdateRefusedError("norm", f"the update's norm is {norm:.6g}, the run takes up to {largest:g}")
+    return norm
 
 
 def check_metrics(metrics: UpdateMetrics, expected: Expected) -> None:

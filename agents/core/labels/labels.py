@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,8 @@ from agents.words.events import DroppedImage, ImagesLabelled, RunStarted
 from agents.words.run_config import UserShard
 
 _MAX_ANSWER = 500
+MAX_DATA_BYTES = 62 * 1024
+"""Of labels as JSON: what an event may hold less what is around its data (``bus.broker.topology.MAX_EVENT_BYTES``)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,26 @@ def settle(answers: Sequence[Answer], matcher: LabelMatcher) -> UserLabels:
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
         completion_tokens=sum(answer.completion_tokens for answer in answers),
     )
+
+
+def fitting(said: ImagesLabelled) -> ImagesLabelled:
+    """``said`` as an event can hold it: with answers of dropped images that are long together cut to one length.
+
+    Nothing else of it grows so large: a thousand labels and reasons fit without their answers. What fits already stays
+    as it is, so that a replay of the event comes to the event.
+    """
+
+    def cut(length: int) -> ImagesLabelled:
+        shorter = tuple(image.model_copy(update={"answer": image.answer[:length]}) for image in said.dropped)
+        return said.model_copy(update={"dropped": shorter})
+
+    def fits(one: ImagesLabelled) -> bool:
+        return len(one.model_dump_json().encode()) <= MAX_DATA_BYTES
+
+    if fits(said):
+        return said
+    length = bisect.bisect(range(1, _MAX_ANSWER + 1), 0, key=lambda length: 0 if fits(cut(length)) else 1)
+    return cut(length)
 
 
 def answers_told(said: ImagesLabelled, classes: Sequence[str]) -> list[Answer]:

@@ -31,13 +31,16 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.learning.fixed_point import NonFiniteUpdateError, Part, UpdateShapeError
+from agents.core.learning.clipping import clip_factor
+from agents.core.learning.fixed_point import NonFiniteUpdateError, Part, UpdateShapeError, check_magnitude
 from bus.errors import FedbusError
 
 BLOCK = 1024
 # Values of a part. The norm is summed part by part, so its last bits hang on this.
 _PART = 256 * BLOCK
 _DECODED_AT_ONCE = 16 << 20
+# Values whose squares are summed at a time: BLAS takes several threads for more, and then adds in another order.
+_ROW = 8192
 _FRACTION = re.compile(r"topk:((?:0|1)(?:\.[0-9]{1,9})?)")
 _HALF_MAX = 65504.0
 
@@ -164,44 +167,55 @@ def decode_update(data: Buffer, encoding: str, size: int, *, clip_norm: float | 
 
 
 def clipped_parts(
-    data: Buffer, encoding: str, size: int, clip_norm: float | None = None, *, check: bool = True
+    data: Buffer,
+    encoding: str,
+    size: int,
+    clip_norm: float | None = None,
+    *,
+    norm: float | None = None,
+    largest: float | None = None,
+    check: bool = True,
 ) -> Sequence[Part]:
     """The delta that ``data`` encodes, as places and finite values; each part is decoded when it is asked for.
 
-    With ``clip_norm``, all is read once for the norm and again by the reader, scaled down to ``clip_norm`` where it is
-    larger. So that it is decoded only once, float16 and int8 of up to 16 M parameters become float32 in memory; larger
-    ones are decoded again. The factor is rounded to float32 towards zero, so that it does not hang on how a machine
-    adds up the last digits of the norm. Source: the clipping of updates in McMahan et al., Learning Differentially
-    Private Recurrent Language Models (2018), without its noise.
+    With ``clip_norm`` it is scaled down to that where its norm is larger: see ``agents.core.learning.clipping``. Unless
+    the norm is known, all is read once for it and again by the reader. So that it is decoded only once, float16 and
+    int8 of up to 16 M parameters become float32 in memory then; larger ones are decoded again.
 
     Threads may ask for different parts at the same time. No place is in two of them, and they ascend.
 
     Args:
         data: must not change as long as parts are read.
+        norm: the L2 norm of what ``data`` encodes, if it is known.
+        largest: the largest magnitude of a value, before it is scaled; none: any finite value.
         check: False leaves it to the reader to look for NaN and infinities, as ``FixedPointSum`` does anyway.
 
     Raises:
-        FedbusError: what ``decode_update`` raises. Asking for a part may raise ``NonFiniteUpdateError``.
+        FedbusError: what ``decode_update`` raises. Asking for a part may raise ``NonFiniteUpdateError``, and
+            ``UpdateMagnitudeError``.
     """
-    parts = _Parts(data, encoding, size, check=check)
+    parts = _Parts(data, encoding, size, check=check, largest=largest)
     if clip_norm is not None:
-        parts.clip(clip_norm)
+        parts.clip(clip_norm, norm)
     return parts
 
 
-def update_norm(data: Buffer, encoding: str, size: int) -> float:
+def update_norm(data: Buffer, encoding: str, size: int, *, largest: float | None = None) -> float:
     """The L2 norm of the delta that ``data`` encodes, read part by part so that large updates need little memory.
+
+    Its last digits hang on the kind of processor, and on nothing else: who has to agree on it, is told it.
 
     Raises:
         FedbusError: what ``decode_update`` raises.
+        UpdateMagnitudeError: a value is larger than ``largest``.
     """
-    return _Parts(data, encoding, size, check=True).norm()
+    return _Parts(data, encoding, size, check=True, largest=largest).norm()
 
 
 class _Parts(Sequence[Part]):
     """An encoded update, decoded about a megabyte at a time."""
 
-    def __init__(self, data: Buffer, encoding: str, size: int, *, check: bool) -> None:
+    def __init__(self, data: Buffer, encoding: str, size: int, *, check: bool, largest: float | None) -> None:
         parsed = _parse(encoding)
         expected = encoded_size(encoding, size)
         self._raw = np.frombuffer(data, np.uint8)
@@ -213,6 +227,7 @@ class _Parts(Sequence[Part]):
         self._values = parsed.kept(size) if parsed.kind == "topk" else size
         self._scales = 4 * -(-size // BLOCK)
         self._check = check
+        self._largest = largest
         self._factor: np.float32 | None = None
         if self._kind == "topk":
             _check_indices(self._raw[: 4 * self._values].view("<u4"), size)
@@ -232,29 +247,35 @@ class _Parts(Sequence[Part]):
         """The L2 norm of all, which is found to be finite."""
         total = 0.0
         for _, values in map(self._decoded, range(len(self))):
+            if self._largest is not None:
+                check_magnitude(values, self._largest)
             # Squares of float32 do not leave float64: only what is not finite makes a sum that is not.
-            with np.errstate(all="ignore"):
-                wide = values.astype(np.float64)
-                square = float(wide @ wide)
+            square = _sum_of_squares(values)
             if not math.isfinite(square):
                 raise _not_finite()
             total += square
-        self._check = False
+        self._check, self._largest = False, None
         return math.sqrt(total)
 
-    def clip(self, limit: float) -> None:
-        """Scales all down to the norm ``limit`` if it is larger."""
+    def clip(self, limit: float, norm: float | None) -> None:
+        """Scales all down to the norm ``limit`` if its own, ``norm`` where that is known, is larger."""
+        if norm is None:
+            self._keep_decoded()
+            norm = self.norm()
+        self._factor = clip_factor(norm, limit)
+
+    def _keep_decoded(self) -> None:
         if self._kind in ("float16", "int8") and self._values <= _DECODED_AT_ONCE:
             whole = np.empty(self._values, np.float32)
             for where, values in map(self._decoded, range(len(self))):
                 whole[where] = values
             self._kind, self._raw = "float32", whole.view(np.uint8)
-        if (norm := self.norm()) > limit:
-            self._factor = np.nextafter(np.float32(limit / norm), np.float32(0))
 
     def _part(self, index: int) -> Part:
         where, values = self._decoded(index)
-        if self._check and not np.isfinite(values).all():
+        if self._largest is not None:
+            check_magnitude(values, self._largest)
+        elif self._check and not np.isfinite(values).all():
             raise _not_finite()
         return where, values if self._factor is None else values * self._factor
 
@@ -273,6 +294,15 @@ class _Parts(Sequence[Part]):
             case _:
                 values = raw[4 * self._values :]
                 return raw[4 * start : 4 * stop].view("<u4"), values[4 * start : 4 * stop].view("<f4")
+
+
+def _sum_of_squares(values: NDArray[np.float32]) -> float:
+    """In float64, infinite or NaN only where a value is; by one thread, so always in the same order."""
+    with np.errstate(all="ignore"):
+        wide = values.astype(np.float64)
+        rows = wide[: len(wide) // _ROW * _ROW].reshape(-1, _ROW)
+        rest = wide[rows.size :]
+        return float(np.vecdot(rows, rows).sum() + np.vecdot(rest, rest))
 
 
 def _decode_half(halves: NDArray[np.int16]) -> NDArray[np.float32]:

@@ -26,6 +26,12 @@ from bus.errors import FedbusError
 FRACTION_BITS = 32
 MAX_WEIGHT = 2**29
 """Largest weight of an update: a 24-bit mantissa times this is exact in float64."""
+LARGEST_VALUE = 1024.0
+"""No value of an update may be larger, whatever the sum could hold: training has no use for it.
+
+A model that is off by this much can still be trained, with updates within this bound; one that is off by a hundred
+times as much cannot (tried on the default task).
+"""
 _LIMIT = 2.0**63
 # Values that are worked on at a time: few enough for a cache, enough that threads seldom wait for each other.
 _BLOCK = 1 << 18
@@ -48,6 +54,12 @@ class NonFiniteUpdateError(FedbusError):
     """An update has a NaN or an infinity."""
 
     code = "nonfinite"
+
+
+class UpdateMagnitudeError(FedbusError):
+    """A value of an update is larger than those of its round may be."""
+
+    code = "magnitude"
 
 
 class UpdateShapeError(FedbusError):
@@ -117,9 +129,16 @@ class FixedPointSum:
 
     def remove(self, delta: NDArray[np.float32], weight: int) -> None:
         """Takes out an update that was added before; integers make this exact."""
-        magnitude = self._magnitude_of(_largest(self._checked(delta)), weight)
-        self._accumulate(slice(0, self.size), delta, -weight, _largest(delta), self._scratch[0])
-        self._magnitude -= magnitude
+        self.remove_update(_blocks(self._checked(delta)), weight)
+
+    def remove_update(self, parts: Sequence[Part], weight: int) -> None:
+        """As ``remove``, of one that ``add_update`` took in."""
+        largest = 0.0
+        for where, values in parts:
+            found = _largest(values)
+            self._accumulate(where, values, -weight, found, self._scratch[0])
+            largest = max(largest, found)
+        self._magnitude -= self._magnitude_of(largest, weight)
         self.weight -= weight
         self.updates -= 1
 
@@ -255,6 +274,31 @@ def _largest(values: NDArray[np.float32]) -> float:
     if not math.isfinite(largest):
         raise NonFiniteUpdateError("the update has a NaN or an infinity")
     return largest
+
+
+def value_bound(updates: int, weight: int) -> float:
+    """The largest magnitude, a float32, that values may have so that no updates of a round overflow together.
+
+    Args:
+        updates: how many there are at most.
+        weight: the largest that one of them can have.
+    """
+    # A little less than the sum holds: each update may add one half by rounding, and magnitudes are summed as floats.
+    share = 2.0 ** (63 - FRACTION_BITS) * (1 - 2.0**-20) / (updates * max(1, weight))
+    return min(LARGEST_VALUE, float(np.nextafter(np.float32(share), np.float32(0))))
+
+
+def check_magnitude(values: NDArray[np.float32], largest: float) -> None:
+    """Sees to it that no value is larger.
+
+    Raises:
+        NonFiniteUpdateError: one is NaN or infinite.
+        UpdateMagnitudeError: one is larger.
+    """
+    if (found := _largest(values)) > largest:
+        raise UpdateMagnitudeError(
+            f"a value of the update has the magnitude {found:.6g}, the round takes up to {largest:.6g}"
+        )
 
 
 def largest_magnitude(values: NDArray[np.float32]) -> float:

@@ -28,7 +28,7 @@ class TaskInputError(FedbusError):
 
 @dataclass(frozen=True)
 class TaskProgress:
-    """How far a task is; ``loss`` is that of the latest step."""
+    """How far a task is; ``loss`` is that of the latest step, none where it is no finite number."""
 
     phase: Literal["predict", "train"]
     images_seen: int
@@ -101,7 +101,7 @@ def run_task(
         for features, targets in _steps(engine, known, kind.batches(examples, chosen, task, spec), spec.epochs):
             losses.append(engine.train_step(features, targets))
             trained += len(targets)
-            progress(TaskProgress("train", len(examples), len(chosen), trained, losses[-1]))
+            progress(TaskProgress("train", len(examples), len(chosen), trained, _told(losses[-1])))
     delta = engine.parameters() - base if losses else np.zeros_like(base)
     metrics = UpdateMetrics(
         predictions=tuple(int(value) for value in predictions),

@@ -7,7 +7,8 @@ check of the ledger all drive this one class, so that what they compute cannot p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -15,9 +16,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.core.learning.clipping import median_limit
 from agents.core.learning.encodings import Buffer, clipped_parts
-from agents.core.learning.fixed_point import inputs_digest
+from agents.core.learning.fixed_point import Part, inputs_digest
 from agents.core.rounds.state import Candidate, Refusal, RoundState
+from agents.core.strategies.gathering import RunningMean
 from agents.core.strategies.registry import AnyStrategy, strategy_named
 from agents.core.strategies.strategy import Gathering, Step, Vector
 from agents.words.events import (
@@ -57,6 +60,12 @@ class Made:
     server_state: NDArray[np.float32] | None
 
 
+class UpdateNormUnknownError(FedbusError):
+    """A run clips updates by their norm, and an update came without."""
+
+    code = "norm"
+
+
 class RoundAggregation:
     """One round as its aggregator sees it.
 
@@ -68,7 +77,8 @@ class RoundAggregation:
         self.state = state or RoundState(started.run, number, started.config.quorum)
         self._config = started.config
         self._gathered: Gathering | None = None
-        self._added: set[int] = set()
+        self._added: dict[int, float | None] = {}
+        """By sequence what was added, and the norm that it was scaled down to, if it was larger."""
 
     def fold(self, stored: Stored) -> Candidate | Refusal | None:
         """Takes one event in: see ``RoundState.fold``."""
@@ -79,28 +89,74 @@ class RoundAggregation:
         return [refusal.as_event() for refusal in self.state.unsaid()]
 
     def wanted(self) -> list[Candidate]:
-        """The updates that count and still have to be added: ``add`` each, in any order."""
+        """The updates that count and still have to be added: ``add`` each, in any order.
+
+        In a round that clips to the median norm, that is known when it closes: those that turn out to be larger were
+        added as they are, and are wanted once more. They come in the order of the stream: where a plan of old has no
+        bound on values, that decides which of them is too much for the sum.
+        """
         state = self.state
         if state.plan is None or self._problem:
             return []
         counted = {one.sequence for one in state.counted.values()}
-        if not self._added <= counted:
+        if not self._added.keys() <= counted:
             # Something was added that does not count after all.
             self.release()
-        return [one for one in state.accepted().values() if one.sequence not in self._added]
+        limit, added = self.clip_norm, self._added
+        return [
+            one
+            for one in sorted(state.counted.values(), key=lambda one: one.sequence)
+            if one.sequence not in added or added[one.sequence] != self._limit_of(one, limit)
+        ]
 
     def add(self, candidate: Candidate, data: Buffer) -> None:
-        """Adds the update that ``data`` encodes.
+        """Adds the update that ``data`` encodes, in place of what was added of it before.
 
         Raises:
             FedbusError: its bytes are wanting and nothing was added; ``refusal_of`` says so to everybody.
         """
-        update, parameters = candidate.update, self._parameters
+        sequence, weight = candidate.sequence, candidate.weight
+        if candidate.update.norm is None and self._config.clip_to_median is not None and self._clips:
+            raise UpdateNormUnknownError("the run clips updates by their norm, and the gateway did not say it")
         if self._gathered is None:
-            self._gathered = self._strategy.gather(parameters)
-        parts = clipped_parts(data, update.encoding, parameters, self._config.clip_norm, check=False)
-        self._gathered.add(update.user, parts, candidate.weight)
-        self._added.add(candidate.sequence)
+            self._gathered = self._strategy.gather(self._parameters)
+        if sequence in self._added:
+            assert isinstance(self._gathered, RunningMean)
+            self._gathered.remove(self._parts(candidate, data, self._added[sequence]), weight)
+            del self._added[sequence]
+        limit = self._limit_of(candidate, self.clip_norm)
+        self._gathered.add(candidate.update.user, self._parts(candidate, data, limit), weight)
+        self._added[sequence] = limit
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The L2 norm that larger updates are scaled down to; with ``clip_to_median``, lower once the round is closed.
+
+        It follows from events alone, so that everybody comes to the same number.
+        """
+        return self._config.clip_norm if self.state.closed is None else self._closed_clip_norm
+
+    @cached_property
+    def _closed_clip_norm(self) -> float | None:
+        """Once the round is closed: which updates count does not change any more."""
+        multiple, own = self._config.clip_to_median, self._config.clip_norm
+        if multiple is None or not self._clips:
+            return own
+        known = [one.update.norm for one in self.state.counted.values() if one.weight > 0]
+        most = math.inf if own is None else own
+        limit = median_limit([min(most, norm) for norm in known if norm is not None], multiple)
+        return own if limit is None else min(most, limit)
+
+    def _limit_of(self, candidate: Candidate, limit: float | None) -> float | None:
+        """The norm that this update is scaled down to under the round's ``limit``, if that touches it."""
+        norm = candidate.update.norm
+        return None if norm is not None and limit is not None and norm <= limit else limit
+
+    def _parts(self, candidate: Candidate, data: Buffer, limit: float | None) -> Sequence[Part]:
+        update, bound = candidate.update, self.required_plan().largest_value
+        return clipped_parts(
+            data, update.encoding, self._parameters, limit, norm=update.norm, largest=bound, check=False
+        )
 
     def refusal_of(self, candidate: Candidate, error: FedbusError) -> UpdateRejected:
         """The event that says that this update does not count because of its bytes."""
@@ -169,6 +225,7 @@ class RoundAggregation:
             updates=len(inputs),
             examples=sum(weight for _, _, weight in inputs),
             server_state=server_state,
+            clip_norm=self.clip_norm if self._config.clip_to_median is not None else None,
         )
 
     @property
@@ -178,7 +235,7 @@ class RoundAggregation:
 
     def release(self) -> None:
         """Lets go of what was gathered, and of its memory and files."""
-        self._gathered, self._added = None, set()
+        self._gathered, self._added = None, {}
 
     def required_plan(self) -> RoundPlanned:
         """The round's plan.
@@ -209,6 +266,11 @@ class RoundAggregation:
         return self._found
 
     @property
+    def _clips(self) -> bool:
+        """Whether this strategy clips to the median."""
+        return not isinstance(self._found, FedbusError) and self._found.CLIPS
+
+    @property
     def _parameters(self) -> int:
         return self.required_plan().base_model.size // 4
 
@@ -237,4 +299,5 @@ def _code_of(error: FedbusError) -> RejectionCode:
     """The rejection code that says what is wrong with an update's bytes."""
     if isinstance(error, ObjectMissingError | ObjectCorruptError):
         return "digest"
-    return error.code if error.code in ("size", "shape", "nonfinite") else "shape"  # type: ignore[return-value]
+    known = ("size", "shape", "nonfinite", "magnitude", "norm")
+    return error.code if error.code in known else "shape"  # type: ignore[return-value]

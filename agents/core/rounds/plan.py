@@ -14,8 +14,10 @@ from datetime import datetime, timedelta
 import numpy as np
 from pydantic import ValidationError
 
-from agents.core.strategies.registry import strategy_named
+from agents.core.learning.fixed_point import value_bound
+from agents.core.rounds.settings import check_settings
 from agents.words.events import (
+    EvaluationFailed,
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
@@ -52,6 +54,7 @@ class PlanRound:
     learning_rate: float
     deadline_s: float
     server_state: Ref | None
+    largest_value: float
 
     def planned(self, spec: Ref, now: datetime) -> RoundPlanned:
         """The event that says so; the round's time begins ``now``."""
@@ -66,6 +69,7 @@ class PlanRound:
             deadline=now + timedelta(seconds=self.deadline_s),
             deadline_s=self.deadline_s,
             server_state=self.server_state,
+            largest_value=self.largest_value,
         )
 
     def failed(self, reason: str) -> RoundFailed:
@@ -103,6 +107,7 @@ class RoundFacts:
     failed: RoundFailed | None = None
     published: ModelPublished | None = None
     evaluated: bool = False
+    unevaluated: EvaluationFailed | None = None
 
 
 @dataclass
@@ -126,9 +131,9 @@ class RunState:
         return self.started.run
 
     def open(self, dataset: bytes) -> None:
-        """Takes in the run's dataset object: it says who the users are. Sees, too, whether there is such a strategy."""
+        """Takes in the run's dataset object: it says who the users are. Sees, too, whether the run's settings exist."""
         try:
-            strategy_named(self.started.config.strategy, self.started.config.strategy_settings)
+            check_settings(self.started.config)
             self.users = tuple(user.user for user in RunDataset.model_validate_json(dataset).users)
         except ValidationError as error:
             self.problem = f"dataset: {error}"
@@ -157,6 +162,9 @@ class RunState:
                 facts.published = facts.published or data
             case ModelEvaluated() as data:
                 self._round(stored, data.round).evaluated = True
+            case EvaluationFailed() as data:
+                facts = self._round(stored, data.round)
+                facts.unevaluated = facts.unevaluated or data
             case RunFinished() as data:
                 self.finished = self.finished or data
             case _:
@@ -164,6 +172,27 @@ class RunState:
 
     def _round(self, stored: Stored, number: int) -> RoundFacts:
         return self.rounds.setdefault(number, RoundFacts(stored.time))
+
+    def why_not(self, number: int) -> str | None:
+        """Why round ``number`` cannot be started now, if so; that it was started before is no reason."""
+        if self.finished is not None:
+            return over(self.run, self.finished)
+        rounds = self.started.config.rounds
+        if number > rounds:
+            return f"run {self.run} has {rounds} rounds, there is no round {number}"
+        turn = self._turn()
+        if (facts := self.rounds.get(turn)) is not None and facts.failed is not None:
+            return f"round {turn} of run {self.run} has failed: {facts.failed.reason}"[:500]
+        if number > turn:
+            return f"round {number} of run {self.run} cannot come next: round {turn} has no model yet"
+        return None
+
+    def _turn(self) -> int:
+        """The first round without a model."""
+        number = 1
+        while (facts := self.rounds.get(number)) is not None and facts.published is not None:
+            number += 1
+        return number
 
     def decide(self) -> Intent | None:
         """The next thing to do, or nothing until another event comes."""
@@ -173,16 +202,15 @@ class RunState:
             return Say(RunFinished(run=self.run, status="failed", reason=self.problem[:500], rounds=0))
         if not self.users:
             return ReadDataset(self.started.dataset)
-        number = 1
-        while (facts := self.rounds.get(number)) is not None and facts.published is not None:
-            number += 1
+        number = self._turn()
+        facts = self.rounds.get(number)
         last, rounds = number - 1, self.started.config.rounds
         if facts is None or facts.started is None:
             if last >= rounds:
-                return self._finish(last) if self.rounds[last].evaluated else None
+                return self._finish(last)
             return Say(RoundStarted(run=self.run, round=number)) if last >= 1 else None
         if number > rounds:
-            return self._finish(last) if self.rounds[last].evaluated else None
+            return self._finish(last)
         return self._go_on(number, facts)
 
     def _go_on(self, number: int, facts: RoundFacts) -> Intent | None:
@@ -218,6 +246,7 @@ class RunState:
             deadline_s=started.deadline_s or config.quorum.deadline_s,
             # Momenta belong to the model that they led to: a round from another one starts without.
             server_state=before.published.server_state if before and before.published and base == newest else None,
+            largest_value=value_bound(len(users), max(self._labelled_images(user) for user in users)),
         )
 
     def newest_model(self, number: int) -> Ref:
@@ -239,6 +268,10 @@ class RunState:
         # A plan that somebody else made may count users that have no labels.
         return user in self.labelled and any(label is not None for label in self.labelled[user].labels)
 
+    def _labelled_images(self, user: str) -> int:
+        """What the user's update weighs."""
+        return sum(label is not None for label in self.labelled[user].labels)
+
     def _task(self, user: str, planned: RoundPlanned) -> TaskAssigned:
         labelled = self.labelled[user]
         return TaskAssigned(
@@ -251,8 +284,15 @@ class RunState:
             seed=_key(self.started.config.seed, user, planned.round),
         )
 
-    def _finish(self, last: int) -> Intent:
-        return Say(self._ended("completed", "", last))
+    def _finish(self, last: int) -> Intent | None:
+        """The end of a run that has all its models: once the last is evaluated, or nobody will evaluate it."""
+        facts = self.rounds[last]
+        if facts.evaluated:
+            return Say(self._ended("completed", "", last))
+        if facts.unevaluated is not None:
+            reason = f"the model of round {last} has no evaluation: {facts.unevaluated.reason}"
+            return Say(self._ended("completed", reason[:500], last))
+        return None
 
     def _ended(self, status: str, reason: str, last: int) -> RunFinished:
         return RunFinished.model_validate(
@@ -264,6 +304,16 @@ class RunState:
                 "final_model": self.newest_model(last + 1),
             }
         )
+
+
+def over(run: str, finished: RunFinished) -> str:
+    """Says that a run has ended, and why if that is known."""
+    return f"run {run} is {finished.status}" + (f": {finished.reason}" if finished.reason else "")
+
+
+def unknown(run: str) -> str:
+    """Says that there is no such run."""
+    return f"there is no run {run!r} on this bus"
 
 
 def task_spec(started: RunStarted, plan: PlanRound) -> TaskSpec:

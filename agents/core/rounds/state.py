@@ -76,7 +76,11 @@ def is_attempt_of_stream(attempt: str) -> bool:
 
 @dataclass
 class RoundState:
-    """All that happened in one round so far."""
+    """All that happened in one round so far.
+
+    ``excluded`` are users without an update that counts, for good: it was refused, or the task is ``undoable``, with
+    the reason.
+    """
 
     run: str
     round: int
@@ -86,6 +90,7 @@ class RoundState:
     counted: dict[str, Candidate] = field(default_factory=dict)
     refused: dict[int, Refusal] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)
+    undoable: dict[str, str] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     deadline: datetime | None = None
     extensions: int = 0
@@ -181,6 +186,9 @@ class RoundState:
     def _rejected(self, rejected: UpdateRejected) -> None:
         self.said.add(rejected.attempt)
         candidate = self.counted.get(rejected.user)
+        if candidate is None and rejected.code == "refused" and self.open:
+            self.excluded.add(rejected.user)
+            self.undoable.setdefault(rejected.user, rejected.reason)
         if candidate is None or rejected.attempt != attempt_of(candidate.sequence) or not self.open:
             return
         del self.counted[rejected.user]
@@ -203,6 +211,8 @@ class RoundState:
         if not self.open or self.plan is None or self.deadline is None:
             return None
         counted, quorum = len(self.counted), self.plan.quorum
+        if self.undoable and self.plan.users - len(self.excluded) < quorum:
+            return self._fail(counted)
         if counted + len(self.excluded) >= self.plan.users:
             return self._close("all") if counted >= quorum else self._fail(counted)
         # The quorum's time is the broker's: a clock here that lags behind it must not keep the round open.
@@ -243,4 +253,7 @@ class RoundState:
     def _fail(self, counted: int) -> RoundFailed:
         assert self.plan is not None
         reason = f"{counted} of {self.plan.users} updates were accepted, {self.plan.quorum} are needed"
-        return RoundFailed(run=self.run, round=self.round, reason=reason)
+        if self.undoable:
+            user, why = min(self.undoable.items())
+            reason += f"; {len(self.undoable)} tasks cannot be done, that of {user}: {why}"
+        return RoundFailed(run=self.run, round=self.round, reason=reason[:500])

@@ -24,6 +24,7 @@ class FedAdam(Strategy[RunningMean]):
     """Adam on the server; its momenta go from round to round."""
 
     NAME = "fedadam"
+    CLIPS = True
     VECTORS = ("m", "v")
 
     server_learning_rate: float = Field(default=0.01, gt=0, le=1_000)

@@ -14,6 +14,7 @@ class FedAvg(Strategy[RunningMean]):
     """The weighted mean; adds updates as they arrive and keeps nothing from round to round."""
 
     NAME = "fedavg"
+    CLIPS = True
 
     def gather(self, parameters: int) -> RunningMean:
         """One running sum."""

@@ -33,6 +33,10 @@ class RunningMean:
         """Adds one update; raises what ``FixedPointSum.add_update`` raises."""
         self._sum.add_update(parts, weight)
 
+    def remove(self, parts: Parts, weight: int) -> None:
+        """Takes out an update that was added, as if it had never been."""
+        self._sum.remove_update(parts, weight)
+
     def added_to(self, parent: Vector, out: Vector) -> None:
         """Writes ``parent`` plus the mean, added in float64 and rounded to float32 once."""
         self._sum.applied_to(parent, out)

@@ -77,6 +77,11 @@ class Strategy(Frozen, Generic[G]):
     NAME: ClassVar[str] = ""
     VECTORS: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that the server keeps from round to round."""
+    CLIPS: ClassVar[bool] = False
+    """Whether updates are scaled down to a multiple of their median norm where the run says so (``clip_to_median``).
+
+    They are gathered in a ``RunningMean`` then. A strategy that is robust by itself has no use for it.
+    """
 
     @abstractmethod
     def gather(self, parameters: int) -> G:

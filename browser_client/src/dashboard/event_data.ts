@@ -85,6 +85,7 @@ const checks = {
     'model.evaluated',
     record({ ...inRound, base: score, updated: score }),
   ),
+  'fedbus.evaluation.failed': typed('evaluation.failed', record({ ...inRound, reason: text() })),
   'fedbus.run.finished': typed(
     'run.finished',
     record({ ...ofRun, status: text(/^(completed|failed|cancelled)$/), reason: text() }),

@@ -227,7 +227,8 @@ function rejected(view: RoundView, data: DataOf<'fedbus.update.rejected'>, time:
   const task = taskOf(view, data.user);
   view.rejections += 1;
   if (!data.attempt.startsWith('seq-')) {
-    // The gateway refused an upload, and the task goes on.
+    // The gateway refused an upload, and the task goes on, unless nobody can do it.
+    if (data.code === 'refused' && isOpen(view) && !counts(task)) view.excluded.add(data.user);
     if (task.submitted_at !== null) return;
     task.client = data.client;
     refuse(view, task, data.code, data.reason, time);

@@ -140,6 +140,28 @@ async def test_a_worker_that_is_stopped_gives_its_event_back_at_once(bus: Bus, u
         await again.ack()
 
 
+async def test_an_event_whose_workers_end_with_it_is_given_up_and_that_is_said_once(bus: Bus, unique_run: str) -> None:
+    await bus.publish(failed(unique_run))
+    said: list[str] = []
+
+    async def handler(stored: Stored) -> None:
+        raise KeyError("the process ends here")
+
+    async def on_given_up(stored: Stored, reason: str) -> None:
+        said.append(reason)
+
+    async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=0.2, max_deliver=-1) as consumer:
+        for _ in range(2):
+            with pytest.raises(ExceptionGroup):
+                await asyncio.wait_for(work(consumer, handler, concurrency=1, attempts=2, on_given_up=on_given_up), 10)
+        assert said == []
+        last = asyncio.create_task(work(consumer, handler, concurrency=1, attempts=2, on_given_up=on_given_up))
+        await wait_for(lambda: consumer.buried == 1)
+        last.cancel()
+        await asyncio.gather(last, return_exceptions=True)
+    assert said == ["its worker ended 2 times while it had it"]
+
+
 async def test_any_other_exception_ends_the_worker_and_the_event_comes_again(bus: Bus, unique_run: str) -> None:
     await bus.publish(failed(unique_run))
 

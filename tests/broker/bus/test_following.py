@@ -3,9 +3,11 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agents.words.events import Heartbeat, Progress, RoundFailed
 from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.settings import BusSettings
 from bus.client import Bus, CaughtUp
 from bus.errors import BrokerUnavailableError
 from bus.words.envelope import Stored
@@ -117,6 +119,58 @@ async def test_live_progress_reaches_its_run_only_and_is_counted_when_malformed(
         await bus.say(said)
         assert await anext(items) == said
         assert items.malformed == 1
+
+
+@contextlib.asynccontextmanager
+async def wire_to(server: EmbeddedServer) -> AsyncIterator[tuple[BusSettings, bytearray]]:
+    """The way to the broker, and all that goes there on it, in its order."""
+    sent = bytearray()
+
+    passing: set[asyncio.Task[None] | None] = set()
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, kept: bytearray) -> None:
+        with contextlib.closing(target):
+            while data := await source.read(65_536):
+                kept += data
+                target.write(data)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passing.add(asyncio.current_task())
+        place = urlsplit(server.settings.url)
+        there, back = await asyncio.open_connection(place.hostname, place.port)
+        await asyncio.gather(copy(reader, back, sent), copy(there, writer, bytearray()))
+        await asyncio.gather(back.wait_closed(), writer.wait_closed(), return_exceptions=True)
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        yield server.settings.model_copy(update={"url": f"nats://127.0.0.1:{port}"}), sent
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(one for one in passing if one is not None))
+
+
+async def test_whoever_listens_live_goes_on_only_when_the_broker_has_its_subscription(
+    nats: EmbeddedServer, unique_run: str
+) -> None:
+    async with (
+        wire_to(nats) as (settings, sent),
+        Bus.connect(settings, name="test", wait_s=10) as bus,
+        bus.hear(Progress, run=unique_run),
+    ):
+        # It asked for an answer behind the subscription: an answer to what came before it proves nothing.
+        assert b"PING" in sent[sent.index(f"SUB progress.{unique_run}".encode()) :]
+
+
+async def test_what_another_connection_says_as_soon_as_somebody_listens_is_heard(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    said = Progress(run=unique_run, round=1, user="u", client="c", phase="train", images_seen=3)
+    async with asyncio.timeout(60), Bus.connect(nats.settings, name="other", wait_s=10) as other:
+        for number in range(100):
+            this = said.model_copy(update={"run": f"{unique_run}-{number}"})
+            async with bus.hear(Progress, run=this.run) as items:
+                await other.say(this)
+                assert await anext(items) == this
 
 
 async def test_heartbeats_of_all_agents_arrive(bus: Bus) -> None:

@@ -3,6 +3,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import nats.errors
 import pytest
 import pytest_asyncio
 from pydantic import SecretStr
@@ -113,6 +114,39 @@ async def test_a_role_gives_up_takes_back_and_settles_its_own_events_only(
             subject = str(LetterSubject(kind, consumer_name, 1))
             with pytest.raises(PermissionDeniedError, match=subject):
                 await (await agent.pipeline.send(subject, b"{}"))
+
+
+async def test_a_refusal_meets_its_event_however_its_name_is_written(guarded: EmbeddedServer, unique_run: str) -> None:
+    async with asyncio.timeout(5), Bus.connect(guarded.settings_for("labeller"), name="labeller", wait_s=10) as bus:
+        with pytest.raises(PermissionDeniedError, match=f"{unique_run}-Loud"):
+            await bus.publish(failed(f"{unique_run}-Loud"))
+
+
+async def test_a_refusal_meets_the_request_that_was_refused_and_no_other(guarded: EmbeddedServer) -> None:
+    forbidden, allowed = "$JS.API.STREAM.DELETE.EVENTS", "$JS.API.STREAM.INFO.EVENTS"
+    async with asyncio.timeout(30), Bus.connect(guarded.settings_for("labeller"), name="labeller", wait_s=10) as bus:
+        tries = 0
+        refused = asyncio.Event()
+        bus.connection.on_denied = lambda _: refused.set()
+
+        async def delete() -> None:
+            await bus.connection.nc.request(forbidden, b"", timeout=1)
+
+        async def look() -> bytes:
+            """Gets no answer the first time, as from a broker that restarts."""
+            nonlocal tries
+            tries += 1
+            answer = await bus.connection.nc.request(allowed, b"", timeout=5)
+            if tries == 1:
+                await refused.wait()
+                raise nats.errors.TimeoutError
+            return answer.data
+
+        looking = asyncio.create_task(bus.connection.persist(look))
+        await wait_for(lambda: tries == 1)
+        with pytest.raises(PermissionDeniedError, match=r"STREAM\.DELETE"):
+            await bus.connection.persist(delete)
+        assert b"EVENTS" in await looking
 
 
 async def _settled(bus: Bus, letter: DeadLetter) -> bool:

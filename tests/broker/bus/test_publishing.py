@@ -91,6 +91,23 @@ async def test_what_cannot_be_read_hides_no_event_that_came_before_it(
         await say(failed(unique_run).model_copy(update={"reason": "something else"}))
 
 
+async def test_of_several_events_on_a_subject_the_first_is_found_and_compared_with(
+    bus: Bus, raw: JetStreamContext, unique_run: str, say: Say
+) -> None:
+    """The header that makes a subject write-once is the publisher's to send; one without it writes a second event."""
+    subject = event_subject(failed(unique_run))
+    await raw.publish(subject, b"nonsense")
+    first = await say(failed(unique_run))
+    second = failed(unique_run).model_copy(update={"reason": "second"})
+    await raw.publish(subject, new_event(second, source="plain").to_json())
+    found = await bus.find(subject)
+    assert found is not None
+    assert (found.sequence, found.event.data) == (first.sequence, failed(unique_run))
+    assert (await say(failed(unique_run))).sequence == first.sequence
+    with pytest.raises(ConflictingEventError):
+        await say(second)
+
+
 async def test_an_event_on_the_wrong_subject_does_not_count_as_said(
     raw: JetStreamContext, unique_run: str, say: Say
 ) -> None:

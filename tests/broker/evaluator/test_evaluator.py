@@ -12,7 +12,7 @@ from agents.cli.run_setup import RunSources, start_run
 from agents.core.learning.scores import EvaluationDetails
 from agents.evaluator.service import serve
 from agents.runtime.tasks import background
-from agents.words.events import ModelEvaluated, ModelPublished, RunStarted
+from agents.words.events import EvaluationFailed, ModelEvaluated, ModelPublished, RunStarted
 from bus.client import Bus
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of_type
@@ -73,4 +73,9 @@ async def test_a_model_of_the_wrong_size_is_given_up_and_the_next_one_is_evaluat
         await bus.publish(published(unique_run, 1, await bus.objects.put(b"odd"), started.base_model))
         await bus.publish(published(unique_run, 2, started.base_model, started.base_model))
         found = await wait_for(lambda: evaluations(bus, unique_run, 2))
+    given_up = await bus.find(events_of_type("evaluation.failed", unique_run).replace(">", "1"))
+    assert given_up is not None
+    assert isinstance(given_up.event.data, EvaluationFailed)
+    assert given_up.event.data.model != started.base_model.sha256
+    assert "3 bytes" in given_up.event.data.reason
     assert {stored.event.data.round for stored in found} == {0, 2}  # type: ignore[attr-defined]

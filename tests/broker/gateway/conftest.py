@@ -68,9 +68,9 @@ class Gateway:
     def socket_url(self) -> str:
         return self.url.replace("http", "ws", 1) + "/ws"
 
-    async def assign(self, *users: str, round: int = 1) -> list[TaskAssigned]:
+    async def assign(self, *users: str, round: int = 1, deadline_s: float = 60.0) -> list[TaskAssigned]:
         """Plans the round and assigns these users' tasks."""
-        plan = planned(len(users), len(users), round=round).model_copy(
+        plan = planned(len(users), len(users), round=round, deadline_s=deadline_s).model_copy(
             update={"run": self.run, "base_model": self.base}
         )
         await self.bus.publish(RoundPlanned.model_validate(plan.model_dump()))

@@ -67,6 +67,7 @@ async def test_a_task_that_is_assigned_later_reaches_a_client_that_waits(gateway
             METRICS,
             "nonfinite",
         ),
+        *((update(value), METRICS, "magnitude") for value in (1e30, 1.07e8, 2.0**31, 1024.001)),
         (update(), METRICS.model_copy(update={"examples": 3}), "metrics"),
         (update(), METRICS.model_copy(update={"predictions": (1, 0)}), "metrics"),
         (update(), METRICS.model_copy(update={"predictions": (1, 0, 3)}), "metrics"),

@@ -65,6 +65,7 @@ def test_a_setting_is_a_name_and_a_value_once(texts: list[str]) -> None:
     [
         (["--strategy", "fedprox"], "strategy_unknown"),
         (["--strategy", "fedadam", "--strategy-set", "learning_rate=1"], "strategy_settings"),
+        (["--encoding", "int4"], "encoding"),
     ],
 )
 @pytest.mark.parametrize("command", [["run", "start"], ["demo", "--clients", "none"]])
@@ -80,6 +81,12 @@ def test_the_learning_rate_comes_from_the_artifacts_unless_it_is_given() -> None
     options = {"artifacts": ARTIFACTS, "users": 1, "images": 1, "rounds": 1, "seed": 0, "quorum": 1.0}
     assert make_config(**options).training.learning_rate == pytest.approx(0.03)
     assert make_config(**options, learning_rate=0.5).training.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(("asked", "found"), [({}, 1.5), ({"clip_to_median": 3.0}, 3.0), ({"clip_to_median": 0}, None)])
+def test_a_run_clips_to_the_median_unless_it_is_told_not_to(asked: dict[str, float], found: float | None) -> None:
+    config = make_config(artifacts=ARTIFACTS, users=3, images=2, rounds=1, seed=0, quorum=1.0, **asked)
+    assert config.clip_to_median == found
 
 
 def fedbus(*arguments: str) -> subprocess.CompletedProcess[str]:

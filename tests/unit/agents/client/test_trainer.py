@@ -21,6 +21,7 @@ from agents.engines import EngineUnavailableError, EngineUnknownError
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.default_task import DEFAULT_DIRECTORY
+from bus.errors import ObjectMissingError
 from bus.words.values import Ref
 from data.shards import encode_shard
 
@@ -107,6 +108,25 @@ async def test_the_optimizer_of_an_old_spec_is_not_even_fetched(objects: Objects
     done = await EngineTrainer(objects).run(a_task(objects, optimizer=nowhere), lambda _: None)  # type: ignore[arg-type]
     assert done.metrics.trained_images > 0
     assert nowhere.sha256 not in objects.taken
+
+
+async def test_a_prefetch_that_fails_raises_what_failed_and_no_group_of_it(tmp_path: Path) -> None:
+    class Emptied(Objects):
+        async def get(self, ref: Ref) -> bytes:
+            if (await self.path(ref)).exists():
+                return await super().get(ref)
+            raise ObjectMissingError(f"{ref.name} is not there")
+
+    objects = Emptied(tmp_path)
+    for file in MANIFEST["files"].values():
+        objects.put((DEFAULT_DIRECTORY / file["path"]).read_bytes() if file else b"")
+    task = a_task(objects)
+    trainer = EngineTrainer(objects)  # type: ignore[arg-type]
+    await trainer.prepare(task)
+    (tmp_path / task.shard.sha256).unlink()
+    (tmp_path / MANIFEST["files"]["trainable"]["sha256"]).unlink()
+    with pytest.raises(ObjectMissingError):
+        await trainer.prepare(task)
 
 
 async def test_an_unknown_kind_of_task_is_refused_by_its_spec_alone(objects: Objects) -> None:

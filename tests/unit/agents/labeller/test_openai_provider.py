@@ -23,8 +23,8 @@ from agents.labeller.errors import (
     UnreadableRepliesError,
 )
 from agents.labeller.openai_provider import OpenAIProvider, openai_provider
-from agents.labeller.providers import together
 from agents.labeller.settings import LabellerSettings
+from agents.runtime.tasks import together
 from agents.words.run_config import LabellingSpec, UserShard
 from bus.words.values import Ref
 from tests.builders import ANY_REF, ref_of

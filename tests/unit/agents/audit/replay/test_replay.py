@@ -9,7 +9,7 @@ import pytest
 
 from agents.audit.replay import Replay, replay_run
 from agents.audit.replay.aggregator import AggregatorReplay
-from agents.core.learning.fixed_point import NonFiniteUpdateError
+from agents.core.learning.fixed_point import AggregationOverflowError, NonFiniteUpdateError, UpdateMagnitudeError
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.plan import AssignTasks, RunState
 from agents.core.strategies.registry import UnknownStrategyError
@@ -47,7 +47,7 @@ from tests.builders import (
 USERS = ("u0", "u1", "u2")
 
 
-def recorded_run() -> tuple[Stream, dict[str, bytes]]:
+def recorded_run(multiple: float | None = None) -> tuple[Stream, dict[str, bytes]]:
     """One round of three users with a quorum of two, and a late update."""
     dataset = RunDataset(
         classes=("a", "b", "c"), users=tuple(UserShard(user=user, shard=ANY_REF) for user in USERS), held_out=ANY_REF
@@ -55,7 +55,7 @@ def recorded_run() -> tuple[Stream, dict[str, bytes]]:
     body = dataset.model_dump_json().encode()
     objects = {BASE_REF.sha256: BASE.tobytes(), ref_of(body).sha256: body}
     stream = Stream()
-    settings = config(users=3, fraction=0.6, deadline_s=60)
+    settings = config(users=3, fraction=0.6, deadline_s=60).model_copy(update={"clip_to_median": multiple})
     started = run_started(settings).model_copy(update={"dataset": ref_of(body)})
     stream.add(started)
     dropped = (DroppedImage(index=1, reason="ambiguous"),)
@@ -88,6 +88,72 @@ def test_a_recorded_run_replays_to_the_recorded_model() -> None:
     assert isinstance(published, ModelPublished)
     assert outcome.differences == []
     assert outcome.final_model == published.model.sha256
+
+
+def test_a_run_that_clips_to_the_median_replays_to_the_recorded_model() -> None:
+    stream, objects = recorded_run(0.5)
+    assert replay_run(stream.events, objects).differences == []
+    published = stream.events[-1].event.data
+    assert isinstance(published, ModelPublished)
+    assert published.clip_norm == 0.5 * np.sqrt(30.0)
+    outcome = replay_run(with_data(stream, -1, clip_norm=1.0), objects)
+    assert [one.what for one in outcome.differences] == ["what is said of round 1"]
+
+
+def test_a_norm_that_is_not_the_updates_is_named_and_one_of_another_processor_is_not() -> None:
+    stream, objects = recorded_run()
+    index = next(i for i, one in enumerate(stream.events) if isinstance(one.event.data, UpdateSubmitted))
+    norm = stream.events[index].event.data.norm
+    for said, differs in ((norm * (1 + 1e-14), False), (None, False), (norm * (1 + 1e-9), True)):
+        outcome = replay_run(with_data(stream, index, norm=said), objects)
+        assert [one.role for one in outcome.differences] == ["gateway"] * differs
+
+
+@pytest.mark.parametrize("value", [1e30, 1.07e8, 2.0**31])
+def test_a_refusal_for_a_huge_value_is_what_the_bytes_lead_to(value: float) -> None:
+    stream, objects = recorded_run()
+    body = np.full(4, value, "<f4").tobytes()
+    objects[ref_of(body).sha256] = body
+    started, kept = stream.events[0].event.data, stream.events[:-4]
+    assert isinstance(started, RunStarted)
+    huge, one = Stream(), RoundAggregation(started, 1)
+    for stored in kept:
+        one.fold(huge.add(stored.event.data))
+    one.fold(huge.add(submitted("u0").model_copy(update={"update": ref_of(body)})))
+    candidate = next(each for each in one.wanted() if each.update.user == "u0")
+    with pytest.raises(UpdateMagnitudeError) as refused:
+        one.add(candidate, body)
+    huge.add(one.refusal_of(candidate, refused.value))
+    assert replay_run(huge.events, objects, roles=["aggregator"]).differences == []
+    # The gateway of this version would not have let it in, and says so.
+    (difference,) = replay_run(huge.events, objects, roles=["gateway"]).differences
+    assert difference.replayed.startswith("magnitude")
+
+
+def test_in_a_plan_of_old_the_update_that_came_last_is_the_one_that_was_too_much() -> None:
+    stream, started = Stream(), run_started(config(users=2))
+    objects = {BASE_REF.sha256: BASE.tobytes()}
+    huge = np.full(4, 2.0**29, np.float32)
+    for data in (
+        planned(2, 1).model_copy(update={"largest_value": None}),
+        assigned("u0"),
+        assigned("u1"),
+        submitted("u1", huge, objects=objects),
+        submitted("u0", huge * np.float32(1.5), objects=objects),
+    ):
+        stream.add(data)
+    one, outcome, replay = RoundAggregation(started, 1), Replay(RUN), AggregatorReplay(started, objects)
+    for stored in stream.events:
+        one.fold(stored)
+        replay.take(stored, outcome)
+        if isinstance(stored.event.data, UpdateSubmitted) and stored.event.data.user == "u1":
+            (first,) = one.wanted()
+            one.add(first, objects[first.update.update.sha256])
+    (second,) = one.wanted()
+    with pytest.raises(AggregationOverflowError) as refused:
+        one.add(second, objects[second.update.update.sha256])
+    replay.take(stream.add(one.refusal_of(second, refused.value)), outcome)
+    assert outcome.differences == []
 
 
 def test_the_model_is_the_weighted_mean_of_the_accepted_updates_alone() -> None:

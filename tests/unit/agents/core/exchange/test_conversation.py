@@ -11,7 +11,7 @@ from agents.core.exchange import effects
 from agents.core.exchange.access import Grant
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.conversation import Conversation
-from agents.core.exchange.leases import LeaseRecord
+from agents.core.exchange.leases import RETURN_S, LeaseRecord
 from agents.core.exchange.limits import Limits
 from agents.core.exchange.messages import (
     Assignment,
@@ -32,6 +32,8 @@ from bus.words.values import Frozen
 from tests.builders import ANY_REF, RUN, Stream, assigned, config, planned, run_started
 
 NOW, LATER = 100.0, 110.0
+DEADLINE_S = 60.0
+LAPSED = NOW + DEADLINE_S / 4
 SIZE = 16
 METRICS = UpdateMetrics(predictions=(0, 0), examples=2, mismatched_images=2, trained_images=14)
 LIMITS = Limits(lease_s=30.0, max_spool_bytes=2 * SIZE)
@@ -47,10 +49,10 @@ class Delivered:
 class World:
     """A conversation with one planned round, and what it wanted done since somebody looked."""
 
-    def __init__(self, *kept: LeaseRecord, reads: bool = True) -> None:
+    def __init__(self, *kept: LeaseRecord, reads: bool = True, limits: Limits = LIMITS) -> None:
         self.stream = Stream()
-        self.core = Conversation(LIMITS, kept, NOW)
-        for data in (run_started(config()), planned(3, 3)):
+        self.core = Conversation(limits, kept, NOW)
+        for data in (run_started(config()), planned(3, 3, deadline_s=DEADLINE_S)):
             self.happens(data, reads=reads)
         self.tasks = [self.happens(assigned(f"u{number}"), reads=reads) for number in range(3)]
         if reads:
@@ -90,7 +92,7 @@ class World:
     def holds(self, connection: Connection, task: int = 0) -> str:
         """The client gets this task; the lease's name."""
         self.hears(connection, Ready())
-        self.core.pool.fetched([Delivered(self.tasks[task])])
+        self.core.pool.fetched([Delivered(self.tasks[task])], NOW)
         assignment = next(one for one in reversed(self.said()) if isinstance(one, Assignment))
         return assignment.lease
 
@@ -127,7 +129,7 @@ def test_a_commit_that_fails_at_any_step_gives_its_task_back_and_tells_the_clien
     client = world.joins()
     commit = world.uploads(client, world.holds(client))
     if step != "check":
-        world.core.commits.checked(commit, None)
+        world.core.commits.checked(commit, 1.0)
     if step == "publish":
         world.core.commits.stored(commit, ANY_REF)
     world.wanted()
@@ -146,7 +148,7 @@ def test_the_answer_to_a_commit_goes_to_the_connection_that_the_client_has_by_th
     world.core.presence.left(first, NOW)
     second = world.joins("one", lease)
     world.begins(second, lease, 7)
-    world.core.commits.checked(commit, None)
+    world.core.commits.checked(commit, 1.0)
     world.core.commits.stored(commit, ANY_REF)
     world.wanted()
     world.core.commits.submitted(commit, False)
@@ -160,7 +162,7 @@ def test_a_client_that_said_goodbye_gets_no_task_that_it_had_asked_for(world: Wo
     world.hears(client, Ready())
     world.hears(client, Leave())
     world.wanted()
-    world.core.pool.fetched([Delivered(world.tasks[0])])
+    world.core.pool.fetched([Delivered(world.tasks[0])], NOW)
     assert world.one(effects.GiveBack) == effects.GiveBack(Delivered(world.tasks[0]), 0.0)
 
 
@@ -233,7 +235,7 @@ def test_the_end_of_a_run_leaves_a_commit_to_its_own_end(world: World) -> None:
     commit = world.uploads(client, world.holds(client))
     world.happens(RunFinished(run=RUN, status="completed", rounds=1))
     assert [one.committing for one in world.core.pool.leases] == [True]
-    world.core.commits.checked(commit, None)
+    world.core.commits.checked(commit, 1.0)
     world.core.commits.stored(commit, ANY_REF)
     event = world.one(effects.PublishUpdate).event
     assert (event.user, event.client, event.update) == ("u0", "one", ANY_REF)
@@ -251,3 +253,66 @@ def test_a_lost_clients_lease_is_due_when_the_clock_says_so(world: World) -> Non
         world.core.tick(world.core.next_tick_at)
     assert list(world.core.pool.leases) == []
     assert any(isinstance(effect, effects.GiveBack) for effect in world.wanted())
+
+
+def test_a_lease_lapses_when_its_tasks_time_is_over_and_not_before(world: World) -> None:
+    slow, other = world.joins("slow"), world.joins("other")
+    world.holds(slow)
+    world.hears(other, Ready())
+    world.core.pool.fetched([], NOW)
+    world.wanted()
+    world.core.tick(LAPSED - 0.001)
+    assert not any(isinstance(one, effects.GiveBack) for one in world.wanted())
+    world.core.tick(LAPSED)
+    assert world.one(effects.GiveBack) == effects.GiveBack(Delivered(world.tasks[0]), 0.0)
+    world.core.pool.fetched([Delivered(world.tasks[0], 2)], LAPSED)
+    (second,) = [one for one in world.said() if isinstance(one, Assignment)]
+    assert [lease.id for lease in world.core.pool.leases] == ["run.1.u0.1", second.lease]
+
+
+def test_a_task_is_offered_once_more_only_when_somebody_else_waits_for_it(world: World) -> None:
+    slow = world.joins("slow")
+    world.holds(slow)
+    world.hears(slow, Ready())
+    world.wanted()
+    world.core.tick(LAPSED)
+    assert not any(isinstance(one, effects.GiveBack) for one in world.wanted())
+
+
+def test_who_lets_a_task_lie_gets_no_other(world: World) -> None:
+    slow = world.joins("slow")
+    world.holds(slow)
+    world.core.tick(LAPSED)
+    world.hears(slow, Ready())
+    world.core.pool.fetched([Delivered(world.tasks[1])], LAPSED)
+    assert world.one(effects.GiveBack) == effects.GiveBack(Delivered(world.tasks[1]), 0.0)
+
+
+def test_a_tokens_clients_hold_a_bounded_number_of_tasks_whatever_their_names() -> None:
+    world = World(limits=LIMITS.model_copy(update={"max_token_tasks": 2}))
+    for number in range(3):
+        world.hears(world.joins(f"name{number}"), Ready())
+    world.wanted()
+    world.core.pool.fetched([Delivered(task) for task in world.tasks], NOW)
+    done = world.wanted()
+    assert sum(isinstance(one, effects.Say) and isinstance(one.message, Assignment) for one in done) == 2
+    assert [one.delivery.stored for one in done if isinstance(one, effects.GiveBack)] == [world.tasks[2]]
+    assert not any(isinstance(one, effects.Fetch) for one in done)
+
+
+def kept_of(world: World) -> LeaseRecord:
+    task = world.tasks[0]
+    assert isinstance(task.event.data, TaskAssigned)
+    return LeaseRecord(task=task.event.data, client="one", token="token", sequence=task.sequence, attempt=1)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_after_a_restart_a_task_waits_a_few_seconds_for_its_client_alone(returns: bool) -> None:
+    world = World(kept_of(World()))
+    if returns:
+        world.joins("one", "run.1.u0.1")
+    world.hears(world.joins("other"), Ready())
+    world.core.pool.fetched([Delivered(world.tasks[0], 2)], NOW)
+    world.wanted()
+    world.core.tick(NOW + RETURN_S)
+    assert any(isinstance(one, effects.GiveBack) for one in world.wanted()) != returns

@@ -29,19 +29,27 @@ def test_a_lease_is_named_after_its_task_and_attempt(table: LeaseTable) -> None:
     assert table.grant(record(attempt=3)).id == "r.1.u1.3"
 
 
-def test_a_task_has_one_lease_at_a_time(table: LeaseTable) -> None:
+def test_a_task_has_a_second_lease_only_when_the_first_lapsed_and_never_a_third(table: LeaseTable) -> None:
     first = table.grant(record())
     with pytest.raises(ValueError, match="has a lease"):
         table.grant(record(client="c2", attempt=2))
+    first.lapsed = True
+    with pytest.raises(ValueError, match="has a lease"):
+        table.grant(record(attempt=2))
+    second = table.grant(record(client="c2", attempt=2))
+    second.lapsed = True
+    with pytest.raises(ValueError, match="has a lease"):
+        table.grant(record(client="c3", attempt=3))
     table.end(first)
-    assert table.grant(record(client="c2", attempt=2)).record.client == "c2"
+    assert table.grant(record(client="c3", attempt=3)).record.client == "c3"
+    assert table.under("open") == 2
 
 
 def test_a_lease_is_found_for_its_own_client_only(table: LeaseTable) -> None:
     lease = table.grant(record())
     assert table.get(lease.id, "c1") is lease
     assert table.get(lease.id, "c2") is None
-    assert table.holder(("r", 1, "u1")) is lease
+    assert table.holders(("r", 1, "u1")) == [lease]
 
 
 def test_a_lease_of_a_connected_client_does_not_expire(table: LeaseTable) -> None:

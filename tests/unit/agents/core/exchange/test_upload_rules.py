@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from agents.core.exchange.upload_rules import (
     check_update,
 )
 from agents.core.learning.encodings import encode_update
+from agents.core.learning.fixed_point import value_bound
 from agents.words.events import UpdateMetrics
 from tests.builders import config
 
@@ -79,6 +81,34 @@ def test_an_update_at_the_norm_passes_and_one_above_does_not() -> None:
     with pytest.raises(UpdateRefusedError) as refused:
         check_update(data, expected(norm=4.999))
     assert refused.value.code == "norm"
+
+
+def bounded(users: int, over: str = "refuse") -> Expected:
+    return dataclasses.replace(expected(norm=None, over=over), largest_value=value_bound(users, 20))
+
+
+@pytest.mark.parametrize("users", [1, 10, 100, 1000])
+@pytest.mark.parametrize("value", [1e30, 1.07e8, 2.0**31, -(2.0**31), 1025])
+@pytest.mark.parametrize("places", [slice(None), slice(2, 3)])
+def test_an_update_with_a_huge_value_is_refused(users: int, value: float, places: slice) -> None:
+    delta = np.zeros(4, np.float32)
+    delta[places] = value
+    with pytest.raises(UpdateRefusedError) as refused:
+        check_update(delta.tobytes(), bounded(users))
+    assert refused.value.code == "magnitude"
+
+
+@pytest.mark.parametrize("users", [1, 100, 100_000])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_at_the_rounds_bound_pass_and_one_ulp_above_it_do_not(users: int, sign: int) -> None:
+    given = bounded(users)
+    assert given.largest_value is not None
+    edge = np.full(4, sign * given.largest_value, np.float32)
+    assert check_update(edge.tobytes(), given) == pytest.approx(2 * given.largest_value)
+    edge[3] = np.nextafter(edge[3], np.float32(sign * np.inf))
+    with pytest.raises(UpdateRefusedError) as refused:
+        check_update(edge.tobytes(), given)
+    assert refused.value.code == "magnitude"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +25,12 @@ from agents.core.learning.encodings import (
     encoded_size,
     update_norm,
 )
-from agents.core.learning.fixed_point import FixedPointSum, NonFiniteUpdateError, UpdateShapeError
+from agents.core.learning.fixed_point import (
+    FixedPointSum,
+    NonFiniteUpdateError,
+    UpdateMagnitudeError,
+    UpdateShapeError,
+)
 
 ENCODINGS = ["float32", "float16", "int8", "topk:0.1", "topk:1", "topk:0.000000001"]
 SIZES = [0, 1, 2, 999, BLOCK - 1, BLOCK, BLOCK + 1, 256 * BLOCK + 3]
@@ -176,8 +184,59 @@ def test_the_norm_is_summed_in_the_same_pieces_for_ever() -> None:
     squares = 0.0
     for start in range(0, delta.size, 256 * BLOCK):
         wide = delta[start : start + 256 * BLOCK].astype(np.float64)
-        squares += float(wide @ wide)
+        whole = len(wide) // 8192 * 8192
+        rows = np.array([float(np.dot(row, row)) for row in wide[:whole].reshape(-1, 8192)])
+        squares += float(rows.sum() + np.dot(wide[whole:], wide[whole:]))
     assert update_norm(delta.tobytes(), "float32", delta.size) == math.sqrt(squares)
+
+
+def test_the_norm_does_not_hang_on_the_number_of_threads() -> None:
+    code = (
+        "import numpy as np; from agents.core.learning.encodings import update_norm;"
+        "d = np.random.default_rng(0).normal(size=1_100_003).astype('<f4');"
+        "print(update_norm(d.tobytes(), 'float32', d.size).hex())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in (1, 2, 3)
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_value_at_the_bound_passes_and_one_above_it_does_not(encoding: str) -> None:
+    n = 256 * BLOCK + 77
+    data = encode_update(a_delta(n), encoding)
+    top = float(np.abs(decode_update(data, encoding, n)).max())
+    below = float(np.nextafter(np.float32(top), np.float32(0)))
+    assert update_norm(data, encoding, n, largest=top) == update_norm(data, encoding, n)
+    FixedPointSum(n).add_update(clipped_parts(data, encoding, n, largest=top, check=False), 1)
+    with pytest.raises(UpdateMagnitudeError):
+        update_norm(data, encoding, n, largest=below)
+    one, empty = FixedPointSum(n), np.zeros(n, np.float32)
+    with pytest.raises(UpdateMagnitudeError):
+        one.add_update(clipped_parts(data, encoding, n, largest=below, check=False), 1)
+    one.add(empty, 1)
+    assert not one.applied_to(empty).any()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_norm_that_is_known_clips_to_the_same_bits(encoding: str) -> None:
+    n = 256 * BLOCK + 77
+    data = encode_update(a_delta(n), encoding)
+    norm = update_norm(data, encoding, n)
+    told = FixedPointSum(n)
+    told.add_update(clipped_parts(data, encoding, n, norm / 3, norm=norm), 1)
+    expected = FixedPointSum(n)
+    expected.add(decode_update(data, encoding, n, clip_norm=norm / 3), 1)
+    parent = np.zeros(n, np.float32)
+    assert told.applied_to(parent).tobytes() == expected.applied_to(parent).tobytes()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -19,9 +19,12 @@ from agents.core.learning.fixed_point import (
     FixedPointSum,
     NonFiniteUpdateError,
     Part,
+    UpdateMagnitudeError,
     UpdateShapeError,
+    check_magnitude,
     inputs_digest,
     largest_magnitude,
+    value_bound,
 )
 
 DELTAS = arrays(np.float32, 5, elements=st.floats(-100, 100, width=32))
@@ -254,3 +257,25 @@ def test_the_inputs_digest_ignores_order_and_sees_every_part() -> None:
     digests = {inputs_digest(order) for order in itertools.permutations(inputs)}
     assert len(digests) == 1
     assert inputs_digest([("a", "0" * 64, 2), inputs[1]]) not in digests
+
+
+@pytest.mark.parametrize(
+    ("updates", "weight"), [(1, 1), (1, 20), (3, 2**22), (100, 20), (1000, 2**14), (100_000, 1000)]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_full_round_of_updates_at_the_bound_fits_the_sum(updates: int, weight: int, sign: int) -> None:
+    bound = value_bound(updates, weight)
+    value = np.full(1, sign * bound, np.float32)
+    assert float(abs(value[0])) == bound
+    check_magnitude(value, bound)
+    one = FixedPointSum(1)
+    for _ in range(min(updates, 1000)):
+        one.add(value, min(MAX_WEIGHT, weight * updates // min(updates, 1000)))
+    assert one.applied_to(np.zeros(1, np.float32)) == value
+
+
+@pytest.mark.parametrize("factor", [1, -1])
+def test_one_ulp_above_the_bound_is_past_it(factor: int) -> None:
+    for bound in (value_bound(100, 20), value_bound(100_000, 1000)):
+        with pytest.raises(UpdateMagnitudeError):
+            check_magnitude(factor * np.nextafter(np.full(1, bound, np.float32), np.float32(np.inf)), bound)

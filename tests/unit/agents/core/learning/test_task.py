@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -131,6 +132,21 @@ def test_the_progress_callback_can_give_the_task_up() -> None:
     with pytest.raises(GivenUpError):
         run_task(TaskInputs(task, a_spec(1, 2), IMAGES, BASE), KIND, engine, stop, itertools.count().__next__)
     assert len(engine.steps) == 1
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_told_as_none_in_progress_and_metrics(loss: float) -> None:
+    class Diverging(WritingEngine):
+        def train_step(self, pixel_values: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+            super().train_step(pixel_values, labels)
+            return loss
+
+    told: list[TaskProgress] = []
+    task = TaskAssigned(run="r", round=1, user="u", shard=REF, labels=(0, 0, 0, 0, 0), spec=REF, seed=1)
+    given = TaskInputs(task, a_spec(1, 2), IMAGES, BASE)
+    result = run_task(given, KIND, Diverging(), told.append, itertools.count().__next__)
+    assert [one.loss for one in told] == [None] * 6
+    assert (result.metrics.loss_first, result.metrics.loss_last) == (None, None)
 
 
 def test_the_learning_rate_of_the_round_is_a_number_in_its_spec() -> None:

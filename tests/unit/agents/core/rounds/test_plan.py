@@ -15,6 +15,7 @@ from agents.core.rounds.plan import (
     task_spec,
 )
 from agents.words.events import (
+    EvaluationFailed,
     ModelEvaluated,
     ModelPublished,
     RoundClosed,
@@ -137,6 +138,22 @@ def test_the_next_round_starts_from_the_new_model() -> None:
     plan = run.fold(intent.data).state.decide()
     assert isinstance(plan, PlanRound)
     assert plan.base_model == NEW_MODEL
+
+
+def test_a_run_whose_last_model_nobody_will_evaluate_is_completed_and_says_why() -> None:
+    lost = EvaluationFailed(run=RUN, round=1, model=NEW_MODEL.sha256, reason="no held-out images")
+    run = Run(rounds=1).fold(*map(labelled, USERS), *done(1), lost.model_copy(update={"round": 0}))
+    assert run.state.decide() is None
+    intent = run.fold(lost).state.decide()
+    assert isinstance(intent, Say)
+    assert isinstance(intent.data, RunFinished)
+    assert (intent.data.status, intent.data.rounds, intent.data.final_model) == ("completed", 1, NEW_MODEL)
+    assert intent.data.reason == "the model of round 1 has no evaluation: no held-out images"
+    scored = run.fold(evaluated(1)).state.decide()
+    assert isinstance(scored, Say)
+    assert isinstance(scored.data, RunFinished)
+    assert scored.data.reason == ""
+    assert run.fold(scored.data).state.decide() is None
 
 
 def test_the_run_is_over_once_its_last_model_is_evaluated() -> None:

@@ -1,0 +1,92 @@
+"""An agent that begins after the past of the stream comes to what it would have come to from the first event on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.core.exchange.runs import Runs
+from agents.core.rounds.plan import RunState
+from agents.runtime.past import past_of
+from agents.words.events import RunFinished, RunStarted
+from bus.words.envelope import Stored, new_event
+from bus.words.payload import Payload
+from tests.builders import START, config, labelled, planned, run_started
+
+NAMES = ("a", "b", "c")
+STARTED = run_started(config(users=2))
+
+
+def said(kind: str, run: str) -> Payload:
+    data: Payload = {
+        "started": STARTED,
+        "labelled": labelled("u0"),
+        "planned": planned(2, 2),
+        "finished": RunFinished(run="x", status="completed", rounds=1),
+    }[kind]
+    return data.model_copy(update={"run": run})
+
+
+streams = st.lists(
+    st.tuples(st.sampled_from(("started", "labelled", "planned", "finished")), st.sampled_from(NAMES)), max_size=30
+)
+
+
+def stored_all(stream: list[tuple[str, str]]) -> list[Stored]:
+    # Every third sequence, as where other messages were malformed.
+    return [
+        Stored(3 * at, START + timedelta(seconds=at), new_event(said(kind, run), source="test"))
+        for at, (kind, run) in enumerate(stream, start=1)
+    ]
+
+
+def dispatched(events: list[Stored]) -> dict[str, RunState]:
+    """The open runs as the dispatcher and the aggregator keep them."""
+    runs: dict[str, RunState] = {}
+    for stored in events:
+        data = stored.event.data
+        if isinstance(data, RunStarted) and data.run not in runs:
+            runs[data.run] = RunState(data)
+        if data.run in runs:
+            runs[data.run].fold(stored)
+            if isinstance(data, RunFinished):
+                del runs[data.run]
+    return runs
+
+
+@given(streams, st.data())
+def test_open_runs_are_the_same_from_the_end_of_the_past_on(stream: list[tuple[str, str]], data: st.DataObject) -> None:
+    events = stored_all(stream)
+    # The past may have been read a while ago, or from a replica that is behind.
+    seen = data.draw(st.integers(0, len(events)))
+    past = past_of(one for one in events[:seen] if isinstance(one.event.data, RunStarted | RunFinished))
+    rest = [one for one in events if one.sequence > past.after]
+    assert dispatched(rest) == dispatched(events)
+    whole, short = Runs(), Runs()
+    for one in events:
+        whole.fold(one)
+    for one in (*past.runs, *rest):
+        short.fold(one)
+    short.skip_to(past.after)
+    assert {run["run"]: run["status"] for run in short.listing()} == {
+        run["run"]: run["status"] for run in whole.listing()
+    }
+    assert short.denied == whole.denied
+    assert [run["run"] for run in short.listing()] == [run["run"] for run in whole.listing()]
+    if events and events[-1].sequence >= past.after:
+        assert short.sequence == whole.sequence
+
+
+def test_a_stream_of_runs_that_are_over_need_not_be_read_again() -> None:
+    events = stored_all([(kind, run) for run in NAMES for kind in ("started", "labelled", "planned", "finished")])
+    past = past_of(one for one in events if isinstance(one.event.data, RunStarted | RunFinished))
+    assert past.after == events[-1].sequence
+    assert len(past.runs) == 6
+
+
+def test_nothing_is_past_while_the_first_run_is_open_nor_in_an_empty_stream() -> None:
+    events = stored_all([("started", "a"), ("started", "b"), ("finished", "b")])
+    assert past_of(events).after == events[0].sequence - 1
+    assert past_of([]).after == 0
