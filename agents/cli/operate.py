@@ -19,6 +19,7 @@ from bus.errors import FedbusError
 from bus.objects.store import FRESH_S
 from bus.process.logs import escaped
 from bus.stream.dead_letters import DeadLetter
+from bus.words.payload import COLLECTOR
 from bus.work.retries import LetterMalformedError, LetterUnclaimedError, Retry
 
 SHOWN_BYTES = 4_000
@@ -144,7 +145,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
     """Delete old objects that no event leads to, and what interrupted uploads left."""
-    use_running_fedbus()
+    use_running_fedbus(role=COLLECTOR)
     asyncio.run(_gc(older_than, dry_run))
 
 

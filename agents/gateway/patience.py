@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import exceptions
+from websockets.frames import DATA_OPCODES, Frame
 
 log = logging.getLogger(__name__)
 NO_REQUEST, NOT_READ = "no request came", "what it asked for is not read"
 MAX_UNREAD_PONGS = 1 << 17
 """Bytes that may wait in front of a pong."""
+FRAMES_PER_S, FRAMES_AT_ONCE = 2_000.0, 4_000
+"""Of one WebSocket, of every kind and size: an empty one has six bytes and costs as much as a full one."""
+MAX_FRAGMENTS = 1_024
+"""Frames of one message."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,30 @@ class _Deadline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Counted:
+    """Ends a WebSocket, with the protocol's own error, for too many frames."""
+
+    def __init__(self, take: Callable[[Frame], None]) -> None:
+        self._take = take
+        self._left, self._at = float(FRAMES_AT_ONCE), time.monotonic()
+        self._fragments = 0
+
+    def take(self, frame: Frame) -> None:
+        """Takes one in.
+
+        Raises:
+            ProtocolError: it is one too many.
+        """
+        now = time.monotonic()
+        self._left = min(FRAMES_AT_ONCE, self._left + (now - self._at) * FRAMES_PER_S) - 1
+        self._at = now
+        if frame.opcode in DATA_OPCODES:
+            self._fragments = 0 if frame.fin else self._fragments + 1
+        if self._left < 0 or self._fragments > MAX_FRAGMENTS:
+            raise exceptions.ProtocolError("too many frames")
+        self._take(frame)
 
 
 def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSocketsSansIOProtocol]]:
@@ -100,6 +132,12 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
             super().connection_lost(exc)
 
     class PatientWebSocket(Read, WebSocketsSansIOProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            counted = _Counted(self.conn.recv_frame)
+            # Where a read's frames are taken apart: later they have all been paid for.
+            self.conn.recv_frame = counted.take  # type: ignore[method-assign]
+
         def handle_ping(self) -> None:
             # Pongs are written without waiting: who pings and never reads them would fill the memory.
             if self.transport.get_write_buffer_size() > MAX_UNREAD_PONGS:

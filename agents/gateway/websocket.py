@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from dataclasses import dataclass
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -18,15 +21,70 @@ from agents.runtime.tasks import background
 
 log = logging.getLogger(__name__)
 FAREWELL_S = 5.0
-SPARE_CONNECTIONS = 64
+MAX_STRANGERS = 1_024
+LEAST_S = 1.0
+"""For hello, of which nobody is robbed by others from the same address."""
+
+
+@dataclass(eq=False)
+class Stranger:
+    """A connection that has not said hello yet; ``out`` is set when it has to go."""
+
+    since: float
+    out: asyncio.Event
+
+
+class Strangers:
+    """Those who have not said hello: at most ``limit``, which keep no room from those with a token.
+
+    One more takes the place of the one that has waited longest, of those from the address that has most; where that is
+    its own address, only of one that has had ``least_s``, until which it waits, in order. So who opens many sockets
+    delays his own address by seconds and nobody else, and hello needs but a moment.
+    """
+
+    def __init__(self, limit: int, least_s: float) -> None:
+        self._limit = limit
+        self._least_s = least_s
+        self._by_address: dict[str, dict[WebSocket, Stranger]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def enter(self, socket: WebSocket, address: str) -> asyncio.Event:
+        """A connection has come, and has a place when this returns."""
+        turn = self._turns.setdefault(address, asyncio.Lock())
+        async with turn:
+            while sum(map(len, self._by_address.values())) >= self._limit:
+                if (wait_s := self._wait_s(address)) > 0:
+                    await asyncio.sleep(wait_s)
+                else:
+                    most = self._greediest()
+                    most.pop(next(iter(most))).out.set()
+        stranger = Stranger(time.monotonic(), asyncio.Event())
+        self._by_address.setdefault(address, {})[socket] = stranger
+        return stranger.out
+
+    def _wait_s(self, address: str) -> float:
+        most = self._greediest()
+        if len(most) > 1 + len(self._by_address.get(address, ())):
+            return 0.0
+        return next(iter(most.values())).since + self._least_s - time.monotonic()
+
+    def _greediest(self) -> dict[WebSocket, Stranger]:
+        return max(self._by_address.values(), key=len)
+
+    def leave(self, socket: WebSocket, address: str) -> None:
+        """It has said hello and was let in, or is gone."""
+        waiting = self._by_address.get(address, {})
+        waiting.pop(socket, None)
+        if not waiting:
+            self._by_address.pop(address, None)
 
 
 class ClientSocket:
-    """The endpoint; counts its connections, welcomed or not."""
+    """The endpoint."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._open = 0
+        self._strangers = Strangers(MAX_STRANGERS, LEAST_S)
 
     async def __call__(self, socket: WebSocket) -> None:
         """Serves one connection to its end."""
@@ -36,40 +94,70 @@ class ClientSocket:
         except AccessRefusedError:
             await socket.close(1008)
             return
-        if not origin_allowed(socket, settings.origins) or self._open >= settings.max_clients + SPARE_CONNECTIONS:
+        if not origin_allowed(socket, settings.origins):
             await socket.close(1008)
             return
-        await socket.accept()
-        outbox = Outbox()
-        connection = self._hub.connect(outbox, address)
-        self._open += 1
+        out = await self._strangers.enter(socket, address)
+        connection: Connection | None = None
         try:
+            await socket.accept()
+            outbox = Outbox()
+            connection = self._hub.connect(outbox, address)
             async with background(_write(socket, outbox)):
-                await self._read(socket, connection)
+                if await self._introduced(socket, connection, out):
+                    self._strangers.leave(socket, address)
+                    await self._read(socket, connection)
         except WebSocketDisconnect:
             # The writer met a connection that was gone.
             pass
         finally:
-            self._open -= 1
-            self._hub.disconnect(connection)
+            self._strangers.leave(socket, address)
+            if connection is not None:
+                self._hub.disconnect(connection)
 
-    async def _read(self, socket: WebSocket, connection: Connection) -> None:
-        while True:
+    async def _introduced(self, socket: WebSocket, connection: Connection, out: asyncio.Event) -> bool:
+        """Reads until hello was welcome; there is one time for that, whatever else is said."""
+        reading = asyncio.create_task(self._read(socket, connection, until_welcome=True))
+        leaving = asyncio.create_task(out.wait())
+        try:
+            within = self._hub.patience_s(connection)
+            await asyncio.wait({reading, leaving}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended = reading.done()
+            for task in (reading, leaving):
+                task.cancel()
+            await asyncio.wait({reading, leaving})
+        if ended:
+            return reading.result()
+        if out.is_set():
+            with contextlib.suppress(RuntimeError):
+                await socket.close(1013, "others wait to say hello")
+        else:
+            await self._say_silent(socket, connection)
+        return False
+
+    async def _read(self, socket: WebSocket, connection: Connection, *, until_welcome: bool = False) -> bool:
+        """Takes in what comes: until the end, or as long as the client is a stranger; whether it is welcome then."""
+        while not (until_welcome and connection.welcomed):
             try:
-                async with asyncio.timeout(self._hub.patience_s(connection)):
+                async with asyncio.timeout(None if until_welcome else self._hub.patience_s(connection)):
                     event = await socket.receive()
             except TimeoutError:
-                self._hub.silent(connection)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(FAREWELL_S):
-                        await _until_gone(socket)
-                return
+                await self._say_silent(socket, connection)
+                return False
             if event["type"] == "websocket.disconnect":
-                return
+                return False
             text = event.get("text")
             frame = text if text is not None else event.get("bytes") or b""
             if wait_s := await self._hub.receive(connection, frame):
                 await asyncio.sleep(wait_s)
+        return True
+
+    async def _say_silent(self, socket: WebSocket, connection: Connection) -> None:
+        self._hub.silent(connection)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await _until_gone(socket)
 
 
 async def _until_gone(socket: WebSocket) -> None:

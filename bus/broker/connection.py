@@ -82,6 +82,7 @@ class Connection:
         js: its JetStream context.
         losses: how often the connection was lost; requests made before a loss get no answer.
         retries: how often a request was made again.
+        user: as whom it logged in by name.
         on_denied: called with a subject, in lower case, that the broker does not let this user publish on.
     """
 
@@ -90,6 +91,7 @@ class Connection:
         self.js: JetStreamContext = self.nc.jetstream()
         self.losses = 0
         self.retries = 0
+        self.user: str | None = None
         self.on_denied: Callable[[str], object] = log.error
         self._attempts: list[_Attempt] = []
         self._silent_since: float | None = None
@@ -113,6 +115,7 @@ class Connection:
             raise BrokerUnavailableError(
                 f"cannot read the TLS files: {error}", hint="check NATS_CA, NATS_CERT and NATS_KEY"
             ) from None
+        self.user = settings.user
         connecting = asyncio.create_task(self._connect(settings, name, tls))
         try:
             async with asyncio.timeout(wait_s):
@@ -150,6 +153,7 @@ class Connection:
             "user": settings.user,
             "password": settings.password.get_secret_value() if settings.password else None,
             "user_credentials": str(settings.creds) if settings.creds else None,
+            "inbox_prefix": settings.inbox_prefix,
         }
         await self.nc.connect(
             settings.servers,

@@ -20,6 +20,9 @@ from nats.js.errors import APIError, NotFoundError
 
 from bus.broker.connection import Connection
 
+COPIED = "Nats-Stream"
+"""A header of the broker's answers. On a stored message it means that the broker wrote it there as its answer to
+somebody, who chose the subject and need not be one who may publish there."""
 _RETRY_S = 0.1
 
 

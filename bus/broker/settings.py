@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bus.process.logs import without_login
+from bus.words.payload import OPERATOR
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 REPLICAS = (1, 3, 5)
@@ -19,9 +20,10 @@ class BusSettings(BaseSettings):
     """The connection to the broker: each field comes from ``NATS_<FIELD>`` unless it is given.
 
     ``url`` may name several brokers of one cluster, separated by commas. ``replicas``, from ``FEDBUS_REPLICAS``, is how
-    many of its nodes keep each stream; without it, that is the operator's business. ``creds`` is the path of a NATS
-    credentials file; ``ca``, ``cert`` and ``key`` are paths of PEM files, the last two for a broker that asks its
-    clients for certificates.
+    many of its nodes keep each stream; without it, that is the operator's business. ``inbox_prefix`` is where answers
+    come, by default where the role that logs in may hear them. ``creds`` is the path of a NATS credentials file;
+    ``ca``, ``cert`` and ``key`` are paths of PEM files, the last two for a broker that asks its clients for
+    certificates.
     """
 
     model_config = SettingsConfigDict(
@@ -37,6 +39,7 @@ class BusSettings(BaseSettings):
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
+    inbox_prefix: str = Field(default_factory=lambda given: inbox_prefix(given["user"]), min_length=1)
 
     @field_validator("replicas")
     @classmethod
@@ -67,3 +70,9 @@ class BusSettings(BaseSettings):
         if self.cert is not None:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+
+def inbox_prefix(role: str | None) -> str:
+    """First token of the subjects on which answers come to a role; the stock one without a login and for the operator,
+    whose programs need not be fedbus's."""
+    return "_INBOX" if role in (None, OPERATOR) else f"_INBOX_{role}"

@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from bus.broker.connection import Connection
-from bus.broker.direct_get import read_stored
+from bus.broker.direct_get import COPIED, read_stored
 from bus.broker.topology import TOKEN_STREAM
 from bus.errors import FedbusError
 from bus.words.subjects import ALL_TOKENS, token_subject
@@ -54,17 +55,29 @@ class TokenStore:
         return record
 
     async def all(self) -> list[TokenRecord]:
-        """Every record, oldest first; what cannot be read is no record, and lets nobody in."""
+        """Every record, oldest first; what cannot be read is no record, and lets nobody in.
+
+        Neither is what the broker wrote there as its answer to somebody who may not write there: that is seen only
+        where the message is asked for as it lies in the stream.
+        """
         found: dict[str, TokenRecord] = {}
         stored = read_stored(self._connection, TOKEN_STREAM, ALL_TOKENS, start=1, batch=_BATCH, stall_s=_STALL_S)
         async with contextlib.aclosing(stored) as messages:
             async for message in messages:
                 with contextlib.suppress(ValidationError):
                     record = TokenRecord.model_validate_json(message.data)
-                    if token_subject(record.id) == message.subject:
+                    if token_subject(record.id) == message.subject and not await self._is_copied(message.sequence):
                         # A replica that is behind may still have an older record: the last one counts.
                         found[record.id] = record
         return sorted(found.values(), key=lambda record: (record.created, record.id))
+
+    async def _is_copied(self, sequence: int) -> bool:
+        try:
+            message = await self._connection.persist(lambda: self._connection.js.get_msg(TOKEN_STREAM, sequence))
+        except NotFoundError:
+            # Replaced at this moment; the next look finds what stands there now.
+            return True
+        return COPIED in (message.headers or {})
 
     async def changes(self, every_s: float = LOOK_EVERY_S) -> AsyncIterator[list[TokenRecord]]:
         """All records at once, and again within ``every_s`` of each change; endless."""

@@ -8,10 +8,11 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StoreCompression, StreamConfig
 from nats.js.errors import NotFoundError
 
-from bus.words.subjects import ALL_TOKENS, DEAD_LETTERS, EVENT_STREAM, EVENTS
+from bus.words.subjects import ALL_DELETIONS, ALL_TOKENS, DEAD_LETTERS, EVENT_STREAM, EVENTS
 
 DLQ_STREAM = "DLQ"
 TOKEN_STREAM = "TOKENS"
+DELETION_STREAM = "DELETIONS"
 BUCKET = "objects"
 OBJECT_STREAM = f"OBJ_{BUCKET}"
 MAX_EVENT_BYTES = 64 * 1024
@@ -43,7 +44,6 @@ STREAMS: tuple[StreamConfig, ...] = (
         subjects=[f"$O.{BUCKET}.C.>", f"$O.{BUCKET}.M.>"],
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
-        allow_rollup_hdrs=True,
         allow_direct=True,
     ),
     StreamConfig(
@@ -53,6 +53,16 @@ STREAMS: tuple[StreamConfig, ...] = (
         storage=StorageType.FILE,
         allow_direct=True,
         max_msgs_per_subject=1,
+    ),
+    StreamConfig(
+        name=DELETION_STREAM,
+        description="what was deleted from the object store, and why",
+        subjects=[ALL_DELETIONS],
+        storage=StorageType.FILE,
+        compression=StoreCompression.S2,
+        allow_direct=True,
+        deny_delete=True,
+        deny_purge=True,
     ),
 )
 
@@ -74,9 +84,10 @@ async def ensure_topology(js: JetStreamContext, *, replicas: int | None = None) 
         except NotFoundError:
             await js.add_stream(wanted)
             continue
+        # A rollup deletes what was on its subject before, for whoever may publish there: no stream takes any.
         # What the table above leaves open is the broker's or its operator's business: limits, placement.
         stated = {name: value for name, value in vars(wanted).items() if value != getattr(_UNSET, name)}
-        merged = replace(found, **stated)
+        merged = replace(found, **stated, allow_rollup_hdrs=False)
         if merged != found:
             await js.update_stream(merged)
 

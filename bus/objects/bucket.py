@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import nats.errors
 from nats.js.api import PubAck
 from nats.js.errors import APIError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection, cancellable
+from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
 from bus.broker.direct_get import DirectMessage, read_stored, stream_state
 from bus.broker.pipelining import Ack, Pipeline
-from bus.broker.topology import BUCKET, OBJECT_STREAM
+from bus.broker.topology import BUCKET, DELETION_STREAM, OBJECT_STREAM
+from bus.words.subjects import deletion_subject
 from bus.words.values import Ref
 
 CHUNK = 512 * 1024
@@ -79,12 +79,20 @@ class Bucket:
         assert message.time is not None
         return _entry(message.data or b"", sequence, message.time), sequence
 
-    async def entries(self) -> AsyncGenerator[Entry, None]:
-        """Every object that is there, the longest unchanged first."""
-        async with contextlib.aclosing(self._stored(f"{_METAS}>", 1, 256)) as metas:
-            async for message in metas:
-                if (entry := _entry(message.data, message.sequence, message.time)) is not None:
-                    yield entry
+    async def candidates(self, name: str) -> list[Meta]:
+        """What was said of an object's parts, the newest first: any role may say something, and it need not be true."""
+        return [one.meta for one in reversed(await self._entries(meta_subject(name)))]
+
+    async def entries(self) -> list[Entry]:
+        """Every object that is there, the longest unchanged first; what nobody can read hides nothing before it."""
+        newest = {entry.meta.name: entry for entry in await self._entries(f"{_METAS}>")}
+        return sorted(newest.values(), key=lambda entry: entry.sequence)
+
+    async def _entries(self, subject: str) -> list[Entry]:
+        """All that was said of the objects and can be read, the oldest first."""
+        async with contextlib.aclosing(self._stored(subject, 1, 256)) as metas:
+            found = [(one.subject, _entry(one.data, one.sequence, one.time)) async for one in metas]
+        return [entry for subject, entry in found if entry is not None and meta_subject(entry.meta.name) == subject]
 
     async def inspect(self, entry: Entry) -> tuple[bool, float]:
         """Whether all chunks of an object are there, and how old its meta message is, in seconds, for the broker."""
@@ -125,7 +133,6 @@ class Bucket:
                 first = first or sequence
         finally:
             if window:
-                # Whoever purges these chunks now must not do so before the broker has stored them.
                 await asyncio.wait(window, timeout=_ACK_S)
                 self._pipeline.forget(window)
         return first, count
@@ -156,26 +163,49 @@ class Bucket:
         meta = json.loads(message.data or b"") | {"mtime": datetime.now(UTC).isoformat()}
         return await self._replace(entry.meta.name, meta, entry.sequence) is not None
 
-    async def delete(self, entry: Entry) -> bool:
-        """Deletes an object unless it was touched or replaced meanwhile; then false.
+    async def delete(self, entry: Entry, reason: str) -> bool:
+        """Deletes an object unless something was said of it meanwhile; then false.
 
-        The meta message goes first: whoever dies after that leaves chunks that ``orphans`` finds.
+        Whoever dies on the way leaves what is found and deleted the next time.
+
+        Raises:
+            PermissionDeniedError: this is the collector's to do.
         """
+        subject = meta_subject(entry.meta.name)
+        uploads = {one.nuid for one in await self.candidates(entry.meta.name)}
+        _, last = await self.find(entry.meta.name)
+        if entry.sequence != last and await self._says_something(subject, after=entry.sequence):
+            return False
         gone = entry.meta.model_dump(include={"name", "nuid"}) | {"bucket": BUCKET, "deleted": True}
-        marker = await self._replace(entry.meta.name, gone, entry.sequence)
+        marker = await self._replace(entry.meta.name, gone, last)
         if marker is None:
             return False
-        await self.purge(entry.meta.nuid)
+        for nuid in sorted(uploads):
+            await self.delete_upload(nuid, reason, name=entry.meta.name)
         # Up to the marker: an object of this name that was put meanwhile stays.
-        await self._purge(meta_subject(entry.meta.name), through=marker)
+        await self._purge(subject, through=marker)
         return True
+
+    async def _says_something(self, subject: str, *, after: int) -> bool:
+        return any(entry.sequence > after for entry in await self._entries(subject))
+
+    async def delete_upload(self, nuid: str, reason: str, *, name: str = "") -> None:
+        """Deletes the chunks of an upload, and first notes that and why where nobody can take it back.
+
+        Raises:
+            PermissionDeniedError: this is the collector's to do.
+        """
+        note = json.dumps({"upload": nuid, "object": name, "reason": reason}).encode()
+        subject = deletion_subject(nuid)
+        await self.connection.persist(lambda: self.connection.js.publish(subject, note, stream=DELETION_STREAM))
+        await self._purge(f"{_CHUNKS}{nuid}")
 
     async def _replace(self, name: str, meta: dict[str, Any], replaces: int) -> int | None:
         """Writes a meta message where ``replaces`` is the last of its name; its sequence, or nothing if it is not."""
         body = json.dumps(meta).encode()
 
         async def attempt() -> PubAck:
-            headers = {"Nats-Rollup": "sub", "Nats-Expected-Last-Subject-Sequence": str(replaces)}
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(replaces)}
             return await self.connection.js.publish(meta_subject(name), body, headers=headers)
 
         try:
@@ -189,22 +219,15 @@ class Bucket:
         """The chunk messages of an object from ``sequence`` on."""
         return self._stored(f"{_CHUNKS}{meta.nuid}", sequence, batch)
 
-    async def purge(self, nuid: str) -> None:
-        """Deletes the chunks of an upload if the broker is there; otherwise they wait for ``orphans``."""
-        await self._purge(f"{_CHUNKS}{nuid}")
-
     async def _purge(self, subject: str, *, through: int | None = None) -> None:
-        if self.connection.is_up:
-            end = None if through is None else through + 1
-            with contextlib.suppress(nats.errors.Error, TimeoutError):
-                await cancellable(self.connection.js.purge_stream(OBJECT_STREAM, seq=end, subject=subject))
+        end = None if through is None else through + 1
+        await self.connection.persist(lambda: self.connection.js.purge_stream(OBJECT_STREAM, seq=end, subject=subject))
 
     async def orphans(self) -> list[tuple[str, datetime]]:
         """The uploads that no object owns, and when their newest chunk was stored."""
         # Chunks first: an upload that ends meanwhile is then among the owned ones.
         uploads = (await stream_state(self.connection, OBJECT_STREAM, f"{_CHUNKS}>")).subjects
-        async with contextlib.aclosing(self.entries()) as entries:
-            owned = {entry.meta.nuid async for entry in entries}
+        owned = {entry.meta.nuid for entry in await self._entries(f"{_METAS}>")}
         found: list[tuple[str, datetime]] = []
         for subject in uploads:
             nuid = subject.removeprefix(_CHUNKS)

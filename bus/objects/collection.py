@@ -29,6 +29,7 @@ from bus.words.values import Ref
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _OWN_NAME = re.compile(r"sha256-[0-9a-f]{64}")
+_REASON = "no event leads to it"
 _BATCH = 256
 _STALL_S = 10.0
 log = logging.getLogger(__name__)
@@ -57,21 +58,20 @@ class Collector:
         """
         now = await self._objects.bucket.now()
         old: list[Entry] = []
-        async with contextlib.aclosing(self._objects.bucket.entries()) as entries:
-            async for entry in entries:
-                if not _OWN_NAME.fullmatch(entry.meta.name):
-                    continue
-                ref = ref_of(entry.meta)
-                self._documents[ref.sha256] = ref.media_type == "application/json"
-                if (now - entry.stored_at).total_seconds() >= older_than_s:
-                    old.append(entry)
+        for entry in await self._objects.bucket.entries():
+            if not _OWN_NAME.fullmatch(entry.meta.name):
+                continue
+            ref = ref_of(entry.meta)
+            self._documents[ref.sha256] = ref.media_type == "application/json"
+            if (now - entry.stored_at).total_seconds() >= older_than_s:
+                old.append(entry)
         await self._read_on()
         return [entry for entry in old if not self._is_needed(entry)]
 
     async def delete(self, entry: Entry) -> bool:
         """Deletes an expired object unless an event came to need it, or somebody put it, since it was looked at."""
         await self._read_on()
-        return not self._is_needed(entry) and await self._objects.bucket.delete(entry)
+        return not self._is_needed(entry) and await self._objects.bucket.delete(entry, _REASON)
 
     def _is_needed(self, entry: Entry) -> bool:
         return ref_of(entry.meta).sha256 in self._needed

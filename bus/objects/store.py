@@ -9,7 +9,7 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -24,6 +24,7 @@ from bus.broker.pipelining import Pipeline
 from bus.broker.topology import BUCKET
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
 from bus.objects.bucket import CHUNK, FIRST_SEQUENCE, MEDIA_TYPE, Bucket, Meta
+from bus.words.subjects import upload_name
 from bus.words.values import Ref
 
 SMALL = 4 << 20
@@ -51,6 +52,8 @@ class ObjectStore:
         self.bucket = Bucket(connection, pipeline, stall_s=stall_s)
         self._fresh_s = fresh_s
         self._nuid = NUID()
+        self._damaged: set[str] = set()
+        """Uploads that were not what somebody said of them when they were read here."""
 
     async def put(self, data: bytes | memoryview, *, media_type: str = _DEFAULT_TYPE, sha256: str | None = None) -> Ref:
         """Stores ``data`` unless it is there, and returns its reference; waits out broker outages and a full disk.
@@ -76,34 +79,30 @@ class ObjectStore:
     async def put_file(self, path: Path, media_type: str = _DEFAULT_TYPE, *, sha256: str | None = None) -> Ref:
         """Stores the bytes of a file, which must not change meanwhile, in constant memory.
 
-        They are hashed while they are sent, and become an object only if they have the digest that it is named by. So
-        a file whose digest was announced is hashed once; without that once before, for its name.
+        They are hashed first, because nothing takes back what was sent in vain until it is collected, and again while
+        they are sent: they become an object only under their digest.
 
         Args:
             sha256: what somebody says the digest is.
 
         Raises:
-            ObjectCorruptError: the bytes have another digest, or changed while they were read; nothing was stored.
+            ObjectCorruptError: the bytes have another digest, or changed while they were read; no object was stored.
         """
         with _open(path) as file:
-            digest = await asyncio.to_thread(_digest, file) if sha256 is None else sha256
+            digest = await asyncio.to_thread(_digest, file)
+            if sha256 not in (None, digest):
+                raise _other(sha256)
             ref = _ref(digest, os.fstat(file.fileno()).st_size, media_type)
-            was_checked = sha256 is None
 
             async def chunks() -> AsyncIterator[bytes]:
-                nonlocal was_checked
                 file.seek(0)
                 check = hashlib.sha256()
                 while chunk := await asyncio.to_thread(_read, file, check):
                     yield chunk
                 if (check.hexdigest(), file.tell()) != (digest, ref.size):
                     raise _other(digest)
-                was_checked = True
 
             await self._put(ref, chunks)
-            # An object that was there already proves nothing about this file.
-            if not was_checked and await asyncio.to_thread(_digest, file) != digest:
-                raise _other(digest)
         return ref
 
     async def get(self, ref: Ref | str) -> bytes:
@@ -114,11 +113,19 @@ class ObjectStore:
             ObjectCorruptError: what is there has another size or digest.
             ObjectTimeoutError: its chunks stopped arriving.
         """
-        return b"".join([chunk async for chunk in self.stream(ref)])
+        while True:
+            known = len(self._damaged)
+            try:
+                return b"".join([chunk async for chunk in self.stream(ref)])
+            except (ObjectCorruptError, ObjectMissingError):
+                # One of the things said of it was not true; another may be.
+                if len(self._damaged) == known or not await self._another(ref):
+                    raise
 
     async def stream(self, ref: Ref | str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """The bytes from ``start`` up to ``end`` in chunks, in constant memory; a range begins at its first chunk.
 
+        Where several things were said of an object, what turned out not to be true is not tried again.
         The whole object is verified, and its last chunk is held back until it is; a range is checked for gaps only.
 
         Raises:
@@ -132,17 +139,18 @@ class ObjectStore:
         if start == stop:
             return
         check = hashlib.sha256() if start == 0 and stop == ref.size else None
-        async with contextlib.aclosing(self._chunks(meta, ref, start)) as chunks:
-            async for offset, chunk in chunks:
-                last = offset + len(chunk) >= stop
-                if check is not None:
-                    check.update(chunk)
-                    if last and check.hexdigest() != ref.sha256:
-                        raise _corrupt(ref)
-                yield chunk[max(0, start - offset) : stop - offset]
-                if last:
-                    return
-        raise _corrupt(ref)
+        with self._noting(meta):
+            async with contextlib.aclosing(self._chunks(meta, ref, start)) as chunks:
+                async for offset, chunk in chunks:
+                    last = offset + len(chunk) >= stop
+                    if check is not None:
+                        check.update(chunk)
+                        if last and check.hexdigest() != ref.sha256:
+                            raise _corrupt(ref)
+                    yield chunk[max(0, start - offset) : stop - offset]
+                    if last:
+                        return
+            raise _corrupt(ref)
 
     async def fetch_to(self, ref: Ref | str, path: Path) -> None:
         """Writes a verified object to ``path``, which appears complete or not at all."""
@@ -185,7 +193,7 @@ class ObjectStore:
         now = await self.bucket.now()
         old = [nuid for nuid, at in await self.bucket.orphans() if (now - at).total_seconds() >= older_than_s]
         for nuid in [] if dry_run else old:
-            await self.bucket.purge(nuid)
+            await self.bucket.delete_upload(nuid, "an upload that was never finished")
         return len(old)
 
     async def _put(self, ref: Ref, chunks: Chunks) -> None:
@@ -194,18 +202,18 @@ class ObjectStore:
             there, replaces = await self.bucket.find(ref.name)
             if there is not None:
                 complete, age = await self.bucket.inspect(there)
-                complete = complete and await self._is_sound(ref)
+                complete = complete and there.meta.nuid not in self._damaged and await self._is_sound(ref)
                 if complete and (age < self._fresh_s or await self.bucket.touch(there)):
                     return
                 if complete:
                     # Somebody touched, replaced or deleted it at this moment.
                     continue
-            # One that lost chunks, or whose bytes were damaged on the disk, is put again: that heals it.
-            nuid = unneeded = self._nuid.next().decode()
+            # One that lost chunks, or whose bytes were damaged on the disk, is put again: that heals it. What is sent
+            # in vain waits for ``collect_orphans``.
+            nuid = upload_name(self.bucket.connection.user, self._nuid.next().decode())
             try:
                 first, count = await self.bucket.send(nuid, chunks())
                 if await self.bucket.write_meta(ref, nuid, first=first, chunks=count, replaces=replaces):
-                    unneeded = there.meta.nuid if there else ""
                     return
             except (nats.errors.Error, TimeoutError) as error:
                 # A broker without room answers that its service is unavailable.
@@ -214,10 +222,6 @@ class ObjectStore:
                 log.warning("upload of %s starts again: %s", ref.name, str(error) or "no answer")
                 await asyncio.sleep(pause)
                 pause = min(_LAST_PAUSE_S, 2 * pause)
-            finally:
-                # Also when cancelled; what cannot be deleted now waits for ``collect_orphans``.
-                if unneeded:
-                    await self.bucket.purge(unneeded)
 
     async def _is_sound(self, ref: Ref) -> bool:
         """Whether an object that is there can be read: the broker counts chunks that its disk has lost."""
@@ -240,25 +244,51 @@ class ObjectStore:
             check.update(chunk)
             file.write(chunk)
 
-        if ref.size:
-            async with contextlib.aclosing(self._chunks(meta, ref, 0)) as chunks:
-                async for offset, chunk in chunks:
-                    await asyncio.to_thread(take, chunk)
-                    end = offset + len(chunk)
-        if (check.hexdigest(), end) != (ref.sha256, ref.size):
-            raise _corrupt(ref)
+        with self._noting(meta):
+            if ref.size:
+                async with contextlib.aclosing(self._chunks(meta, ref, 0)) as chunks:
+                    async for offset, chunk in chunks:
+                        await asyncio.to_thread(take, chunk)
+                        end = offset + len(chunk)
+            if (check.hexdigest(), end) != (ref.sha256, ref.size):
+                raise _corrupt(ref)
         await asyncio.to_thread(file.flush)
+
+    @contextlib.contextmanager
+    def _noting(self, meta: Meta) -> Iterator[None]:
+        """Remembers an upload that turns out not to be what its meta message says."""
+        try:
+            yield
+        except (ObjectCorruptError, ObjectMissingError):
+            self._damaged.add(meta.nuid)
+            raise
+
+    async def _another(self, ref: Ref | str) -> bool:
+        """Whether something else was said of an object, which nobody here has found untrue."""
+        name = f"sha256-{ref}" if isinstance(ref, str) else ref.name
+        return any(one.nuid not in self._damaged for one in await self.bucket.candidates(name))
 
     async def _resolve(self, ref: Ref | str) -> tuple[Meta, Ref]:
         name = f"sha256-{ref}" if isinstance(ref, str) else ref.name
-        entry = (await self.bucket.find(name))[0] if isinstance(ref, str) or ref.bucket == BUCKET else None
-        if entry is None:
+        meta = await self._said_of(name, ref) if isinstance(ref, str) or ref.bucket == BUCKET else None
+        if meta is None:
             raise ObjectMissingError(f"object {name} is not in the store", hint="was it put on this broker?")
-        meta = entry.meta
         known = _ref(ref, meta.size, _DEFAULT_TYPE) if isinstance(ref, str) else ref
         if meta.size != known.size:
             raise ObjectCorruptError(f"object {name} has {meta.size} bytes, its reference says {known.size}")
         return meta, known
+
+    async def _said_of(self, name: str, ref: Ref | str) -> Meta | None:
+        """The newest thing said of an object that may be true, or the newest when none may be."""
+
+        def may_be_true(meta: Meta) -> bool:
+            return meta.nuid not in self._damaged and (isinstance(ref, str) or meta.size == ref.size)
+
+        entry, last = await self.bucket.find(name)
+        if entry is not None and may_be_true(entry.meta):
+            return entry.meta
+        said = await self.bucket.candidates(name) if last else []
+        return next(filter(may_be_true, said), said[0] if said else None)
 
     async def _chunks(self, meta: Meta, ref: Ref, start: int) -> AsyncGenerator[tuple[int, bytes], None]:
         """Each chunk with its offset, from the one that holds byte ``start``; checked to be without gaps."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections import deque
@@ -14,8 +13,8 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
-from bus.broker.connection import Connection, cancellable
-from bus.broker.direct_get import stream_state
+from bus.broker.connection import Connection
+from bus.broker.direct_get import COPIED, stream_state
 from bus.errors import MalformedEventError
 from bus.stream.dead_letters import bury
 from bus.stream.publisher import parsed
@@ -24,7 +23,8 @@ from bus.words.envelope import Stored, parse_event
 from bus.words.subjects import EVENT_STREAM, EVENTS, event_subject, matches
 
 BATCH = 512
-INACTIVE_S = 300.0
+INACTIVE_S = 60.0
+"""The broker drops a reader's consumer when nothing was asked of it for this long: no agent may delete consumers."""
 MAX_RECOVERED = 1_000
 """Events that are asked for one by one."""
 IDLE_S = 3.0
@@ -45,6 +45,8 @@ def read_event(message: Msg, place: Place) -> Stored:
     Raises:
         MalformedEventError: it is not an event, or one that does not belong on the subject that it came on.
     """
+    if COPIED in (message.headers or {}):
+        raise MalformedEventError("the broker copied it here as an answer to somebody's request")
     event = parse_event(message.data)
     if event_subject(event.data) != message.subject:
         raise MalformedEventError(f"an event of {event_subject(event.data)} on {message.subject}")
@@ -206,18 +208,11 @@ class EventReader:
         )
         async with contextlib.AsyncExitStack() as opening:
             await self._connection.persist(lambda: self._connection.js.add_consumer(EVENT_STREAM, config))
-            opening.push_async_callback(self._delete, name)
             reader = PullReader(self._connection, EVENT_STREAM, name)
             self._reader = await opening.enter_async_context(reader.listening())
             self._open = opening.pop_all()
         self._expected = 1
         self._ready.clear()
-
-    async def _delete(self, name: str) -> None:
-        """Frees the broker's memory early; a consumer that cannot be deleted now ends by itself."""
-        if self._connection.is_up and not self._connection.nc.is_draining:
-            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
-                await cancellable(self._connection.js.delete_consumer(EVENT_STREAM, name))
 
     async def close(self) -> None:
         """Drops the consumer; the next read makes another that goes on after the last event."""

@@ -20,12 +20,14 @@ OPERATOR = "cli"
 """The role that makes the streams and gives dead letters back."""
 GATEWAY = "gateway"
 """The role that strangers talk to: it reads the join tokens."""
+COLLECTOR = "gc"
+"""The role that deletes what nothing leads to any more, and says nothing else."""
 EVERY_ROLE = ("*",)
 Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
 """For each format of recordings that wrote an event in a way that is read no more: a pure function from the JSON of its
 data there to that of the next format, which raises ``ValueError`` with the reason where there is no way."""
 _NOUN_VERB = re.compile(r"[a-z_]+\.[a-z_]+")
-_NOUN = re.compile(r"(?!(?:ev|dlq|token)$)[a-z_]+")
+_NOUN = re.compile(r"(?!(?:ev|dlq|token|deleted)$)[a-z_]+")
 """Any but the first tokens of the streams."""
 _NAME = get_args(Name)[1]
 
@@ -119,14 +121,14 @@ def payload_of(type_: str) -> type[Payload]:
 
 
 def roles() -> tuple[str, ...]:
-    """Every role that may say something, the operator first.
+    """Every role that may log in, the operator first and the collector last.
 
     Raises:
         NoWordsError: nothing is declared.
     """
     _need_words()
     speakers = (role for word in _words.values() if word.SAID_BY != EVERY_ROLE for role in word.SAID_BY)
-    return tuple(dict.fromkeys([OPERATOR, *speakers]))
+    return (*dict.fromkeys([OPERATOR, *speakers]), COLLECTOR)
 
 
 def words_of(role: str) -> list[type[Word]]:

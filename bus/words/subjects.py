@@ -3,7 +3,7 @@
 ``ev.<run>.<noun>.<verb>[.<token>…]`` for durable events and ``<type>.<token>…`` for what is not kept, with the tokens
 that its class declares (``bus.words.payload``), ``dlq.<stream sequence>`` for what could not be understood and
 ``dlq.<given_up|retry|handled>.<consumer>.<stream sequence>`` for what a consumer could not handle,
-``token.<id>`` for what is known of a join token.
+``token.<id>`` for what is known of a join token, ``deleted.<upload>`` for why an upload's chunks were deleted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ EVENT_STREAM = "EVENTS"
 """Name of the stream that keeps them."""
 DEAD_LETTERS = "dlq.>"
 ALL_TOKENS = "token.*"
+ALL_DELETIONS = "deleted.*"
 _TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SEQUENCE = re.compile(r"[1-9]\d{0,18}")
 _RUN_LEVEL = 4
@@ -149,6 +150,16 @@ def matches(filter_: str, subject: str) -> bool:
 def token_subject(name: str) -> str:
     """Where the record of the join token with this id is kept."""
     return f"token.{checked(name)}"
+
+
+def deletion_subject(upload: str) -> str:
+    """Where it is kept why the chunks of this upload were deleted."""
+    return f"deleted.{checked(upload.replace('.', '-'))}"
+
+
+def upload_name(role: str | None, unique: str) -> str:
+    """The name of an upload, under which its chunks lie: a role may write only where its own name stands first."""
+    return f"{checked(role)}.{unique}" if role else unique
 
 
 def checked(token: str) -> str:

@@ -203,7 +203,7 @@ def parse_server_message(text: str) -> ServerMessage:
 
 
 def _parse(adapter: TypeAdapter[T], text: str) -> T:
-    if len(text) > MAX_TEXT_BYTES:
+    if len(text.encode(errors="surrogatepass")) > MAX_TEXT_BYTES:
         raise ProtocolError("too_large", f"a text message has at most {MAX_TEXT_BYTES} bytes")
     try:
         return adapter.validate_json(text)

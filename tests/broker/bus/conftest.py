@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import uuid
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +15,8 @@ from nats.js import JetStreamContext
 
 from agents.words.events import RoundFailed
 from bus.broker.server import EmbeddedServer, embedded_server
+from bus.broker.topology import BUCKET
+from bus.objects.bucket import meta_subject
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -27,6 +33,17 @@ async def raw(nats: EmbeddedServer) -> AsyncIterator[JetStreamContext]:
     await client.connect(nats.url, token=nats.token)
     yield client.jetstream()
     await client.close()
+
+
+async def plant(js: JetStreamContext, name: str, data: bytes, *, chunk: int = 128 * 1024) -> None:
+    """Puts any bytes where an object of this name lies, in the format of the stock client and with its chunks."""
+    nuid = uuid.uuid4().hex
+    parts = [data[at : at + chunk] for at in range(0, len(data), chunk)]
+    for part in parts:
+        await js.publish(f"$O.{BUCKET}.C.{nuid}", part)
+    meta = {"name": name, "bucket": BUCKET, "nuid": nuid, "size": len(data), "chunks": len(parts)}
+    meta["digest"] = "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
+    await js.publish(meta_subject(name), json.dumps(meta | {"options": {"max_chunk_size": chunk}}).encode())
 
 
 def nats_client() -> Client:

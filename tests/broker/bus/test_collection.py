@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from nats.js import JetStreamContext
+from nats.js.errors import ServerError
 
 from agents.words.events import (
     ImagesLabelled,
@@ -35,7 +36,7 @@ from bus.objects.collection import Collector
 from bus.objects.store import FRESH_S, ObjectStore
 from bus.recording.files import record
 from bus.words.values import Ref
-from tests.broker.bus.conftest import nats_client
+from tests.broker.bus.conftest import nats_client, plant
 from tests.builders import config, labelled, planned, run_started
 
 JSON = "application/json"
@@ -243,18 +244,33 @@ async def test_putting_and_collecting_at_once_leaves_an_object_whole_or_not_at_a
     await always.put(data)
     assert await there(bus, {digest}) == {digest}
     await bus.objects.collect_orphans(0)
-    assert (await raw.stream_info(OBJECT_STREAM)).state.messages == 3
+    chunks = (await raw.stream_info(OBJECT_STREAM, subjects_filter="$O.objects.C.>")).state.subjects
+    assert list((chunks or {}).values()) == [2]
 
 
-async def test_chunks_of_a_deletion_that_was_interrupted_are_collected(bus: Bus, raw: JetStreamContext) -> None:
+async def test_a_deletion_that_was_interrupted_is_finished_by_the_next(bus: Bus, raw: JetStreamContext) -> None:
     ref = await bus.objects.put(b"image")
     entry, _ = await bus.objects.bucket.find(ref.name)
     assert entry is not None
     gone = json.dumps({"name": ref.name, "nuid": entry.meta.nuid, "bucket": "objects", "deleted": True}).encode()
-    await raw.publish(meta_subject(ref.name), gone, headers={"Nats-Rollup": "sub"})
-    assert await bus.objects.collect_orphans(0, dry_run=True) == 1
-    assert await bus.objects.collect_orphans(0) == 1
-    assert await bus.objects.collect_orphans(0) == 0
+    await raw.publish(meta_subject(ref.name), gone)
+    assert await bus.objects.get(ref) == b"image"
+    assert await collected(bus) == {ref.sha256}
+    assert (await raw.stream_info(OBJECT_STREAM)).state.messages == 0
+
+
+async def test_what_is_deleted_is_noted_where_nobody_takes_it_back(bus: Bus, raw: JetStreamContext) -> None:
+    ref = await bus.objects.put(b"image")
+    await raw.publish("$O.objects.C.orphan", b"left by a killed upload")
+    assert await collected(bus) == {ref.sha256}
+    await bus.objects.collect_orphans(0)
+    notes = [json.loads((await raw.get_msg("DELETIONS", sequence)).data or b"") for sequence in (1, 2)]
+    assert [(one["object"], one["reason"]) for one in notes] == [
+        (ref.name, "no event leads to it"),
+        ("", "an upload that was never finished"),
+    ]
+    with pytest.raises(ServerError):
+        await raw.purge_stream("DELETIONS")
 
 
 @pytest.mark.parametrize("escaped", [False, True])
@@ -266,7 +282,7 @@ async def test_what_an_event_of_a_later_version_names_stays(bus: Bus, raw: JetSt
 
 
 async def test_objects_with_names_of_their_own_are_nobody_elses_business(bus: Bus, raw: JetStreamContext) -> None:
-    await (await raw.object_store("objects")).put("notes", b"mine")
+    await plant(raw, "notes", b"mine")
     assert await collected(bus) == set()
     assert (await (await raw.object_store("objects")).get("notes")).data == b"mine"
 

@@ -1,28 +1,37 @@
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import nats.errors
 import pytest
 import pytest_asyncio
+from nats.aio.client import Client
+from nats.js.errors import ServerError
 from pydantic import SecretStr
 
 from agents.runtime.tasks import background
-from agents.words.events import ROLES, Heartbeat, Progress, RoundStarted
+from agents.words.events import ROLES, Heartbeat, ImagesLabelled, Progress, RoundStarted
 from bus.broker.permissions import new_passwords
 from bus.broker.server import EmbeddedServer, embedded_server
-from bus.broker.settings import BusSettings
+from bus.broker.settings import BusSettings, inbox_prefix
+from bus.broker.topology import OBJECT_STREAM, STREAMS
 from bus.client import Bus, CaughtUp
 from bus.errors import BrokerUnavailableError, FedbusError, PermissionDeniedError
+from bus.objects.bucket import CHUNK, meta_subject
 from bus.stream.dead_letters import DeadLetter
-from bus.words.envelope import Stored
-from bus.words.payload import OPERATOR, payloads
+from bus.words.envelope import Stored, new_event
+from bus.words.payload import COLLECTOR, OPERATOR, payloads, roles
 from bus.words.subjects import LetterSubject, event_subject, events_of
 from bus.work.worker import work
 from tests.broker.bus.conftest import failed, nats_client
 from tests.builders import subject_example
 from tests.conftest import wait_for
+
+Refusal = Callable[[Callable[[Client], Awaitable[object]]], Awaitable[str]]
+STREAM_NAMES = [str(stream.name) for stream in STREAMS]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -66,7 +75,7 @@ async def test_every_role_can_follow_pull_and_use_objects(guarded: EmbeddedServe
         assert len(await bus.objects.get(ref)) == ref.size
         async with bus.follow(f"ev.{unique_run}.>", live=False) as items:
             assert [type(item) async for item in items] == [CaughtUp]
-        async with bus.pull(f"{role}-worker", f"ev.{unique_run}.>") as consumer:
+        async with bus.pull(role, f"ev.{unique_run}.>") as consumer:
             assert await consumer.fetch(1, timeout_s=0.1) == []
         async with bus.hear(Heartbeat) as beats:
             beat = Heartbeat.model_validate({"role": role, "id": "1", "time": "2026-01-01T00:00:00Z", "uptime_s": 1})
@@ -153,21 +162,140 @@ async def _settled(bus: Bus, letter: DeadLetter) -> bool:
     return letter.sequence not in {one.sequence for one in await bus.dead_letters()}
 
 
-async def test_no_agent_can_change_the_streams(guarded: EmbeddedServer) -> None:
-    for role in ROLES:
-        settings = guarded.settings_for(role)
-        assert settings.password is not None
-        refused: asyncio.Queue[str] = asyncio.Queue()
+@contextlib.asynccontextmanager
+async def logged_in(server: EmbeddedServer, role: str) -> AsyncIterator[Refusal]:
+    """A plain client of this role; call what is yielded with something forbidden to get what the broker says of it."""
+    settings, refused = server.settings_for(role), asyncio.Queue[str]()
+    assert settings.password is not None
 
-        async def note(error: Exception, refused: asyncio.Queue[str] = refused) -> None:
-            refused.put_nowait(str(error))
+    async def note(error: Exception) -> None:
+        refused.put_nowait(str(error).lower())
 
-        client = nats_client()
-        await client.connect(settings.url, user=role, password=settings.password.get_secret_value(), error_cb=note)
-        for subject in ("$JS.API.STREAM.DELETE.EVENTS", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.DELETE.DLQ"):
-            await client.publish(subject, b"{}")
-            assert subject.lower() in (await asyncio.wait_for(refused.get(), 10)).lower()
-        await client.close()
+    client = nats_client()
+    password = settings.password.get_secret_value()
+    await client.connect(settings.url, user=role, password=password, error_cb=note)
+
+    async def refusal(doing: Callable[[Client], Awaitable[object]]) -> str:
+        await doing(client)
+        return await asyncio.wait_for(refused.get(), 10)
+
+    yield refusal
+    await client.close()
+
+
+@pytest.mark.parametrize("role", roles())
+async def test_no_agent_can_change_the_streams_or_delete_from_them(guarded: EmbeddedServer, role: str) -> None:
+    forbidden = [f"$JS.API.STREAM.DELETE.{stream}" for stream in STREAM_NAMES]
+    forbidden += [f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in STREAM_NAMES]
+    purges = [f"$JS.API.STREAM.PURGE.{stream}" for stream in STREAM_NAMES]
+    forbidden += [one for one in purges if not (role == COLLECTOR and one.endswith(OBJECT_STREAM))]
+    if role != OPERATOR:
+        forbidden += [f"$JS.API.STREAM.UPDATE.{stream}" for stream in STREAM_NAMES]
+    if role != COLLECTOR:
+        forbidden.append("deleted.upload")
+    async with logged_in(guarded, role) as refusal:
+        for subject in forbidden:
+            assert f'publish to "{subject.lower()}"' in await refusal(lambda nc, to=subject: nc.publish(to, b"{}"))
+
+
+@pytest.mark.parametrize("role", roles())
+async def test_a_role_can_neither_change_nor_delete_nor_empty_the_consumers_of_others(
+    guarded: EmbeddedServer, role: str
+) -> None:
+    forbidden = []
+    for other in set(roles()) - {role}:
+        for stream in ("EVENTS", "DLQ"):
+            forbidden += [
+                f"$JS.API.CONSUMER.{verb}.{stream}.{other}"
+                for verb in ("CREATE", "DURABLE.CREATE", "DELETE", "MSG.NEXT", "UNPIN", "PAUSE")
+            ]
+            forbidden += [f"$JS.API.CONSUMER.CREATE.{stream}.{other}.ev.x", f"$JS.ACK.{stream}.{other}.1.1.1.1.0"]
+        forbidden.append(f"$O.objects.C.{other}.upload")
+    forbidden += ["$JS.API.CONSUMER.DELETE.EVENTS.follow-x", "$JS.API.CONSUMER.CREATE.EVENTS", "$O.objects.C.upload"]
+    async with logged_in(guarded, role) as refusal:
+        for subject in forbidden:
+            assert f'publish to "{subject.lower()}"' in await refusal(lambda nc, to=subject: nc.publish(to, b"{}"))
+
+
+@pytest.mark.parametrize("role", roles())
+async def test_a_role_cannot_hear_the_answers_to_another(guarded: EmbeddedServer, role: str) -> None:
+    others = [inbox_prefix(other) for other in roles() if other != role]
+    forbidden = [">", "*.>", *(f"{prefix}.>" for prefix in others)]
+    async with logged_in(guarded, role) as refusal:
+        for subject in forbidden:
+            assert f'subscription to "{subject.lower()}"' in await refusal(lambda nc, to=subject: nc.subscribe(to))
+
+
+async def test_what_another_role_says_of_an_object_hides_and_harms_nothing(guarded: EmbeddedServer) -> None:
+    data = os.urandom(CHUNK + 5)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(30))
+        owner, thief, reader = [
+            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
+            for role in ("aggregator", "labeller", "gateway")
+        ]
+        ref = await owner.objects.put(data)
+        (meta,) = await owner.objects.bucket.candidates(ref.name)
+        js = thief.connection.js
+        with pytest.raises(ServerError, match="rollup"):
+            await js.publish(meta_subject(ref.name), b"{", headers={"Nats-Rollup": "sub"})
+        lies: list[dict[str, object]] = [{"deleted": True}, {"size": 7}, {"nuid": "nowhere"}]
+        for lie in lies:
+            await js.publish(meta_subject(ref.name), json.dumps(meta.model_dump() | lie).encode())
+            assert await reader.objects.get(ref) == data
+        # Other bytes of the right size, in chunks of its own.
+        first, chunks = await thief.objects.bucket.send("labeller.forged", _parts(os.urandom(CHUNK), b"other"))
+        last = (await owner.objects.bucket.find(ref.name))[1]
+        assert await thief.objects.bucket.write_meta(ref, "labeller.forged", first=first, chunks=chunks, replaces=last)
+        assert await reader.objects.get(ref) == data
+        await js.publish(meta_subject(ref.name), b"{")
+        assert await reader.objects.get(ref) == data
+        assert await owner.objects.put(data) == ref
+
+
+async def _parts(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def test_only_the_collector_deletes_objects(guarded: EmbeddedServer) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(30))
+        operator, collector = [
+            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
+            for role in (OPERATOR, COLLECTOR)
+        ]
+        ref = await operator.objects.put(b"to be collected")
+        with pytest.raises(PermissionDeniedError):
+            async with contextlib.aclosing(operator.expired_objects(0)) as expired:
+                await anext(expired)
+        assert await operator.objects.get(ref) == b"to be collected"
+        async with contextlib.aclosing(collector.expired_objects(0)) as expired:
+            assert ref in [one async for one in expired]
+        assert await operator.objects.info(ref.name) is None
+
+
+async def test_what_the_broker_copied_as_an_answer_is_no_event(guarded: EmbeddedServer, unique_run: str) -> None:
+    """Whoever may ask the broker names the subject that it answers on, and the broker may write everywhere."""
+    forged = event_subject(failed(unique_run))
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(30))
+        thief, reader = [
+            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
+            for role in ("labeller", "evaluator")
+        ]
+        own = event_subject(subject_example(ImagesLabelled))
+        body = new_event(failed(unique_run), source="thief").to_json()
+        sequence = (await thief.connection.js.publish(own, body)).seq
+        request = json.dumps({"seq": sequence}).encode()
+        await thief.connection.nc.publish("$JS.API.DIRECT.GET.EVENTS", request, reply=forged)
+        await wait_for(lambda: _is_stored(reader, forged))
+        async with reader.follow(events_of(unique_run), live=False) as items:
+            assert [type(item) async for item in items] == [CaughtUp]
+
+
+async def _is_stored(bus: Bus, subject: str) -> bool:
+    return await bus.connection.last_message("EVENTS", subject) is not None
 
 
 async def test_one_role_cannot_log_in_with_the_password_of_another(guarded: EmbeddedServer) -> None:

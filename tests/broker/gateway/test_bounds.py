@@ -16,10 +16,19 @@ from pathlib import Path
 
 import pytest
 import websockets
+from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 
-from agents.core.exchange.messages import CHUNK_HEADER, MAX_CHUNK_BYTES, ErrorMessage, Ping, encode_chunk
-from agents.gateway.patience import MAX_UNREAD_PONGS, NOT_READ
+from agents.core.exchange.messages import (
+    CHUNK_HEADER,
+    MAX_CHUNK_BYTES,
+    MAX_TEXT_BYTES,
+    ErrorMessage,
+    Ping,
+    encode_chunk,
+)
+from agents.gateway.patience import FRAMES_AT_ONCE, MAX_FRAGMENTS, MAX_UNREAD_PONGS, NOT_READ
+from agents.gateway.websocket import Strangers
 from bus.client import Bus
 from bus.words.tokens import TokenLimits, new_token
 from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking
@@ -237,3 +246,123 @@ async def test_the_holders_of_a_token_share_its_rate(bus: Bus, tmp_path: Path) -
 
 def test_the_size_of_a_chunk_is_part_of_the_contract() -> None:
     assert (MAX_CHUNK_BYTES, CHUNK_HEADER.size) == (524_288, 12)
+
+
+LOOPS = 1_100
+UPGRADE = (
+    "GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
+    """One frame of at most 125 bytes, masked with zeros."""
+    return bytes([(0x80 if fin else 0) | opcode, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+@contextlib.asynccontextmanager
+async def upgraded(gateway: Gateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A WebSocket on which every byte is said by the test."""
+    async with opened(gateway) as (reader, writer):
+        writer.write(UPGRADE.format(host="{}:{}".format(*_address(gateway))).encode())
+        async with asyncio.timeout(DEADLINE_S):
+            await reader.readuntil(b"\r\n\r\n")
+        yield reader, writer
+
+
+async def test_who_opens_sockets_and_says_nothing_keeps_nobody_out(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few that most of the loops wait for a place at any time.
+    monkeypatch.setattr("agents.gateway.websocket.MAX_STRANGERS", 512)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8_192)), hard))
+    opened_so_far = 0
+
+    async def loop(gateway: Gateway) -> None:
+        nonlocal opened_so_far
+        while True:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+                async with upgraded(gateway) as (reader, _):
+                    opened_so_far += 1
+                    await reader.read()
+
+    try:
+        async with serving(bus, tmp_path) as gateway, asyncio.TaskGroup() as group:
+            loops = [group.create_task(loop(gateway)) for _ in range(LOOPS)]
+            await wait_for(lambda: opened_so_far > LOOPS, within_s=60)
+            assert [await welcome(gateway) for _ in range(12)] == [True] * 12
+            for one in loops:
+                one.cancel()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_malformed_messages_before_hello_buy_no_time(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.core.exchange.presence.HELLO_S", 1.0)
+    async with serving(bus, tmp_path, max_errors=1_000) as gateway, upgraded(gateway) as (reader, writer):
+        began = time.monotonic()
+        ended = asyncio.create_task(cut(reader))
+        while not ended.done() and time.monotonic() - began < DEADLINE_S:
+            writer.write(frame(1, b"{"))
+            await asyncio.wait({ended}, timeout=0.2)
+        assert b"no hello" in await ended
+
+
+async def test_of_those_who_say_nothing_the_oldest_of_the_greediest_address_goes() -> None:
+    strangers = Strangers(4, least_s=60)
+    sockets = [WebSocket({"type": "websocket"}, None, None) for _ in range(6)]  # type: ignore[arg-type]
+    async with asyncio.timeout(DEADLINE_S):
+        out = [await strangers.enter(one, at) for one, at in zip(sockets, "aaabcd", strict=True)]
+    assert [one.is_set() for one in out] == [True, True, False, False, False, False]
+
+
+async def test_of_one_address_nobody_goes_before_his_time_and_the_next_comes_in_order() -> None:
+    strangers, least_s, came = Strangers(2, least_s=0.5), 0.5, list[int]()
+    began = time.monotonic()
+
+    async def come(number: int) -> asyncio.Event:
+        out = await strangers.enter(WebSocket({"type": "websocket"}, None, None), "a")  # type: ignore[arg-type]
+        came.append(number)
+        return out
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+        entering = [group.create_task(come(number)) for number in range(5)]
+    assert came == [0, 1, 2, 3, 4]
+    assert [one.result().is_set() for one in entering] == [True, True, True, False, False]
+    assert time.monotonic() - began >= 2 * least_s
+
+
+@pytest.mark.parametrize("opcode", [0, 1, 2, 9, 10])
+async def test_empty_frames_are_counted_and_cost_the_others_nothing(gateway: Gateway, opcode: int) -> None:
+    flood = frame(opcode, fin=opcode != 0) * (2 * FRAMES_AT_ONCE)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(contextlib.suppress(ConnectionError))
+        reader, writer = await stack.enter_async_context(upgraded(gateway))
+        writer.write(frame(1, fin=False) if opcode == 0 else b"")
+        writer.write(flood)
+        # Continuations of one message end at its own bound.
+        assert b"too many frames" in await cut(reader)
+    assert await welcome(gateway)
+
+
+async def test_a_message_may_come_in_so_many_frames_and_not_one_more(gateway: Gateway) -> None:
+    for fragments, taken in ((MAX_FRAGMENTS, True), (MAX_FRAGMENTS + 1, False)):
+        async with upgraded(gateway) as (reader, writer):
+            writer.write(frame(1, b"{", fin=False) + frame(0, fin=False) * (fragments - 1) + frame(0))
+            async with asyncio.timeout(DEADLINE_S):
+                answer = await reader.read(200)
+            assert (b"bad_message" in answer) is taken
+            assert (b"too many frames" in answer) is not taken
+
+
+async def test_sixty_four_kib_of_text_are_bytes_and_not_characters(gateway: Gateway) -> None:
+    async with talking(gateway) as talk:
+        for text, code in (
+            ("\u00e4" * (MAX_TEXT_BYTES // 2), "bad_message"),
+            ("\u00e4" * (MAX_TEXT_BYTES // 2 + 1), "too_large"),
+        ):
+            await talk.say(text)
+            assert (await talk.hear_a(ErrorMessage)).code == code

@@ -14,11 +14,13 @@ from agents.audit.replay import find_object
 from agents.client.address import Address
 from agents.client.objects import ObjectCache
 from agents.words.events import RoundStarted
+from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.objects.bucket import CHUNK
 from bus.recording.files import load_recording, record
 from bus.words.values import Ref
+from tests.broker.bus.conftest import plant
 from tests.broker.gateway.conftest import Gateway
 
 Get = Callable[[Ref], Awaitable[bytes]]
@@ -60,7 +62,8 @@ async def get(request: pytest.FixtureRequest, gateway: Gateway, tmp_path: Path) 
 
 async def hidden(bus: Bus, data: bytes, ref: Ref) -> None:
     """Puts other bytes where the store has the object."""
-    await (await bus.connection.js.object_store("objects")).put(ref.name, data)
+    await bus.connection.js.purge_stream(OBJECT_STREAM)
+    await plant(bus.connection.js, ref.name, data)
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK, 12 * CHUNK + 7])
