@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.learning.encodings import clipped_parts, encode_update, update_norm
-from agents.core.learning.fixed_point import LARGEST_VALUE, FixedPointSum
+from agents.core.learning.decoding import clipped_parts, update_norm
+from agents.core.learning.encodings import encode_update
+from agents.core.learning.fixed_point import FixedPointSum
+from agents.core.learning.magnitudes import LARGEST_VALUE
 from benchmarks.common import report
 
 WEIGHT = 20

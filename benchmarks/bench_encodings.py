@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from agents.cli.run_setup import user_name
 from agents.core.labels.sources import simulated_labels
 from agents.core.learning.augment import default_augmentation
-from agents.core.learning.encodings import decode_update, encode_update
+from agents.core.learning.decoding import decode_update
+from agents.core.learning.encodings import encode_update
 from agents.core.learning.fixed_point import FixedPointSum
 from agents.core.learning.kinds import open_kind
 from agents.core.learning.task import TaskInputs, run_task

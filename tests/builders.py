@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.learning.augment import default_augmentation
-from agents.core.learning.encodings import encode_update, update_norm
-from agents.core.learning.fixed_point import LARGEST_VALUE
+from agents.core.learning.decoding import update_norm
+from agents.core.learning.encodings import encode_update
+from agents.core.learning.magnitudes import LARGEST_VALUE
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.words.events import (
     ImagesLabelled,

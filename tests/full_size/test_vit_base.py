@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.core.learning.encodings import decode_update
+from agents.core.learning.decoding import decode_update
 from agents.core.learning.kinds import open_kind
 from agents.core.learning.task import TaskInputs, run_task
 from agents.words.events import RoundPlanned, TaskAssigned, UpdateSubmitted

@@ -30,8 +30,9 @@ from agents.core.exchange.upload_rules import Expected, Progression, check_metri
 from agents.core.labels.label_file import match_answers
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
-from agents.core.learning.encodings import decode_update, encode_update, encoded_size, update_norm
-from agents.core.learning.fixed_point import LARGEST_VALUE
+from agents.core.learning.decoding import decode_update, update_norm
+from agents.core.learning.encodings import encode_update, encoded_size
+from agents.core.learning.magnitudes import LARGEST_VALUE
 from agents.gateway.objects import UnsatisfiableRangeError, parse_range
 from agents.labeller.label_file import read_answers, read_label_file
 from agents.labeller.prompt import MalformedReply, Prompt

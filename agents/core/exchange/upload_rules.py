@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agents.core.exchange.messages import ProtocolError
-from agents.core.learning.encodings import Buffer, encoded_size, update_norm
+from agents.core.learning.decoding import update_norm
+from agents.core.learning.encodings import Buffer, encoded_size
 from agents.words.events import RejectionCode, TaskAssigned, UpdateMetrics, UpdateSubmitted
 from agents.words.run_config import RunConfig
 from bus.errors import FedbusError

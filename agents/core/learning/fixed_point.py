@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,17 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.core.learning.magnitudes import FRACTION_BITS, finite_largest
 from bus.errors import FedbusError
 
-FRACTION_BITS = 32
 MAX_WEIGHT = 2**29
 """Largest weight of an update: a 24-bit mantissa times this is exact in float64."""
-LARGEST_VALUE = 1024.0
-"""No value of an update may be larger, whatever the sum could hold: training has no use for it.
-
-A model that is off by this much can still be trained, with updates within this bound; one that is off by a hundred
-times as much cannot (tried on the default task).
-"""
 _LIMIT = 2.0**63
 # Values that are worked on at a time: few enough for a cache, enough that threads seldom wait for each other.
 _BLOCK = 1 << 18
@@ -48,18 +41,6 @@ class AggregationOverflowError(FedbusError):
     """The sum of the updates could leave 64 bits."""
 
     code = "aggregation_overflow"
-
-
-class NonFiniteUpdateError(FedbusError):
-    """An update has a NaN or an infinity."""
-
-    code = "nonfinite"
-
-
-class UpdateMagnitudeError(FedbusError):
-    """A value of an update is larger than those of its round may be."""
-
-    code = "magnitude"
 
 
 class UpdateShapeError(FedbusError):
@@ -135,7 +116,7 @@ class FixedPointSum:
         """As ``remove``, of one that ``add_update`` took in."""
         largest = 0.0
         for where, values in parts:
-            found = _largest(values)
+            found = finite_largest(values)
             self._accumulate(where, values, -weight, found, self._scratch[0])
             largest = max(largest, found)
         self._magnitude -= self._magnitude_of(largest, weight)
@@ -207,7 +188,7 @@ class FixedPointSum:
         One that is past the bound by itself is left out both times: its update is going to be refused.
         """
         where, values = part
-        largest = _largest(values)
+        largest = finite_largest(values)
         if self._magnitude + self._magnitude_of(largest, weight) < _LIMIT:
             self._accumulate(where, values, sign * weight, largest, scratch)
         return largest
@@ -267,47 +248,6 @@ def _aligned(rows: int, columns: int) -> NDArray[np.float64]:
 def _blocks(delta: NDArray[np.float32]) -> list[Part]:
     places = [slice(start, min(start + _BLOCK, delta.size)) for start in range(0, delta.size, _BLOCK)]
     return [(place, delta[place]) for place in places]
-
-
-def _largest(values: NDArray[np.float32]) -> float:
-    largest = largest_magnitude(values)
-    if not math.isfinite(largest):
-        raise NonFiniteUpdateError("the update has a NaN or an infinity")
-    return largest
-
-
-def value_bound(updates: int, weight: int) -> float:
-    """The largest magnitude, a float32, that values may have so that no updates of a round overflow together.
-
-    Args:
-        updates: how many there are at most.
-        weight: the largest that one of them can have.
-    """
-    # A little less than the sum holds: each update may add one half by rounding, and magnitudes are summed as floats.
-    share = 2.0 ** (63 - FRACTION_BITS) * (1 - 2.0**-20) / (updates * max(1, weight))
-    return min(LARGEST_VALUE, float(np.nextafter(np.float32(share), np.float32(0))))
-
-
-def check_magnitude(values: NDArray[np.float32], largest: float) -> None:
-    """Sees to it that no value is larger.
-
-    Raises:
-        NonFiniteUpdateError: one is NaN or infinite.
-        UpdateMagnitudeError: one is larger.
-    """
-    if (found := _largest(values)) > largest:
-        raise UpdateMagnitudeError(
-            f"a value of the update has the magnitude {found:.6g}, the round takes up to {largest:.6g}"
-        )
-
-
-def largest_magnitude(values: NDArray[np.float32]) -> float:
-    """The largest absolute value; NaN or infinity when any value is."""
-    if values.size == 0:
-        return 0.0
-    # max and min propagate NaN and need no temporary array, unlike abs. A signalling NaN is no reason to warn.
-    with np.errstate(invalid="ignore"):
-        return max(float(values.max()), -float(values.min()), key=lambda v: math.inf if math.isnan(v) else v)
 
 
 def inputs_digest(inputs: Iterable[tuple[str, str, int]]) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.learning.clipping import median_limit
-from agents.core.learning.encodings import Buffer, clipped_parts
+from agents.core.learning.decoding import clipped_parts
+from agents.core.learning.encodings import Buffer
 from agents.core.learning.fixed_point import Part, inputs_digest
 from agents.core.rounds.state import Candidate, Refusal, RoundState
 from agents.core.strategies.gathering import RunningMean

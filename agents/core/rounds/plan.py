@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from pydantic import ValidationError
 
-from agents.core.learning.fixed_point import value_bound
+from agents.core.learning.magnitudes import value_bound
 from agents.core.rounds.settings import check_settings
 from agents.words.events import (
     EvaluationFailed,

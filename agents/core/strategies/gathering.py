@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.core.learning.fixed_point import FixedPointSum, NonFiniteUpdateError, largest_magnitude
+from agents.core.learning.fixed_point import FixedPointSum
+from agents.core.learning.magnitudes import NonFiniteUpdateError, largest_magnitude
 from agents.core.strategies.strategy import Parts, Vector
 
 BLOCK_BYTES = 16 << 20

@@ -15,7 +15,7 @@ import pytest
 
 from agents.client.trainer import EngineTrainer
 from agents.core.learning.augment import default_augmentation
-from agents.core.learning.encodings import decode_update
+from agents.core.learning.decoding import decode_update
 from agents.core.learning.kinds import TaskKindUnknownError
 from agents.engines import EngineUnavailableError, EngineUnknownError
 from agents.words.events import TaskAssigned

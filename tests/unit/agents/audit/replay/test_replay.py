@@ -9,7 +9,8 @@ import pytest
 
 from agents.audit.replay import Replay, replay_run
 from agents.audit.replay.aggregator import AggregatorReplay
-from agents.core.learning.fixed_point import AggregationOverflowError, NonFiniteUpdateError, UpdateMagnitudeError
+from agents.core.learning.fixed_point import AggregationOverflowError
+from agents.core.learning.magnitudes import NonFiniteUpdateError, UpdateMagnitudeError
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.plan import AssignTasks, RunState
 from agents.core.strategies.registry import UnknownStrategyError

@@ -18,7 +18,7 @@ from agents.core.exchange.upload_rules import (
     check_update,
 )
 from agents.core.learning.encodings import encode_update
-from agents.core.learning.fixed_point import value_bound
+from agents.core.learning.magnitudes import value_bound
 from agents.words.events import UpdateMetrics
 from tests.builders import config
 

@@ -15,22 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from agents.core.learning.decoding import clipped_parts, decode_update, update_norm
 from agents.core.learning.encodings import (
     BLOCK,
     UnknownEncodingError,
     UpdateSizeError,
-    clipped_parts,
-    decode_update,
     encode_update,
     encoded_size,
-    update_norm,
 )
-from agents.core.learning.fixed_point import (
-    FixedPointSum,
-    NonFiniteUpdateError,
-    UpdateMagnitudeError,
-    UpdateShapeError,
-)
+from agents.core.learning.fixed_point import FixedPointSum, UpdateShapeError
+from agents.core.learning.magnitudes import NonFiniteUpdateError, UpdateMagnitudeError
 
 ENCODINGS = ["float32", "float16", "int8", "topk:0.1", "topk:1", "topk:0.000000001"]
 SIZES = [0, 1, 2, 999, BLOCK - 1, BLOCK, BLOCK + 1, 256 * BLOCK + 3]
@@ -192,7 +186,7 @@ def test_the_norm_is_summed_in_the_same_pieces_for_ever() -> None:
 
 def test_the_norm_does_not_hang_on_the_number_of_threads() -> None:
     code = (
-        "import numpy as np; from agents.core.learning.encodings import update_norm;"
+        "import numpy as np; from agents.core.learning.decoding import update_norm;"
         "d = np.random.default_rng(0).normal(size=1_100_003).astype('<f4');"
         "print(update_norm(d.tobytes(), 'float32', d.size).hex())"
     )

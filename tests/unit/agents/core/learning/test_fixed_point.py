@@ -17,12 +17,14 @@ from agents.core.learning.fixed_point import (
     MAX_WEIGHT,
     AggregationOverflowError,
     FixedPointSum,
-    NonFiniteUpdateError,
     Part,
-    UpdateMagnitudeError,
     UpdateShapeError,
-    check_magnitude,
     inputs_digest,
+)
+from agents.core.learning.magnitudes import (
+    NonFiniteUpdateError,
+    UpdateMagnitudeError,
+    check_magnitude,
     largest_magnitude,
     value_bound,
 )

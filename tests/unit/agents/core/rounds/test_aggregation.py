@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.core.learning.clipping import clip_factor, median_limit
-from agents.core.learning.fixed_point import FixedPointSum, value_bound
+from agents.core.learning.fixed_point import FixedPointSum
+from agents.core.learning.magnitudes import value_bound
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.words.events import RoundClosed
 from agents.words.run_config import RunConfig

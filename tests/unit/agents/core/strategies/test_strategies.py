@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from agents.core.learning.encodings import decode_update, encode_update
-from agents.core.learning.fixed_point import FixedPointSum, NonFiniteUpdateError
+from agents.core.learning.decoding import decode_update
+from agents.core.learning.encodings import encode_update
+from agents.core.learning.fixed_point import FixedPointSum
+from agents.core.learning.magnitudes import NonFiniteUpdateError
 from agents.core.rounds.aggregation import Made, RoundAggregation
 from agents.core.strategies import gathering
 from agents.core.strategies.gathering import EachUpdate
