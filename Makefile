@@ -41,6 +41,7 @@ lint: setup-dev  ## Check style, types and layers.
 docs: setup-dev  ## Write docs/architecture.md, docs/protocol.md and docs/asyncapi.json anew from the code.
 	@$(PY) docs/draw_architecture.py
 	@$(PY) docs/write_protocol.py
+	@$(PY) docs/list_decisions.py
 	@$(PY) -m agents.words
 
 format: setup-dev  ## Format the Python sources.
