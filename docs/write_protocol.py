@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from protocol_examples import AUGMENTATION, EXAMPLES, SPEC, TASK  # beside this script
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from agents.core.exchange import messages as said
 from agents.core.exchange.answers import ERRORS, FAREWELLS, REJECTIONS
-from agents.core.exchange.limits import Limits
 from agents.core.exchange.presence import HELLO_S, SILENT_HEARTBEATS
 from agents.core.learning.augment import augment, mix
 from agents.core.learning.encodings import BLOCK, encode_update
@@ -33,6 +32,8 @@ from agents.words.run_config import AugmentationSpec, TaskSpec
 from artifacts.manifest import (
     ArtifactFile,
     ArtifactManifest,
+    BuildFacts,
+    MemoryFacts,
     ModelFacts,
     OptimizerFacts,
     PrefixFacts,
@@ -42,68 +43,6 @@ from bus.words.values import Ref
 
 PAGE = Path(__file__).resolve().parent / "protocol.md"
 PART = re.compile(r"(<!-- written: ([a-z-]+) -->\n).*?(<!-- /written -->)", re.DOTALL)
-LEASE = "shop.1.user-007.1"
-
-
-def ref(data: bytes, media_type: str = "application/octet-stream") -> Ref:
-    """The reference to these bytes."""
-    digest = hashlib.sha256(data).hexdigest()
-    return Ref(name=f"sha256-{digest}", size=len(data), sha256=digest, media_type=media_type)
-
-
-# Examples
-
-UPDATE = ref(bytes(4 * 8842))
-TASK = TaskAssigned(
-    run="shop",
-    round=1,
-    user="user-007",
-    shard=ref(b"images", "application/x-safetensors"),
-    labels=(7, 8, None, 0),
-    spec=ref(b"spec", "application/json"),
-    seed=3735928559,
-)
-METRICS = UpdateMetrics(
-    predictions=(7, 1, 3, 0),
-    examples=3,
-    mismatched_images=1,
-    trained_images=7,
-    loss_first=2.31,
-    loss_last=2.31,
-    predict_s=0.05,
-    train_s=0.4,
-    platform="native",
-)
-AUGMENTATION = AugmentationSpec(cos=(64540, 65536, 64540), sin=(-11380, 0, 11380), inverse_scale=(72818, 65536, 59578))
-SPEC = TaskSpec(
-    run="shop",
-    round=1,
-    artifacts=ref(b"manifest", "application/json"),
-    base_model=ref(bytes(4 * 8842)),
-    learning_rate=0.03,
-    epochs=1,
-    augmentations=6,
-    augmentation=AUGMENTATION,
-    encoding="float32",
-)
-EXAMPLES: tuple[BaseModel, ...] = (
-    said.Hello(protocol=said.PROTOCOL_VERSION, token="TOKEN", client="lab-3", engine="my-engine/1.0"),
-    said.Ready(),
-    said.ProgressMessage(lease=LEASE, phase="train", images_seen=4, mismatched_images=1, trained_images=7, loss=2.31),
-    said.UploadBegin(lease=LEASE, upload=1, size=UPDATE.size, sha256=UPDATE.sha256),
-    said.UploadCommit(lease=LEASE, upload=1, metrics=METRICS),
-    said.TaskFailed(lease=LEASE, reason="no memory for this model"),
-    said.Leave(),
-    said.Ping(),
-    said.Welcome(heartbeat_s=Limits().heartbeat_s, lease_s=Limits().lease_s, chunk_bytes=Limits().chunk_bytes),
-    said.Assignment(lease=LEASE, task=TASK),
-    said.UploadOffset(upload=1, offset=0),
-    said.UploadAccepted(lease=LEASE, upload=1),
-    said.UploadRejected(lease=LEASE, upload=1, code="digest", reason="the bytes do not have the announced digest"),
-    said.TaskRevoked(lease=LEASE, reason="the round is over"),
-    said.Pong(),
-    said.ErrorMessage(code="unknown_lease", message="this lease is over or was never this client's"),
-)
 
 
 def example(kind: type[BaseModel]) -> str:
@@ -134,6 +73,8 @@ SECTIONS = {
     "TrainableTensor": "trainabletensor",
     "ArtifactFile": "artifactfile",
     "PrefixFacts": "prefixfacts",
+    "MemoryFacts": "memoryfacts",
+    "BuildFacts": "buildfacts",
 }
 BOUNDS = {"minimum": "≥ {}", "maximum": "≤ {}", "exclusiveMinimum": "> {}", "exclusiveMaximum": "< {}"}
 TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
@@ -147,7 +88,7 @@ def type_of(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(f"`{json.dumps(one)}`" for one in schema["enum"])
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{SECTIONS[name]})" if name in SECTIONS else name
+        return f"[{name}](#{SECTIONS[name]})" if name in SECTIONS else "any JSON"
     if "anyOf" in schema:
         return " or ".join(type_of(one) for one in schema["anyOf"])
     kind = schema.get("type")
@@ -160,7 +101,7 @@ def type_of(schema: dict[str, Any]) -> str:
         ]
         return f"list of {inner}" + (f"; {', '.join(counts)}" if counts else "")
     if kind == "object":
-        values = schema.get("additionalProperties")
+        values = next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
         return f"object of {type_of(values)}" if isinstance(values, dict) else "object"
     if kind is None:
         return "any JSON"
@@ -230,7 +171,7 @@ def closings() -> str:
     """Every way in which a connection ends."""
     shown = [(one.code, f"`{one.reason}`", *meaning) for one, meaning in FAREWELLS.items()]
     below = [
-        (1008, "the code of an `error`", "that error was fatal, or one too many", "What the code says, see below."),
+        (1008, "the code of an `error`", "that error was fatal, or one too many", "What the code says, above."),
         (1009, "any", "a frame of more than 512 KiB and 12 bytes", "Come back; send smaller chunks."),
         (1002, "any", "a broken frame, or too many of them", "Come back; send whole messages in one frame."),
         (1007, "any", "text that is not UTF-8", "Come back."),
@@ -294,7 +235,7 @@ def limits() -> str:
 def encodings() -> str:
     """Bytes of a small vector in every encoding."""
     delta = np.array([0.5, -1.0, 0.0, 0.25, 127.0], np.float32)
-    rows = [(f"`{name}`", f"`{encode_update(delta, name).hex(' ', 4)}`") for name in ENCODINGS]
+    rows = [(f"`{name}`", f"`{encode_update(delta, name).hex(' ')}`") for name in ENCODINGS]
     numbers = ", ".join(f"{value:g}" for value in delta)
     return f"The update [{numbers}], as hexadecimal bytes (int8 has blocks of {BLOCK} values, here one):\n\n" + table(
         ("encoding", "bytes"), rows
@@ -329,7 +270,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "spec": lambda: f"{fields(TaskSpec)}\n\n{code_block(SPEC)}\n\n{values(AugmentationSpec)}",
     "manifest": lambda: (
         f"{fields(ArtifactManifest)}\n\n"
-        f"{values(ModelFacts, OptimizerFacts, TrainableTensor, ArtifactFile, PrefixFacts)}"
+        f"{values(ModelFacts, OptimizerFacts, TrainableTensor, ArtifactFile, PrefixFacts, MemoryFacts, BuildFacts)}"
     ),
     "metrics": lambda: values(UpdateMetrics),
     "closings": closings,

@@ -31,6 +31,7 @@ REPLACED = Farewell(4001, "replaced")
 NO_HELLO = Farewell(_POLICY, "no_hello")
 SILENCE = Farewell(_POLICY, "silence")
 NOT_READING = Farewell(_POLICY, "not_reading")
+SHUT_OUT = Farewell(_POLICY, "shut_out")
 
 FAREWELLS: dict[Farewell, Meaning] = {
     GOODBYE: Meaning("the client said `leave`", "Nothing: its tasks are with others."),
@@ -40,6 +41,7 @@ FAREWELLS: dict[Farewell, Meaning] = {
     NO_HELLO: Meaning("no `hello` was welcome in time", "Come back, and say it at once."),
     SILENCE: Meaning("nothing was heard for three heartbeats", "Come back, and send `ping` on time."),
     NOT_READING: Meaning("the gateway's messages were not read", "Come back, and read all the time."),
+    SHUT_OUT: Meaning("too many updates in a row were rejected", "Find out why; come back after a minute."),
 }
 """Every farewell but those after an ``error``: see ``farewell_after``."""
 
@@ -72,7 +74,7 @@ ERRORS: dict[str, ErrorCode] = {
     "name_taken": ErrorCode("Come back under another name.", fatal=True),
     "version": ErrorCode("Stop: this gateway speaks another protocol.", fatal=True),
     "full": ErrorCode("Come back later.", fatal=True),
-    "shut_out": ErrorCode("Come back after a minute, and find out why your updates were rejected.", fatal=True),
+    "shut_out": ErrorCode("Find out why updates were rejected; come back after a minute.", fatal=True),
     "twice": ErrorCode("Go on; do not say `hello` again."),
     "too_many": ErrorCode("Go on; say `ready` when a task is over."),
     "bad_message": ErrorCode("Go on; what you said was not understood, and nothing came of it."),
@@ -80,11 +82,11 @@ ERRORS: dict[str, ErrorCode] = {
     "bad_chunk": ErrorCode("Go on; the frame was not taken. An upload is where it was."),
     "bad_offset": ErrorCode("Send the upload on from the offset of its last `upload.offset`."),
     "unknown_lease": ErrorCode("Drop the task.", counts=False),
-    "unknown_upload": ErrorCode("Say `upload.begin` again, or drop the task where that is refused.", counts=False),
+    "unknown_upload": ErrorCode("Say `upload.begin` again with another number.", counts=False),
     "upload_number": ErrorCode("Say `upload.begin` with another number."),
     "incomplete": ErrorCode("Send the rest, then `upload.commit` again."),
-    "spool": ErrorCode("Wait some seconds, then say `upload.begin` again."),
-    "busy": ErrorCode("Wait some seconds, then say `upload.begin` again.", counts=False),
+    "spool": ErrorCode("Wait some seconds, then say `upload.begin` again with another number."),
+    "busy": ErrorCode("Wait some seconds, then say `upload.begin` again with another number.", counts=False),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 
-from agents.core.exchange.answers import farewell_after
+from agents.core.exchange.answers import SHUT_OUT
 from agents.core.exchange.connections import Connection, Upload
 from agents.core.exchange.effects import CheckUpdate, Commit, Effects, PublishRejection, PublishUpdate, StoreUpdate
 from agents.core.exchange.leases import Lease
@@ -204,7 +204,7 @@ class Commits:
         if self._members.count_rejection(client, token, lease.address, now):
             connection = self._members.get(client)
             if connection is not None:
-                self._presence.close(connection, farewell_after("shut_out"), now)
+                self._presence.close(connection, SHUT_OUT, now)
 
     def _give_up(self, lease: Lease) -> None:
         self._pool.give_back(lease, delay_s=AGAIN_S)

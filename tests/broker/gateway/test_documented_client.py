@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
+import struct
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -152,3 +154,55 @@ def test_the_client_augments_to_the_pixels_on_the_page() -> None:
     made = augmented(pixels, 0, int(image[2]), spec | {"augmentations": len(copies)})
     assert [one[..., 0].tolist() for one in made] == copies
     assert len(copies) == 2
+
+
+async def test_a_chunk_that_is_refused_leaves_the_upload_where_it_was(
+    nats: EmbeddedServer, bus: Bus, tmp_path: Path
+) -> None:
+    async with (
+        asyncio.timeout(60),
+        running(nats, "labeller", "dispatcher"),
+        gateway(bus, tmp_path) as url,
+    ):
+        await start_run(bus, "shop", small(users=1), RunSources())
+        await bus.publish(RoundStarted(run="shop", round=1))
+        client = Client(url, TOKEN, "clumsy")
+        await client.connect()
+        lease = await client.take()
+        data, metrics = await client.work(client.held[lease])
+        begin = {"lease": lease, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        await client.say("upload.begin", upload=7, **begin)
+        assert (await client.hear("upload.offset"))["offset"] == 0
+        for number, offset, chunk, code in (
+            (7, 0, b"", "bad_chunk"),
+            (7, 1, data[1:], "bad_offset"),
+            (7, 0, data + b"!", "too_large"),
+            (8, 0, data, "unknown_upload"),
+        ):
+            await client.socket.send(struct.pack("<IQ", number, offset) + chunk)
+            with pytest.raises(Refused, match=code):
+                await client.hear("upload.offset")
+        await client.say("upload.commit", lease=lease, upload=7, metrics=metrics)
+        with pytest.raises(Refused, match="incomplete"):
+            await client.hear("upload.accepted")
+        await client.say("upload.begin", upload=7, **begin)
+        with pytest.raises(Refused, match="upload_number"):
+            await client.hear("upload.offset")
+        await client.socket.send(struct.pack("<IQ", 7, 0) + data)
+        assert (await client.hear("upload.offset"))["offset"] == len(data)
+        await client.say("upload.commit", lease=lease, upload=7, metrics=metrics)
+        await client.hear("upload.accepted")
+        await client.say("upload.begin", upload=9, **begin)
+        await client.hear("upload.accepted")
+        await client.leave()
+
+
+async def test_who_is_not_let_in_by_the_handshake_hears_403(bus: Bus, tmp_path: Path) -> None:
+    async with asyncio.timeout(DEADLINE_S), gateway(bus, tmp_path, max_failures=1) as url:
+        address = url.replace("http", "ws", 1) + "/ws"
+        with pytest.raises(websockets.InvalidStatus, match="403"):
+            await websockets.connect(address, origin=websockets.Origin("https://elsewhere.example"))
+        with pytest.raises(Refused, match="token"):
+            await Client(url, "guessed", "guesser").connect()
+        with pytest.raises(websockets.InvalidStatus, match="403"):
+            await websockets.connect(address)

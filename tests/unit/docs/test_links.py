@@ -23,7 +23,7 @@ def links(page: Path) -> Iterator[tuple[str, Path, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What can be linked to on a page: its headings as GitHub names them, of one name the later by number, and marks."""
+    """What can be linked to on a page: marks, and headings as GitHub names them, of one name the later by number."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     found = set(re.findall(r'<a id="([\w-]+)">', text))
     for title in re.findall(r"^#+ (.+)$", text, re.M):
