@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from agents.core.exchange import messages as said
 from agents.core.exchange.answers import ERRORS, FAREWELLS, REJECTIONS
+from agents.core.exchange.leases import RETURN_S
 from agents.core.exchange.presence import HELLO_S, SILENT_HEARTBEATS
 from agents.core.learning.augment import augment, mix
 from agents.core.learning.encodings import BLOCK, encode_update
@@ -211,6 +212,7 @@ def limits() -> str:
             "closed: `silence`",
         ),
         ("return of a client that is gone (`welcome.lease_s`)", f"{setting('lease_s')} s", "its tasks go to others"),
+        ("the same, before others may have its tasks too", f"{RETURN_S:g} s", "the first valid update counts"),
         ("a text message", size, "error `too_large`"),
         ("bytes of one chunk (`welcome.chunk_bytes` is what to send)", f"{said.MAX_CHUNK_BYTES // 1024} KiB", "1009"),
         ("tasks that a client holds or waits for", said.MAX_SLOTS, "error `too_many`"),
@@ -222,7 +224,7 @@ def limits() -> str:
         ("messages a second", setting("messages_per_s"), "read more slowly"),
         ("frames a second", f"{FRAMES_PER_S:g}", "1002"),
         ("frames of one message", MAX_FRAGMENTS, "1002"),
-        ("wrong tokens a minute from one address", setting("max_failures"), "HTTP 403 or 429"),
+        ("wrong tokens a minute from one address", setting("max_failures"), "error `too_many_failures`, HTTP 429"),
         ("the head of an HTTP request", f"{setting('request_s')} s", "cut"),
         ("an answer that nobody reads", f"{setting('stall_s')} s", "cut"),
     ]
