@@ -1,4 +1,4 @@
-"""A whole client, written from docs/protocol.md alone: nothing of fedbus is imported, only numpy and websockets.
+"""A whole client that uses only what docs/protocol.md says: nothing of fedbus is imported, only numpy and websockets.
 
 It has no model, so it does not train: it says that it predicted the first image wrongly, and moves the parameters a
 little. Put an engine into ``work``, and it is a real one. ``asyncio.run(main("http://127.0.0.1:8700", "TOKEN"))``.
@@ -16,7 +16,8 @@ import urllib.request
 import numpy as np
 import websockets
 
-STOP = {"token", "role", "version"}  # coming back does not help after these
+STOP = {"token", "role", "name_taken", "version"}  # errors after which coming back does not help
+OVER = {1000, 4001}  # close codes of the same kind
 UNDER_WAY = 4  # chunks that are sent before the first is acknowledged
 
 
@@ -29,7 +30,7 @@ class Client:
 
     def __init__(self, url, token, name):
         self.url, self.token, self.name = url, token, name
-        self.held, self.uploads = {}, 0
+        self.socket, self.held, self.uploads = None, {}, 0
 
     async def connect(self):
         """Says hello, and pings from then on: WebSocket pings do not count as life."""
@@ -39,13 +40,13 @@ class Client:
         await self.say("hello", **hello, resume=list(self.held))
         self.welcome = await self.hear("welcome")
         self.held = {lease: self.held[lease] for lease in self.welcome["resumed"]}
-        self.pinging = asyncio.create_task(self.ping())
+        self.pinging = asyncio.create_task(self.ping(self.socket))
 
-    async def ping(self):
+    async def ping(self, socket):
         with contextlib.suppress(websockets.ConnectionClosed):
             while True:
                 await asyncio.sleep(self.welcome["heartbeat_s"])
-                await self.say("ping")
+                await socket.send('{"type": "ping"}')
 
     async def say(self, kind, **fields):
         await self.socket.send(json.dumps({"type": kind, **fields}))
@@ -205,9 +206,15 @@ async def main(url, token, name="documented"):
                 lease = next(iter(client.held), None) or await client.take()
                 results = {lease: results.get(lease) or await client.work(client.held[lease])}
                 await client.upload(lease, *results[lease])
-        except (OSError, websockets.ConnectionClosed):
-            await asyncio.sleep(random.uniform(0.5, 5))
         except Refused as error:
-            await client.socket.close()
             if error.args[0] in STOP:
                 raise
+        except websockets.ConnectionClosed as error:
+            if error.rcvd is not None and error.rcvd.code in OVER:
+                return
+        except (OSError, websockets.WebSocketException) as error:
+            print(f"the gateway cannot be reached: {error}")
+        finally:
+            if client.socket is not None:
+                await client.socket.close()
+        await asyncio.sleep(random.uniform(0.5, 5))

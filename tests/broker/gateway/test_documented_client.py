@@ -73,7 +73,6 @@ async def test_a_client_written_from_the_page_is_cut_refused_and_finishes_a_roun
         half = len(data) // 2
         assert await client.upload(lease, data, metrics, stop_at=half) is None
         client.socket.transport.abort()
-        client.pinging.cancel()
         await client.connect()
         assert list(client.held) == [lease]
         answer = await client.upload(lease, data, metrics)
@@ -124,6 +123,19 @@ async def test_web_socket_pings_do_not_count_as_life_and_the_message_ping_does(b
         await alive.hear("pong")
         await alive.leave()
         assert (alive.socket.close_code, alive.socket.close_reason) == (1000, "goodbye")
+
+
+async def test_the_client_as_it_is_run_ends_when_another_has_its_name(bus: Bus, tmp_path: Path) -> None:
+    async with asyncio.timeout(DEADLINE_S), gateway(bus, tmp_path) as url:
+        working = asyncio.create_task(documented_client.main(url, TOKEN, "same"))
+        while not working.done():
+            # Whoever comes first is replaced by the other.
+            with contextlib.suppress(websockets.ConnectionClosed):
+                other = Client(url, TOKEN, "same")
+                await other.connect()
+                await asyncio.wait({working}, timeout=1)
+                await other.leave()
+        await working
 
 
 async def test_the_client_as_it_is_run_ends_for_a_wrong_token(bus: Bus, tmp_path: Path) -> None:
