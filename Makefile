@@ -38,8 +38,10 @@ lint: setup-dev  ## Check style, types and layers.
 	@$(VENV)/bin/lint-imports --no-logo >/dev/null || $(VENV)/bin/lint-imports --no-logo
 	@cd $(PAGE) && npm run --silent check
 
-docs: setup-dev  ## Draw docs/architecture.md and write docs/asyncapi.json anew from the code.
+docs: setup-dev  ## Write docs/architecture.md, docs/protocol.md and docs/asyncapi.json anew from the code.
 	@$(PY) docs/draw_architecture.py
+	@$(PY) docs/write_protocol.py
+	@$(PY) docs/list_decisions.py
 	@$(PY) -m agents.words
 
 format: setup-dev  ## Format the Python sources.

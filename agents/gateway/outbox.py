@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 
+from agents.core.exchange.answers import NOT_READING, Farewell
 from bus.words.values import Frozen
 
 CAPACITY = 256
-
-
-@dataclass(frozen=True)
-class Farewell:
-    """The connection ends, with this WebSocket close code."""
-
-    code: int
-    reason: str
 
 
 class Outbox:
@@ -31,7 +23,7 @@ class Outbox:
         """Queues a message; false when the client is dropped for not reading."""
         if full := len(self._waiting) >= CAPACITY:
             self._waiting.clear()
-            self.close(1008, "the client does not read")
+            self.close(*NOT_READING)
         self._waiting.append(message)
         self._something.set()
         return not full

@@ -13,10 +13,11 @@ from weakref import WeakValueDictionary
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agents.core.exchange.access import AccessRefusedError
+from agents.core.exchange.answers import CROWDED, Farewell
 from agents.core.exchange.connections import Connection
 from agents.gateway.access import address_of
 from agents.gateway.hub import Hub
-from agents.gateway.outbox import Farewell, Outbox
+from agents.gateway.outbox import Outbox
 from agents.runtime.tasks import background
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class ClientSocket:
             return reading.result()
         if out.is_set():
             with contextlib.suppress(RuntimeError):
-                await socket.close(1013, "others wait to say hello")
+                await socket.close(*CROWDED)
         else:
             await self._say_silent(socket, connection)
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 
+from agents.core.exchange.answers import SHUT_OUT
 from agents.core.exchange.connections import Connection, Upload
 from agents.core.exchange.effects import CheckUpdate, Commit, Effects, PublishRejection, PublishUpdate, StoreUpdate
 from agents.core.exchange.leases import Lease
@@ -20,7 +21,6 @@ from bus.words.values import Ref
 log = logging.getLogger(__name__)
 PARALLEL = 8
 AGAIN_S = 1.0
-SHUT_OUT = "too many of this client's updates were rejected"
 
 
 class Commits:
@@ -204,7 +204,7 @@ class Commits:
         if self._members.count_rejection(client, token, lease.address, now):
             connection = self._members.get(client)
             if connection is not None:
-                self._presence.close(connection, 1008, SHUT_OUT, now)
+                self._presence.close(connection, SHUT_OUT, now)
 
     def _give_up(self, lease: Lease) -> None:
         self._pool.give_back(lease, delay_s=AGAIN_S)

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from agents.core.exchange.answers import GOODBYE
 from agents.core.exchange.commits import Commits
 from agents.core.exchange.connections import Connection, Upload
 from agents.core.exchange.effects import AwaitSequence, Effects, TellProgress
@@ -154,7 +155,7 @@ class Conversation:
             case UploadCommit():
                 self._commit(connection, hello, message, now)
             case Leave():
-                self.presence.close(connection, 1000, "goodbye", now)
+                self.presence.close(connection, GOODBYE, now)
                 self.pool.take_back(hello.client)
             case TaskFailed():
                 self.commits.cannot(self._lease(hello.client, message.lease), message.reason)

@@ -26,8 +26,10 @@ MAX_SLOTS = 8
 CHUNK_HEADER = struct.Struct("<IQ")
 """upload number (u32), offset in bytes (u64), little-endian; the chunk's bytes follow."""
 
-LeaseId = Annotated[str, Field(min_length=1, max_length=250, pattern=r"^[A-Za-z0-9._-]+$")]
-UploadNumber = Annotated[int, Field(ge=0, lt=2**32)]
+LeaseId = Annotated[
+    str, Field(min_length=1, max_length=250, pattern=r"^[A-Za-z0-9._-]+$", description="the lease of the task")
+]
+UploadNumber = Annotated[int, Field(ge=0, lt=2**32, description="the client's number for the upload")]
 
 
 class ProtocolError(FedbusError):
@@ -45,26 +47,26 @@ class Hello(Frozen):
     """First message of a client."""
 
     type: Literal["hello"] = "hello"
-    protocol: int
-    token: str = Field(default="", max_length=256)
+    protocol: int = Field(description="1")
+    token: str = Field(default="", max_length=256, description="the join token")
     client: Name = Field(description="the client's own stable name")
-    engine: str = Field(max_length=64)
+    engine: str = Field(max_length=64, description="what it trains with, for people: a library and its version")
     resume: tuple[LeaseId, ...] = Field(default=(), max_length=MAX_SLOTS, description="leases still held")
 
 
 class Ready(Frozen):
-    """The client wants one more task."""
+    """The client wants one more task. Answered ``assignment`` as soon as there is one; not remembered over a cut."""
 
     type: Literal["ready"] = "ready"
 
 
 class ProgressMessage(Frozen):
-    """How far a task is."""
+    """How far a task is, for those who watch; nothing answers it, and a few a second are enough."""
 
     type: Literal["progress"] = "progress"
     lease: LeaseId
     phase: Literal["predict", "train", "upload"]
-    images_seen: int = Field(ge=0)
+    images_seen: int = Field(ge=0, description="images of the shard that were predicted")
     mismatched_images: int = Field(default=0, ge=0)
     trained_images: int = Field(default=0, ge=0)
     loss: float | None = None
@@ -76,8 +78,8 @@ class UploadBegin(Frozen):
     type: Literal["upload.begin"] = "upload.begin"
     lease: LeaseId
     upload: UploadNumber
-    size: int = Field(ge=0)
-    sha256: Sha256
+    size: int = Field(ge=0, description="bytes of the encoded update")
+    sha256: Sha256 = Field(description="of the encoded update")
 
 
 class UploadCommit(Frozen):
@@ -104,7 +106,7 @@ class Leave(Frozen):
 
 
 class Ping(Frozen):
-    """The client is alive (browsers cannot send WebSocket pings); answered ``pong``."""
+    """The client is alive; answered ``pong``. WebSocket pings do not count: browsers cannot send them."""
 
     type: Literal["ping"] = "ping"
 
@@ -113,10 +115,10 @@ class Welcome(Frozen):
     """The client is in."""
 
     type: Literal["welcome"] = "welcome"
-    protocol: int = PROTOCOL_VERSION
+    protocol: int = Field(default=PROTOCOL_VERSION, description="the gateway's")
     heartbeat_s: float = Field(description="a client that is silent for three of these is gone")
     lease_s: float = Field(description="how long the leases of a client that is gone wait for its return")
-    chunk_bytes: int = MAX_CHUNK_BYTES
+    chunk_bytes: int = Field(default=MAX_CHUNK_BYTES, description="bytes of an update that a chunk should carry")
     resumed: tuple[LeaseId, ...] = Field(default=(), description="leases of hello.resume that are still the client's")
 
 
@@ -133,7 +135,7 @@ class UploadOffset(Frozen):
 
     type: Literal["upload.offset"] = "upload.offset"
     upload: UploadNumber
-    offset: int = Field(ge=0)
+    offset: int = Field(ge=0, description="bytes that are there; the next chunk begins here")
 
 
 class UploadAccepted(Frozen):

@@ -7,6 +7,15 @@ import logging
 from collections.abc import Iterator
 
 from agents.core.exchange.access import OPEN, AccessRefusedError, Grant, Pace
+from agents.core.exchange.answers import (
+    ERRORS,
+    NO_HELLO,
+    REPLACED,
+    SILENCE,
+    STOPPING,
+    Farewell,
+    farewell_after,
+)
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.effects import CheckToken, Close, Effects
 from agents.core.exchange.limits import Limits
@@ -18,8 +27,7 @@ from agents.core.exchange.uploads import Uploads
 log = logging.getLogger(__name__)
 HELLO_S = 5.0
 SILENT_HEARTBEATS = 3
-_QUIET_CODES = frozenset({"unknown_lease", "unknown_upload", "busy"})
-"""What an honest client may run into when its lease ends while it speaks; not counted against it."""
+_QUIET_CODES = frozenset(code for code, error in ERRORS.items() if not error.counts)
 
 
 class Presence:
@@ -42,7 +50,7 @@ class Presence:
 
     def silent(self, connection: Connection, now: float) -> None:
         """Nothing came for that long."""
-        self.close(connection, 1008, "silence" if connection.welcomed else "no hello", now)
+        self.close(connection, SILENCE if connection.welcomed else NO_HELLO, now)
 
     def pause_s(self, connection: Connection, size: int, now: float) -> float:
         """Seconds to wait after a frame of this many bytes before the next is taken in."""
@@ -57,22 +65,22 @@ class Presence:
             if self._members.remove(connection) and connection.hello is not None:
                 self._pool.detach(connection.hello.client, now)
 
-    def close(self, connection: Connection, code: int, reason: str, now: float) -> None:
+    def close(self, connection: Connection, farewell: Farewell, now: float) -> None:
         """Ends a connection; nothing that still comes from it counts."""
         if connection.open:
-            self._effects.add(Close(connection, code, reason))
+            self._effects.add(Close(connection, *farewell))
             self.left(connection, now)
 
     def close_all(self, now: float) -> None:
         """The gateway stops; the leases stay for the next process."""
         for _, connection in self._members:
-            self.close(connection, 1012, "the gateway stops", now)
+            self.close(connection, STOPPING, now)
 
     def token_ended(self, connection: Connection, reason: str, now: float) -> None:
         """The client's token is not valid any more: it cannot come back, so its tasks need not wait for it."""
         if connection.open and connection.hello is not None:
             self._effects.say(connection, ErrorMessage(code="token", message=reason))
-            self.close(connection, 1008, "token", now)
+            self.close(connection, farewell_after("token"), now)
             self._pool.take_back(connection.hello.client)
 
     def greet(self, connection: Connection, hello: Hello) -> None:
@@ -112,7 +120,7 @@ class Presence:
         if holders - {grant.name, OPEN}:
             raise ProtocolError("name_taken", "a client with another token has this name", fatal=True)
         if self._members.admit(connection, hello, grant, now) is not None and older is not None:
-            self.close(older, 4001, "another connection has this client's name", now)
+            self.close(older, REPLACED, now)
         resumed = self._pool.resume(name, hello.resume, now)
         self._effects.say(
             connection,
@@ -129,6 +137,6 @@ class Presence:
             yield
         except ProtocolError as error:
             connection.errors += error.code not in _QUIET_CODES
-            self._effects.say(connection, ErrorMessage(code=error.code[:32], message=error.message[:500]))
+            self._effects.say(connection, ErrorMessage(code=error.code, message=error.message[:500]))
             if error.fatal or connection.errors >= self._limits.max_errors:
-                self.close(connection, 1008, error.code, now)
+                self.close(connection, farewell_after(error.code), now)

@@ -101,8 +101,9 @@ export class Connection implements Wire {
       this.#transmit(JSON.stringify(hello));
     };
     socket.onmessage = (event: MessageEvent) => this.#heard(event.data);
-    socket.onclose = ({ code, reason }: CloseEvent) => {
-      if (code === REPLACED) this.options.onMessage({ type: 'error', code: 'replaced', message: reason });
+    socket.onclose = ({ code }: CloseEvent) => {
+      const message = "another connection has this client's name";
+      if (code === REPLACED) this.options.onMessage({ type: 'error', code: 'replaced', message });
       this.#lost();
     };
     socket.onerror = () => this.#lost();

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+from agents.core.exchange.answers import ERRORS, REJECTIONS
 from agents.words.events import RejectionCode
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +49,7 @@ def _sections() -> list[str]:
 def test_every_error_code_has_a_section_and_no_section_is_stale() -> None:
     codes = set(_codes())
     assert {"bad_message", "token", "busy", "internal", "port_taken"} <= codes
-    assert set(_sections()) == codes | set(get_args(RejectionCode))
+    assert set(_sections()) == codes | set(get_args(RejectionCode)) | ERRORS.keys() | REJECTIONS.keys()
 
 
 def test_no_code_has_two_sections() -> None:
