@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar, overload
@@ -23,6 +24,11 @@ LONGEST = ("chaos", "commands", "browser", "broker/cluster", "installed", "broke
 """Folders whose files take longest: where processes share the tests, what is begun last decides when all is done."""
 SURVIVED = "survived"
 """The property of a chaos test's report that is a row of the table at the end."""
+
+
+# The width of tables is the tests' own: readline, which pytest loads, tells child processes that of a terminal.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -76,14 +82,14 @@ def unique_run() -> str:
 
 
 @overload
-async def wait_for(condition: Callable[[], Awaitable[T]], *, within_s: float = 10.0) -> T: ...
+async def wait_for(condition: Callable[[], Awaitable[T]], *, within_s: float = 30.0) -> T: ...
 
 
 @overload
-async def wait_for(condition: Callable[[], T], *, within_s: float = 10.0) -> T: ...
+async def wait_for(condition: Callable[[], T], *, within_s: float = 30.0) -> T: ...
 
 
-async def wait_for(condition: Callable[[], Awaitable[T] | T], *, within_s: float = 10.0) -> T:
+async def wait_for(condition: Callable[[], Awaitable[T] | T], *, within_s: float = 30.0) -> T:
     """Polls until ``condition`` gives something true, and returns that; fails the test after ``within_s``."""
     async with asyncio.timeout(within_s):
         while True:
