@@ -51,8 +51,10 @@ format: setup-dev  ## Format the Python sources.
 page-tests: setup
 	@cd $(PAGE) && npm test --silent
 
+# Most tests wait for processes rather than compute. A file is one worker's: its tests share brokers and browsers.
+WORKERS ?= 4
 pytest: setup-dev
-	@$(PY) -m pytest -m "not large and not chaos"
+	@$(PY) -m pytest -m "not large and not chaos" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 bench: setup-dev  ## Measure, as ratios; prints tables and writes benchmarks/out/.
 	@$(PY) -m benchmarks $(ARGS)

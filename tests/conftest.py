@@ -1,8 +1,9 @@
-"""The broker that the tests share, and how they wait."""
+"""The broker that the tests share, how they wait, and how several processes share the tests."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar, overload
@@ -17,7 +18,41 @@ from bus.client import Bus
 from bus.recording.files import Recording, load_recording
 
 T = TypeVar("T")
-SMALL_RUN = Path(__file__).parent / "replay" / "small_run.jsonl.gz"
+HERE = Path(__file__).parent
+SMALL_RUN = HERE / "replay" / "small_run.jsonl.gz"
+LONGEST = ("chaos", "commands", "browser", "broker/cluster", "installed", "broker/gateway", "broker", "property")
+"""Folders whose files take longest: where processes share the tests, what is begun last decides when all is done."""
+SURVIVED = "survived"
+"""The property of a chaos test's report that is a row of the table at the end."""
+
+
+# The width of tables is the tests' own: readline, which pytest loads, tells child processes that of a terminal.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=_how_late)
+
+
+def _how_late(item: pytest.Item) -> int:
+    folder = item.path.relative_to(HERE).parent.as_posix() + "/"
+    return next((at for at, long in enumerate(LONGEST) if folder.startswith(f"{long}/")), len(LONGEST))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was survived, from reports: the tests may have been passed in other processes."""
+    reports = [one for some in terminalreporter.stats.values() for one in some if isinstance(one, pytest.TestReport)]
+    ended = [one for one in reports if one.when == "teardown"]
+    rows = [cells for one in ended for name, cells in one.user_properties if name == SURVIVED]
+    if not rows:
+        return
+    terminalreporter.section("survived, with the same final model and a clean ledger")
+    width = max(len(what) for what, *_ in rows)
+    for what, *others in rows:
+        terminalreporter.write_line("  ".join((f"{what:{width}}", *others)))
+    terminalreporter.write_line(f"{len(rows)} disturbances survived")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -47,14 +82,14 @@ def unique_run() -> str:
 
 
 @overload
-async def wait_for(condition: Callable[[], Awaitable[T]], *, within_s: float = 10.0) -> T: ...
+async def wait_for(condition: Callable[[], Awaitable[T]], *, within_s: float = 30.0) -> T: ...
 
 
 @overload
-async def wait_for(condition: Callable[[], T], *, within_s: float = 10.0) -> T: ...
+async def wait_for(condition: Callable[[], T], *, within_s: float = 30.0) -> T: ...
 
 
-async def wait_for(condition: Callable[[], Awaitable[T] | T], *, within_s: float = 10.0) -> T:
+async def wait_for(condition: Callable[[], Awaitable[T] | T], *, within_s: float = 30.0) -> T:
     """Polls until ``condition`` gives something true, and returns that; fails the test after ``within_s``."""
     async with asyncio.timeout(within_s):
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from bus.broker.server import EmbeddedServer, Member, embedded_server
 from bus.broker.settings import BusSettings
 from bus.words.payload import OPERATOR
+
+ROUTE_PORTS = range(20_000, 32_768)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,16 @@ async def embedded_cluster(
 
 
 def _free_ports(count: int, host: str) -> list[int]:
+    """Ports that the system gives to no outgoing connection, which could take one before its broker listens."""
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server((host, 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
+        while len(found) < count:
+            port = secrets.choice(ROUTE_PORTS)
+            try:
+                stack.enter_context(socket.create_server((host, port)))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                found.append(port)
+    return found

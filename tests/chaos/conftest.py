@@ -1,16 +1,15 @@
-"""The undisturbed run that others are compared with, and the table of what was survived."""
+"""The undisturbed run that others are compared with, and what was survived."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
 
 from tests.chaos.system import Outcome, complete, small
-
-SURVIVED = pytest.StashKey[list["Survived"]]()
+from tests.conftest import SURVIVED
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,16 @@ class Survived:
 
     what: str
     outcome: Outcome
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """A row of the table at the end."""
+        restarts = sum(self.outcome.restarts.values())
+        return (
+            self.what,
+            f"{self.outcome.seconds:5.1f} s",
+            f"{restarts} restarts",
+            f"model {self.outcome.model[:12]}",
+        )
 
 
 Undisturbed = Callable[[str], Awaitable[Outcome]]
@@ -52,20 +61,8 @@ def _sound(outcome: Outcome) -> Outcome:
 
 
 @pytest.fixture
-def survived(request: pytest.FixtureRequest) -> list[Survived]:
+def survived(request: pytest.FixtureRequest) -> Iterator[list[Survived]]:
     """Where a test enters what a run survived, for the table at the end."""
-    return request.config.stash.setdefault(SURVIVED, [])
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    entries = config.stash.get(SURVIVED, [])
-    if not entries:
-        return
-    terminalreporter.section("survived, with the same final model and a clean ledger")
-    width = max(len(one.what) for one in entries)
-    for one in entries:
-        restarts = sum(one.outcome.restarts.values())
-        seconds = f"{one.outcome.seconds:5.1f} s"
-        model = one.outcome.model[:12]
-        terminalreporter.write_line(f"{one.what:{width}}  {seconds}  {restarts} restarts  model {model}")
-    terminalreporter.write_line(f"{len(entries)} disturbances survived")
+    entries: list[Survived] = []
+    yield entries
+    request.node.user_properties += [(SURVIVED, one.cells()) for one in entries]

@@ -117,7 +117,7 @@ async def test_an_error_that_trying_again_does_not_heal_buries_the_event_at_once
 
     async with bus.pull(unique_run, events_of(unique_run), max_ack_pending=1) as consumer:
         working_ = asyncio.create_task(work(consumer, handler, concurrency=1, permanent=(ZeroDivisionError,)))
-        await wait_for(lambda: consumer.buried == 3, within_s=5)
+        await wait_for(lambda: consumer.buried == 3)
         await wait_for(lambda: _is_idle(consumer))
         working_.cancel()
         await asyncio.gather(working_, return_exceptions=True)

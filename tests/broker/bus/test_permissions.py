@@ -126,7 +126,7 @@ async def test_a_role_gives_up_takes_back_and_settles_its_own_events_only(
 
 
 async def test_a_refusal_meets_its_event_however_its_name_is_written(guarded: EmbeddedServer, unique_run: str) -> None:
-    async with asyncio.timeout(5), Bus.connect(guarded.settings_for("labeller"), name="labeller", wait_s=10) as bus:
+    async with asyncio.timeout(20), Bus.connect(guarded.settings_for("labeller"), name="labeller", wait_s=10) as bus:
         with pytest.raises(PermissionDeniedError, match=f"{unique_run}-Loud"):
             await bus.publish(failed(f"{unique_run}-Loud"))
 
