@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from bus.broker.connection import Connection
 from bus.broker.direct_get import COPIED, read_stored
 from bus.broker.topology import TOKEN_STREAM
-from bus.errors import FedbusError
+from bus.errors import FedbusError, MalformedSubjectError
 from bus.words.subjects import ALL_TOKENS, token_subject
 from bus.words.tokens import TokenRecord
 
@@ -70,6 +70,20 @@ class TokenStore:
                         # A replica that is behind may still have an older record: the last one counts.
                         found[record.id] = record
         return sorted(found.values(), key=lambda record: (record.created, record.id))
+
+    async def find(self, name: str) -> TokenRecord | None:
+        """The record of this id as the stream's leader has it now; one request."""
+        try:
+            subject = token_subject(name)
+        except MalformedSubjectError:
+            return None
+        message = await self._connection.last_message(TOKEN_STREAM, subject)
+        if message is None or COPIED in (message.headers or {}):
+            return None
+        with contextlib.suppress(ValidationError):
+            record = TokenRecord.model_validate_json(message.data or b"")
+            return record if record.id == name else None
+        return None
 
     async def _is_copied(self, sequence: int) -> bool:
         try:
