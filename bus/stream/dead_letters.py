@@ -9,6 +9,7 @@ their own, the newest ``NEWEST_LETTERS`` after these share a subject, and the ot
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections import defaultdict
@@ -20,7 +21,7 @@ from weakref import WeakKeyDictionary
 from nats.js.errors import APIError
 
 from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
-from bus.broker.direct_get import COPIED, DirectMessage, read_stored
+from bus.broker.direct_get import DirectMessage, lies_copied, read_stored, was_copied
 from bus.broker.topology import DLQ_STREAM
 from bus.process.logs import escaped
 from bus.words.subjects import LetterSubject, is_newest, newest_letters, parse_letter_subject, sender_of
@@ -34,6 +35,7 @@ MAX_BODY = 4_096
 _ALL = ">"
 _BATCH = 1_000
 _STALL_S = 10.0
+_AT_ONCE = 256
 Key = tuple[int, str]
 _placed: WeakKeyDictionary[Connection, dict[str, set[int]]] = WeakKeyDictionary()
 """Of each sender, the events for which a connection found places of their own, new or old; nothing where earlier ones
@@ -108,7 +110,7 @@ async def _put_newest(connection: Connection, sender: str, sequence: int, body: 
     while True:
         last = await connection.last_message(DLQ_STREAM, newest_letters(sender))
         said = dict((last.headers if last else None) or {})
-        if last is not None and COPIED not in said and _number(said, SEQUENCE) >= sequence:
+        if last is not None and not was_copied(last) and _number(said, SEQUENCE) >= sequence:
             return False
         numbers = {SEQUENCE: str(sequence), COUNT: str(_number(said, COUNT) + 1)}
         place = (last.seq if last else None) or 0
@@ -150,6 +152,7 @@ async def dead_letters(connection: Connection) -> list[DeadLetter]:
     async with contextlib.aclosing(_stored(connection, _ALL)) as messages:
         async for message in messages:
             fold.take(message)
+    await fold.forget_copied(connection)
     return fold.open_letters()
 
 
@@ -209,6 +212,7 @@ class _Fold:
         self._letters: dict[Key, DeadLetter] = {}
         self._noted = _Noted()
         self._retried: dict[Key, tuple[int, datetime]] = {}
+        self._handled: dict[Key, int] = {}
         self._unkept: dict[str, int] = {}
         self._senders: dict[Key, str] = {}
 
@@ -226,8 +230,19 @@ class _Fold:
         key = subject.sequence, subject.consumer
         if subject.kind == "retry":
             self._retried[key] = message.sequence, message.time
-        elif subject.kind != "handled":
+        elif subject.kind == "handled":
+            self._handled[key] = message.sequence
+        else:
             self._letters[key] = _letter(subject, message)
+
+    async def forget_copied(self, connection: Connection) -> None:
+        """Takes no answer of the broker for a note that a worker handled a letter: it would hide the letter."""
+        for part in range(0, len(self._handled), _AT_ONCE):
+            keys = list(self._handled)[part : part + _AT_ONCE]
+            copied = await asyncio.gather(*(lies_copied(connection, DLQ_STREAM, self._handled[key]) for key in keys))
+            for (sequence, consumer), was in zip(keys, copied, strict=True):
+                if was:
+                    self._noted.handled[sequence].discard(consumer)
 
     def open_letters(self) -> list[DeadLetter]:
         found = [self._with_retry(one) for key, one in self._letters.items() if not self._noted.is_settled(key)]
