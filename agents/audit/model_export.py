@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +21,7 @@ from artifacts.weights import Weights, read_weights, whole_model
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.process.files import write_atomically
+from bus.process.folders import temporary_folder
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of_type
 
@@ -85,8 +85,8 @@ async def fetched_model(bus: Bus, started: RunStarted, round_number: int | None)
         raise ManifestError(f"the run's artifacts are of another version: {error.errors()[0]['msg']}") from None
     whole = whole_model(manifest)
     trained = np.frombuffer(await bus.objects.get(models[number]), "<f4").astype(np.float32)
-    with tempfile.TemporaryDirectory(prefix="fedbus-model-") as folder:
-        graph, checkpoint = Path(folder) / "eval_model.onnx", Path(folder) / "checkpoint"
+    with temporary_folder("export") as folder:
+        graph, checkpoint = folder / "eval_model.onnx", folder / "checkpoint"
         await bus.objects.fetch_to(whole.graph.ref, graph)
         await bus.objects.fetch_to(whole.checkpoint.ref, checkpoint)
         weights = read_weights(manifest, checkpoint, trained)

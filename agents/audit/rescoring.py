@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -18,6 +16,7 @@ from agents.words.events import RunStarted
 from agents.words.run_config import RunDataset
 from artifacts.manifest import ArtifactManifest
 from bus.errors import MalformedRecordingError
+from bus.process.folders import temporary_folder
 from bus.recording.files import Recording
 
 
@@ -47,11 +46,11 @@ def recorded_held_out(recording: Recording) -> Iterator[HeldOut | None]:
     examples, labels = kind.decode(find_object(objects, dataset.held_out))
     if labels is None:
         raise MalformedRecordingError("the recorded held-out images have no labels", hint="replay the other agents")
-    with tempfile.TemporaryDirectory(prefix="fedbus-replay-") as folder:
+    with temporary_folder("replay") as folder:
         paths = {}
         choice = choose(offered=manifest.offered)
         for role, file in choice.files(manifest).items():
-            paths[role] = Path(folder) / file.sha256
+            paths[role] = folder / file.sha256
             paths[role].write_bytes(find_object(objects, file.ref))
         engine = open_engine(manifest, paths, choice=choice)
         scorer = HeldOutScorer(engine, kind, examples, labels, classes=manifest.model.classes)

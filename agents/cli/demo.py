@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from agents.words.events import RoundStarted
 from agents.words.run_config import RunConfig
 from bus.client import Bus
 from bus.errors import FedbusError
+from bus.process.folders import temporary_folder
 from bus.process.logs import configure
 from bus.recording.files import record
 
@@ -121,9 +121,9 @@ async def _demo(
 ) -> str:
     """Runs the demo and answers with the run's final status."""
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fedbus-demo-", ignore_cleanup_errors=True) as folder:
+    with temporary_folder("demo") as folder:
         console.print(f"{run}: starting broker and agents; their logs are in {out / 'logs'}")
-        async with running_system(Path(folder), out / "logs", nats_port=None, gateway_port=port) as system:
+        async with running_system(folder, out / "logs", nats_port=None, gateway_port=port) as system:
             url = f"{system.connection.gateway_url}/#token={system.connection.join_token}"
             console.print(f"clients {mix}; a page of your own may join: {url}", soft_wrap=True)
             system.start_clients(mix, threads=threads)

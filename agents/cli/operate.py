@@ -23,6 +23,7 @@ from bus.words.payload import COLLECTOR
 from bus.work.retries import LetterMalformedError, LetterUnclaimedError, Retry
 
 SHOWN_BYTES = 4_000
+FIRST_SHOWN, NEWEST_SHOWN = 20, 80
 dlq_app = typer.Typer(no_args_is_help=True, help="Look at what nobody could understand or handle, and give it back.")
 
 
@@ -55,25 +56,33 @@ async def _verify(run: str) -> Verdict:
 
 
 @dlq_app.command("list")
-def dlq_list() -> None:
-    """List the dead letters with their reasons."""
+def dlq_list(all_: Annotated[bool, typer.Option("--all", help="However many they are.")] = False) -> None:
+    """List the dead letters with their reasons; of many, the first and the newest."""
     use_running_fedbus()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("sequence", "when", "given up by", "what and why"):
         table.add_column(name, overflow="fold")
     letters = asyncio.run(_dead_letters())
-    for one in letters:
+    left_out = 0 if all_ else max(0, len(letters) - FIRST_SHOWN - NEWEST_SHOWN)
+    shown = [*letters[:FIRST_SHOWN], *letters[FIRST_SHOWN + left_out :]]
+    for one in shown:
         table.add_row(
             str(one.sequence),
             f"{one.time.astimezone():%m-%d %H:%M:%S}",
             escaped(one.consumer),
-            Text(f"{escaped(one.subject)}: {escaped(one.reason)}{_asked(one)}"),
+            Text(f"{escaped(one.subject)}: {escaped(one.reason)}{_asked(one)}{_unkept(one)}"),
         )
     console.print(table if letters else "no dead letters")
+    if left_out:
+        console.print(f"{left_out} between them are left out (--all shows them)")
 
 
 def _asked(letter: DeadLetter) -> str:
     return f" (tried again since {letter.retry_at.astimezone():%H:%M:%S})" if letter.retry_at else ""
+
+
+def _unkept(letter: DeadLetter) -> str:
+    return f" ({letter.unkept} like it came before and are not kept)" if letter.unkept else ""
 
 
 @dlq_app.command("show")

@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agents.runtime.tasks import raise_first
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agents.runtime.tasks import background, raise_first
 from bus.broker.server import die_with_parent
 from bus.errors import FedbusError
 
@@ -20,6 +24,7 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0
 MAX_QUICK_EXITS = 5
 QUICK_S = 20.0
+LOOK_EVERY_S = 1.0
 
 
 class ProcessFailedError(FedbusError):
@@ -40,6 +45,14 @@ class Command:
     """Called before every start, to clean up what the process before may have left."""
 
 
+class LogSettings(BaseSettings):
+    """From ``FEDBUS_LOG_BYTES``: how long a log that is written here may become before it is set aside."""
+
+    model_config = SettingsConfigDict(env_prefix="FEDBUS_", env_ignore_empty=True, extra="ignore")
+
+    log_bytes: int = Field(default=16 << 20, ge=1 << 12)
+
+
 class Supervisor:
     """Keeps processes alive: one that ends by itself is started again, with a growing pause.
 
@@ -51,11 +64,13 @@ class Supervisor:
         self._group = group
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._logs: set[Path] = set()
         self.restarts: dict[str, int] = {}
 
     def start(self, command: Command) -> None:
         """Starts ``command`` and keeps it running until ``stop``."""
         command.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._logs.add(command.log_path)
         self._watches[command.name] = self._group.create_task(self._watch(command))
 
     async def stop(self, name: str) -> None:
@@ -72,6 +87,15 @@ class Supervisor:
     def pids(self) -> dict[str, int]:
         """Process ids by name, of those that run now."""
         return {name: process.pid for name, process in self._running.items()}
+
+    async def keep_logs_short(self, most: int) -> None:
+        """Moves what a log has to another file, ``.1``, whenever that is more than ``most`` bytes; endless."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for path in list(self._logs):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_size > most:
+                        await asyncio.to_thread(_rotate, path)
 
     async def _watch(self, command: Command) -> None:
         quick = 0
@@ -116,12 +140,23 @@ async def supervisor() -> AsyncIterator[Supervisor]:
     try:
         async with asyncio.TaskGroup() as group:
             one = Supervisor(group)
-            try:
-                yield one
-            finally:
-                await one.stop_all()
+            async with background(one.keep_logs_short(LogSettings().log_bytes)):
+                try:
+                    yield one
+                finally:
+                    await one.stop_all()
     except BaseExceptionGroup as failures:
         raise_first(failures)
+
+
+def _rotate(path: Path) -> None:
+    """Moves the content and not the file, because its processes hold that open; they write at its end, wherever it is.
+
+    A line that is written between the last look and the cut is lost.
+    """
+    with path.open("rb") as log_file, path.with_name(f"{path.name}.1").open("wb") as older:
+        shutil.copyfileobj(log_file, older)
+    os.truncate(path, 0)
 
 
 async def _end(name: str, process: asyncio.subprocess.Process) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from artifacts.manifest import ArtifactManifest
 from bus.client import Bus
 from bus.errors import ConflictingEventError, FedbusError, ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
+from bus.process.folders import temporary_folder
 from bus.words.envelope import Stored
 from bus.words.subjects import event_subject, events_of_type
 from bus.words.values import Ref
@@ -169,8 +169,8 @@ class Evaluator:
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:
     """The body of the evaluator agent."""
-    with tempfile.TemporaryDirectory(prefix="fedbus-evaluator-") as cache:
-        evaluator = Evaluator(bus, Path(cache))
+    with temporary_folder("evaluator") as cache:
+        evaluator = Evaluator(bus, cache)
         filters = [events_of_type("run.started"), events_of_type("model.published")]
         # It gives up by itself, and says so: what the broker alone gave up would leave its run without an end.
         async with bus.pull("evaluator", filters, ack_wait_s=ACK_WAIT_S, max_ack_pending=8, max_deliver=-1) as consumer:

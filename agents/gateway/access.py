@@ -11,21 +11,24 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agents.core.exchange.access import AccessRefusedError, AccessTable, Failures, Grant
+from agents.core.exchange.access import AccessRefusedError, AccessTable, Failures, Grant, Pace
 from agents.gateway.settings import GatewaySettings
 from agents.runtime.tasks import background
 from bus.broker.tokens import LOOK_EVERY_S
 from bus.client import Bus
 from bus.process.logs import escaped
-from bus.words.tokens import Role
+from bus.words.tokens import Role, id_of
 
 log = logging.getLogger(__name__)
 GRANT = "fedbus.grant"
 """Where a request's scope holds the ``Grant`` under which it is served."""
+ASKS_PER_S = 5.0
+"""How often the broker is asked for a token that nobody knows yet; what is not asked for comes with the next look."""
+ANSWER_S = 2.0
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="fedbus"'}
 
 
@@ -34,42 +37,64 @@ class Access:
 
     def __init__(self, settings: GatewaySettings) -> None:
         join_token = settings.join_token.get_secret_value() if settings.join_token else ""
-        self.table = AccessTable(join_token, open_without=_is_loopback(settings.host))
+        self.table = AccessTable(join_token, open_without=is_loopback(settings.host))
         self._failures = Failures(settings.max_failures)
+        self._asking = Pace(ASKS_PER_S)
+        self._bus: Bus | None = None
 
     @contextlib.asynccontextmanager
     async def following(self, bus: Bus) -> AsyncIterator[None]:
         """Knows the operator's tokens from the start of the block to its end."""
         known = asyncio.Event()
+        self._bus = bus
         async with background(self._follow(bus, known)), background(self._expire()):
             await known.wait()
             if self.table.is_open:
                 log.warning("no join token is set: everybody on this machine may do everything")
             yield
 
-    def check(self, token: str, role: Role, address: str) -> Grant:
+    async def check(self, token: str, role: Role, address: str) -> Grant:
         """The grant of a token that comes from this address.
+
+        After many wrong ones from there the right one still gets in, unless it is one that could be guessed; whatever
+        else comes hears the same.
 
         Raises:
             AccessRefusedError: the token does not allow ``role``, or too many wrong ones came from there (code
                 ``too_many_failures``).
         """
-        self.refuse_guessers(address)
+        wait_s = self._failures.wait_s(address, time.monotonic())
+        guessed = wait_s > 0
+        if not guessed and self.table.is_unknown(token):
+            await self._ask_for(token)
         try:
-            return self.table.check(token, role, datetime.now(UTC))
+            return self.table.check(token, role, datetime.now(UTC), beside_guessers=guessed)
         except AccessRefusedError as error:
+            if error.code != "token":
+                raise
+            if guessed:
+                raise AccessRefusedError(
+                    "too_many_failures", f"too many wrong tokens; come back in {math.ceil(wait_s)} seconds"
+                ) from None
             # Who says nothing guesses nothing.
-            if error.code == "token" and token:
+            if token:
                 self._failures.count(address, time.monotonic())
                 log.info("refused %s: %s", escaped(address), error.message)
             raise
 
-    def refuse_guessers(self, address: str) -> None:
-        """Turns away an address that sent many wrong tokens a moment ago; raises as ``check``."""
-        if wait_s := self._failures.wait_s(address, time.monotonic()):
-            raise AccessRefusedError(
-                "too_many_failures", f"too many wrong tokens; come back in {math.ceil(wait_s)} seconds"
-            )
+    async def _ask_for(self, token: str) -> None:
+        """Looks whether the operator made a token since the last look; guessers cannot have it look often."""
+        now = time.monotonic()
+        if self._bus is None or self.table.is_open or self._asking.delay(0, now) > 0:
+            return
+        self._asking.delay(1, now)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                record = await self._bus.tokens.find(id_of(token))
+        except TimeoutError:
+            return
+        if record is not None:
+            self.table.learn(record, datetime.now(UTC))
 
     def guard(self, role: Role, app: ASGIApp) -> ASGIApp:
         """``app`` for those only whose ``Authorization: Bearer`` token allows ``role``."""
@@ -94,12 +119,19 @@ class _Guarded:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Cache-Control", "private, no-cache")
+                headers.add_vary_header("Authorization")
+            await send(message)
+
         try:
-            scope[GRANT] = self._access.check(_bearer(scope), self._role, address_of(scope))
+            scope[GRANT] = await self._access.check(_bearer(scope), self._role, address_of(scope))
         except AccessRefusedError as error:
-            await _refusal(error)(scope, receive, send)
+            await refusal(error)(scope, receive, answer)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, answer)
 
 
 def address_of(scope: Scope) -> str:
@@ -113,16 +145,18 @@ def _bearer(scope: Scope) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _refusal(error: AccessRefusedError) -> Response:
-    text = f"{error.message}\n"
-    if error.code == "role":
-        return PlainTextResponse(text, 403)
-    if error.code == "too_many_failures":
-        return PlainTextResponse(text, 429, {"Retry-After": "60"})
-    return PlainTextResponse(text, 401, _CHALLENGE)
+_STATUS = {"role": 403, "too_many_failures": 429, "too_many_feeds": 429}
 
 
-def _is_loopback(host: str) -> bool:
+def refusal(error: AccessRefusedError) -> Response:
+    """What somebody is answered who may not do this; the code stands at the end."""
+    status = _STATUS.get(error.code, 401)
+    headers = {401: _CHALLENGE, 429: {"Retry-After": "60"}}.get(status)
+    return PlainTextResponse(f"{error.message} [{error.code}]\n", status, headers)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches who listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -9,16 +9,17 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from agents.core.exchange.access import Grant
-from agents.gateway.access import GRANT
+from agents.core.exchange.access import AccessRefusedError, Grant
+from agents.gateway.access import GRANT, refusal
 from agents.gateway.hub import Hub
 from agents.runtime.tasks import background
-from agents.words.events import Progress
+from agents.words.events import Progress, RunStarted
 from bus.client import CaughtUp
-from bus.words.subjects import events_of
+from bus.words.subjects import events_of, filter_of
 
 KEEP_ALIVE_S = 15.0
 CAPACITY = 256
+_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SEQUENCE = re.compile(r"\d{1,15}")
 
@@ -33,11 +34,12 @@ class EventFeed:
         self._hub = hub
         self._bus = hub.bus
         self._max_watchers = hub.settings.max_watchers
+        self._max_token_watchers = hub.settings.max_token_watchers
         self._stop = stop
         self.watchers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one GET."""
+        """Answers one GET; to HEAD, what GET would begin with."""
         run = scope["path_params"]["run"]
         since = (
             Headers(scope=scope).get("last-event-id") or QueryParams(scope.get("query_string", b"")).get("since") or "0"
@@ -51,14 +53,22 @@ class EventFeed:
             grant: Grant = scope[GRANT]
             ended = asyncio.Event()
             try:
-                with grant.ending(lambda _: ended.set()):
-                    await self._feed(run, int(since), ended, receive, send)
+                with grant.watching(self._max_token_watchers), grant.ending(lambda _: ended.set()):
+                    # The stream is asked, because a run that began a moment ago may not have been read yet.
+                    if await self._bus.find(filter_of(RunStarted, run=run)) is None:
+                        await PlainTextResponse(f"there is no run {run} [run_unknown]\n", 404)(scope, receive, send)
+                        return
+                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    if scope["method"] != "HEAD":
+                        await self._feed(run, int(since), ended, receive, send)
+                    else:
+                        await send({"type": "http.response.body", "body": b""})
+            except AccessRefusedError as error:
+                await refusal(error)(scope, receive, send)
             finally:
                 self.watchers -= 1
 
     async def _feed(self, run: str, since: int, ended: asyncio.Event, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
         queue: asyncio.Queue[str] = asyncio.Queue(CAPACITY)
         async with (
             background(self._events(run, since, queue)),

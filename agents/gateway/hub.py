@@ -236,7 +236,7 @@ class Hub:
                 if (line := self._lines.get(connection)) is not None:
                     line.outbox.close(code, reason)
             case effects.CheckToken(connection, hello):
-                self._check_token(connection, hello)
+                self._group.create_task(self._check_token(connection, hello))
             case effects.KeepLease(lease):
                 crash_point("gateway.delivered")
                 try:
@@ -258,20 +258,25 @@ class Hub:
             case _:
                 self._group.create_task(self._run(effect))
 
-    def _check_token(self, connection: Connection, hello: Hello) -> None:
-        presence, line = self.conversation.presence, self._lines[connection]
-        try:
-            grant = self.access.check(hello.token, "train", line.address)
-        except AccessRefusedError as error:
-            presence.turned_away(connection, error, time.monotonic())
+    async def _check_token(self, connection: Connection, hello: Hello) -> None:
+        presence, line = self.conversation.presence, self._lines.get(connection)
+        if line is None:
             return
 
         def ended(reason: str) -> None:
             presence.token_ended(connection, reason, time.monotonic())
             self._do_all()
 
-        line.token.enter_context(grant.ending(ended))
-        presence.admitted(connection, hello, grant, time.monotonic())
+        try:
+            grant = await self.access.check(hello.token, "train", line.address)
+        except AccessRefusedError as error:
+            presence.turned_away(connection, error, time.monotonic())
+        else:
+            if connection in self._lines:
+                line.token.enter_context(grant.ending(ended))
+                presence.admitted(connection, hello, grant, time.monotonic())
+        self._do_all()
+        line.rested.set()
 
     async def _run(self, effect: effects.Effect) -> None:
         waited = await self._errands.do(effect)

@@ -83,7 +83,7 @@ class Objects:
     async def _answer(self, request: Request, ref: Ref) -> Response:
         headers = {
             "ETag": f'"{ref.sha256}"',
-            "Cache-Control": "public, max-age=31536000, immutable",
+            "Cache-Control": "private, max-age=31536000, immutable",
             "Accept-Ranges": "bytes",
         }
         if headers["ETag"] in request.headers.get("if-none-match", ""):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets import exceptions
@@ -19,6 +20,8 @@ MAX_UNREAD_PONGS = 1 << 17
 """Bytes that may wait in front of a pong."""
 FRAMES_PER_S, FRAMES_AT_ONCE = 2_000.0, 4_000
 """Of one WebSocket, of every kind and size: an empty one has six bytes and costs as much as a full one."""
+GOODBYE_S = 2.0
+"""For the answer to the gateway's goodbye, before the socket is closed without one."""
 MAX_FRAGMENTS = 1_024
 """Frames of one message."""
 
@@ -127,6 +130,16 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
             if self.cycle is not before or self.transport.get_protocol() is not self:
                 self._request.lift()
 
+        def send_400_response(self, msg: str) -> None:
+            # What follows a request is no request: where an answer to that one is under way, nothing else can be said.
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:
+                self.transport.close()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._request.lift()
             super().connection_lost(exc)
@@ -134,6 +147,7 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
     class PatientWebSocket(Read, WebSocketsSansIOProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
+            self.close_timeout = GOODBYE_S
             counted = _Counted(self.conn.recv_frame)
             # Where a read's frames are taken apart: later they have all been paid for.
             self.conn.recv_frame = counted.take  # type: ignore[method-assign]

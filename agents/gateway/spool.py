@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from agents.core.exchange.leases import Lease, LeaseRecord
 from agents.core.exchange.messages import ProtocolError
 from agents.core.exchange.upload_rules import Progression
-from bus.process.files import write_atomically
+from bus.process.files import remove_half_written, write_atomically
 
 log = logging.getLogger(__name__)
 SMALL = 1 << 20
@@ -128,6 +128,7 @@ class Spool:
     def load(self) -> list[LeaseRecord]:
         """The leases that an earlier process left; a folder that holds none is removed."""
         found = []
+        remove_half_written(self.directory)
         for folder in sorted(path for path in self.directory.iterdir() if path.is_dir()):
             try:
                 record = LeaseRecord.model_validate_json((folder / _LEASE).read_bytes())
@@ -135,5 +136,6 @@ class Spool:
                 log.warning("%s holds no lease: %s", folder.name, error)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
+            remove_half_written(folder)
             found.append(record)
         return found

@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agents.gateway.event_feed import EventFeed
+from agents.gateway.front import Front, own_names
 from agents.gateway.hub import Hub
 from agents.gateway.objects import Objects
 from agents.gateway.websocket import ClientSocket
@@ -122,4 +123,5 @@ def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
         page,
     ]
     headers = SAFETY | (ISOLATION if settings.isolation else {}) | (ENCRYPTED if settings.tls_cert else {})
-    return WithHeaders(Starlette(routes=routes), headers)
+    served = Front(Starlette(routes=routes), own_names(settings.host, settings.hosts))
+    return WithHeaders(served, headers)

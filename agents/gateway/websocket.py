@@ -12,7 +12,6 @@ from weakref import WeakValueDictionary
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from agents.core.exchange.access import AccessRefusedError
 from agents.core.exchange.answers import CROWDED, Farewell
 from agents.core.exchange.connections import Connection
 from agents.gateway.access import address_of
@@ -25,6 +24,9 @@ FAREWELL_S = 5.0
 MAX_STRANGERS = 1_024
 LEAST_S = 1.0
 """For hello, of which nobody is robbed by others from the same address."""
+
+ROUNDS = 4
+"""Of the event loop, from bytes that wait in a socket to a message that was read."""
 
 
 @dataclass(eq=False)
@@ -90,11 +92,6 @@ class ClientSocket:
     async def __call__(self, socket: WebSocket) -> None:
         """Serves one connection to its end."""
         settings, address = self._hub.settings, address_of(socket.scope)
-        try:
-            self._hub.access.refuse_guessers(address)
-        except AccessRefusedError:
-            await socket.close(1008)
-            return
         if not origin_allowed(socket, settings.origins):
             await socket.close(1008)
             return
@@ -123,6 +120,12 @@ class ClientSocket:
         try:
             within = self._hub.patience_s(connection)
             await asyncio.wait({reading, leaving}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+            if out.is_set():
+                # A hello that has come counts: what lies in the socket is read, and a token under way is looked at.
+                for _ in range(ROUNDS):
+                    await asyncio.sleep(0)
+                while connection.busy and not reading.done():
+                    await asyncio.wait({reading}, timeout=LEAST_S)
         finally:
             ended = reading.done()
             for task in (reading, leaving):

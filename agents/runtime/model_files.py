@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -15,6 +14,7 @@ from agents.core.learning.encodings import Buffer
 from agents.core.rounds.aggregation import NewArray
 from agents.words.events import RoundPlanned
 from bus.objects.store import ObjectStore
+from bus.process.folders import temporary_folder
 from bus.words.values import Ref
 
 
@@ -32,10 +32,10 @@ async def local_parents(objects: ObjectStore, plan: RoundPlanned) -> AsyncIterat
 @contextlib.contextmanager
 def mapped_arrays() -> Iterator[NewArray]:
     """Makes float32 arrays that lie in files of a folder, which ends with the block; see ``put_mapped``."""
-    with tempfile.TemporaryDirectory(prefix="fedbus-model-") as folder:
+    with temporary_folder("model") as folder:
 
         def new(count: int) -> NDArray[np.float32]:
-            return np.memmap(Path(folder) / uuid4().hex, "<f4", "w+", shape=(count,))
+            return np.memmap(folder / uuid4().hex, "<f4", "w+", shape=(count,))
 
         yield new
 

@@ -21,6 +21,7 @@ from agents.words.events import Heartbeat
 from bus.broker.settings import BusSettings
 from bus.client import Bus
 from bus.errors import FedbusError
+from bus.process.folders import remove_left_behind
 from bus.process.logs import configure
 
 Body = Callable[[Bus, asyncio.Event], Awaitable[None]]
@@ -37,6 +38,7 @@ def main(role: str, body: Body) -> None:
     configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
     try:
         check_crash_points()
+        remove_left_behind()
         asyncio.run(run_agent(role, body, look=Surroundings(role).look, gone_s=GONE_S))
     except FedbusError as error:
         log.error("%s [%s] %s", error.message, error.code, error.hint)

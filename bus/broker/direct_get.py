@@ -26,6 +26,22 @@ somebody, who chose the subject and need not be one who may publish there."""
 _RETRY_S = 0.1
 
 
+def was_copied(message: Msg | RawStreamMsg | None) -> bool:
+    """Whether a message as it was delivered, or lies in its stream, is such an answer.
+
+    A direct get cannot tell: its own answers all bear that header.
+    """
+    return message is not None and COPIED in (message.headers or {})
+
+
+async def lies_copied(connection: Connection, stream: str, sequence: int) -> bool:
+    """Whether the message at this place is such an answer, or gone: the leader of the stream is asked."""
+    try:
+        return was_copied(await connection.persist(lambda: connection.js.get_msg(stream, sequence)))
+    except NotFoundError:
+        return True
+
+
 @dataclass(frozen=True)
 class DirectMessage:
     """A stored message."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from bus.broker.settings import inbox_prefix
 from bus.broker.topology import BUCKET, DELETION_STREAM, DLQ_STREAM, OBJECT_STREAM, TOKEN_STREAM
 from bus.words.payload import COLLECTOR, GATEWAY, OPERATOR, live_words, roles, words_of
-from bus.words.subjects import ALL_DELETIONS, ALL_TOKENS, EVENT_STREAM, EVENTS, filter_of, letters_of
+from bus.words.subjects import ALL_DELETIONS, ALL_TOKENS, EVENT_STREAM, EVENTS, filter_of, letters_of, newest_letters
 
 _API = "$JS.API"
 _SHARED = (
@@ -36,6 +36,7 @@ _SHARED = (
     # A later word on an object takes nothing from an earlier one; whoever reads takes the one that is true.
     f"$O.{BUCKET}.M.>",
     letters_of("malformed"),
+    newest_letters(),
 )
 _LOOKING = (
     f"{_API}.INFO",

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from bus.broker.permissions import authorization
 from bus.broker.settings import BusSettings
 from bus.errors import PortTakenError, ServerStartError, StoreLockedError
-from bus.process.files import write_private
+from bus.process.files import remove_half_written, write_private
 from bus.words.payload import OPERATOR
 
 READY_S = 20.0
@@ -236,6 +236,7 @@ def _log_of(store: Path) -> Path:
 
 def _fresh_files(store: Path) -> BinaryIO:
     """Removes what the last broker left, and opens the file for what the next one says before its log."""
+    remove_half_written(store)
     for stale in (_log_of(store), *store.glob("*.ports")):
         stale.unlink(missing_ok=True)
     return (store / "nats-server.err").open("wb")

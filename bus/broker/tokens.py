@@ -7,13 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
 from bus.broker.connection import Connection
-from bus.broker.direct_get import COPIED, read_stored
+from bus.broker.direct_get import lies_copied, read_stored, was_copied
 from bus.broker.topology import TOKEN_STREAM
-from bus.errors import FedbusError
+from bus.errors import FedbusError, MalformedSubjectError
 from bus.words.subjects import ALL_TOKENS, token_subject
 from bus.words.tokens import TokenRecord
 
@@ -66,18 +65,26 @@ class TokenStore:
             async for message in messages:
                 with contextlib.suppress(ValidationError):
                     record = TokenRecord.model_validate_json(message.data)
-                    if token_subject(record.id) == message.subject and not await self._is_copied(message.sequence):
+                    # One that is gone was replaced at this moment; the next look finds what stands there now.
+                    is_own = token_subject(record.id) == message.subject
+                    if is_own and not await lies_copied(self._connection, TOKEN_STREAM, message.sequence):
                         # A replica that is behind may still have an older record: the last one counts.
                         found[record.id] = record
         return sorted(found.values(), key=lambda record: (record.created, record.id))
 
-    async def _is_copied(self, sequence: int) -> bool:
+    async def find(self, name: str) -> TokenRecord | None:
+        """The record of this id as the stream's leader has it now; one request."""
         try:
-            message = await self._connection.persist(lambda: self._connection.js.get_msg(TOKEN_STREAM, sequence))
-        except NotFoundError:
-            # Replaced at this moment; the next look finds what stands there now.
-            return True
-        return COPIED in (message.headers or {})
+            subject = token_subject(name)
+        except MalformedSubjectError:
+            return None
+        message = await self._connection.last_message(TOKEN_STREAM, subject)
+        if message is None or was_copied(message):
+            return None
+        with contextlib.suppress(ValidationError):
+            record = TokenRecord.model_validate_json(message.data or b"")
+            return record if record.id == name else None
+        return None
 
     async def changes(self, every_s: float = LOOK_EVERY_S) -> AsyncIterator[list[TokenRecord]]:
         """All records at once, and again within ``every_s`` of each change; endless."""

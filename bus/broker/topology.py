@@ -16,6 +16,9 @@ DELETION_STREAM = "DELETIONS"
 BUCKET = "objects"
 OBJECT_STREAM = f"OBJ_{BUCKET}"
 MAX_EVENT_BYTES = 64 * 1024
+MAX_LETTERS, MAX_LETTER_BYTES = 6_000, 64 << 20
+NEWEST_LETTERS = 128
+"""Of one sender whose malformed messages came like a flood; of the broker's advisories on one consumer."""
 MAX_DELIVERIES_ADVISORIES = f"$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{EVENT_STREAM}.*"
 
 STREAMS: tuple[StreamConfig, ...] = (
@@ -36,6 +39,11 @@ STREAMS: tuple[StreamConfig, ...] = (
         description="messages that nobody could understand or handle",
         subjects=[DEAD_LETTERS, MAX_DELIVERIES_ADVISORIES],
         storage=StorageType.FILE,
+        # The oldest goes first, so that nothing is ever left without what was said of it later.
+        discard=DiscardPolicy.OLD,
+        max_msgs=MAX_LETTERS,
+        max_bytes=MAX_LETTER_BYTES,
+        max_msgs_per_subject=NEWEST_LETTERS,
         allow_direct=True,
     ),
     StreamConfig(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
+import time
 from pathlib import Path
 
 _BLOCK = 1 << 20
+_BEGAN = time.time()
+_TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -38,8 +43,30 @@ def sha256_of(path: Path) -> str:
 
 def write_private(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` in place of what is there; nobody else can read it at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     os.replace(temporary, path)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Removes what processes that were killed in the middle of one of the writes above left in ``folder``."""
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(OSError):
+            if match is not None and not _writes(int(match.group(1)), path):
+                path.unlink()
+
+
+def _writes(pid: int, path: Path) -> bool:
+    """Whether a process with this id may have the file in hand; in a container, every process has the same id."""
+    if pid == os.getpid():
+        return path.stat().st_mtime >= _BEGAN
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -14,7 +14,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bus.broker.connection import Connection
-from bus.broker.direct_get import COPIED, stream_state
+from bus.broker.direct_get import stream_state, was_copied
 from bus.errors import MalformedEventError
 from bus.stream.dead_letters import bury
 from bus.stream.publisher import parsed
@@ -45,7 +45,7 @@ def read_event(message: Msg, place: Place) -> Stored:
     Raises:
         MalformedEventError: it is not an event, or one that does not belong on the subject that it came on.
     """
-    if COPIED in (message.headers or {}):
+    if was_copied(message):
         raise MalformedEventError("the broker copied it here as an answer to somebody's request")
     event = parse_event(message.data)
     if event_subject(event.data) != message.subject:
@@ -154,7 +154,7 @@ class EventReader:
                 self.missing.append(sequence)
                 log.error("event %d of the stream cannot be read: the broker's store is damaged", sequence)
             elif found.subject and found.time and any(matches(one, found.subject) for one in self._filters):
-                event = parsed(found.data or b"", found.subject)
+                event = None if was_copied(found) else parsed(found.data or b"", found.subject)
                 self._recovered += [Stored(sequence, found.time, event)] if event else []
             self._last = sequence
 

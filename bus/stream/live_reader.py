@@ -12,6 +12,7 @@ from nats.aio.msg import Msg
 from pydantic import ValidationError
 
 from bus.broker.connection import Connection
+from bus.broker.direct_get import was_copied
 from bus.words.payload import Live
 
 M = TypeVar("M", bound=Live)
@@ -60,6 +61,9 @@ class LiveReader(Generic[M]):
         self._arrived.set()
 
     async def _receive(self, message: Msg) -> None:
+        if was_copied(message):
+            self.malformed += 1
+            return
         try:
             item = self._model.model_validate_json(message.data)
         except ValidationError:

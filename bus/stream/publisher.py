@@ -11,7 +11,7 @@ import nats.errors
 from nats.js.errors import APIError
 
 from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
-from bus.broker.direct_get import read_stored
+from bus.broker.direct_get import lies_copied, read_stored
 from bus.broker.pipelining import Ack, Pipeline
 from bus.broker.topology import MAX_EVENT_BYTES
 from bus.errors import ConflictingEventError, MalformedEventError
@@ -143,7 +143,7 @@ async def find_event(connection: Connection, subject: str) -> tuple[Stored | Non
     """The first event on ``subject``, which is the one that counts, and the sequence of the last message there, 0
     without any.
 
-    What cannot be read is no event, and hides none that came before it or after.
+    What cannot be read, or what the broker copied there, is no event, and hides none that came before it or after.
     """
     last = await connection.last_message(EVENT_STREAM, subject)
     if last is None:
@@ -152,7 +152,8 @@ async def find_event(connection: Connection, subject: str) -> tuple[Stored | Non
     stored = read_stored(connection, EVENT_STREAM, subject, start=1, batch=_BATCH, stall_s=ANSWER_S)
     async with contextlib.aclosing(stored) as messages:
         async for message in messages:
-            if (event := parsed(message.data, subject)) is not None:
+            event = parsed(message.data, subject)
+            if event is not None and not await lies_copied(connection, EVENT_STREAM, message.sequence):
                 return Stored(message.sequence, message.time, event), last.seq
     return None, last.seq
 

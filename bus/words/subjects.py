@@ -3,6 +3,7 @@
 ``ev.<run>.<noun>.<verb>[.<token>…]`` for durable events and ``<type>.<token>…`` for what is not kept, with the tokens
 that its class declares (``bus.words.payload``), ``dlq.<stream sequence>`` for what could not be understood and
 ``dlq.<given_up|retry|handled>.<consumer>.<stream sequence>`` for what a consumer could not handle,
+``dlq.newest.<noun-verb>`` for the newest of what came like a flood,
 ``token.<id>`` for what is known of a join token, ``deleted.<upload>`` for why an upload's chunks were deleted.
 """
 
@@ -134,6 +135,32 @@ def letters_of(kind: LetterKind, consumer: str = "*") -> str:
     if kind == "malformed":
         return "dlq.*"
     return f"dlq.{kind}.{consumer if consumer == '*' else checked(consumer)}.*"
+
+
+_NEWEST = "dlq.newest."
+UNDECLARED = "other"
+
+
+def newest_letters(sender: str = "*") -> str:
+    """Where the newest letters of one sender lie that are too many to be kept each, or filter: of all."""
+    return _NEWEST + (sender if sender == "*" else checked(sender))
+
+
+def is_newest(subject: str) -> bool:
+    """Whether it is one of ``newest_letters``."""
+    return subject.startswith(_NEWEST)
+
+
+def sender_of(subject: str) -> str:
+    """Who is taken to have said what is malformed on this subject: whoever may say events of its type."""
+    parts = subject.split(".")
+    if parts[0] != "ev" or len(parts) < _RUN_LEVEL:
+        return UNDECLARED
+    try:
+        payload_of(f"{parts[2]}.{parts[3]}")
+    except MalformedEventError:
+        return UNDECLARED
+    return f"{parts[2]}-{parts[3]}"
 
 
 def matches(filter_: str, subject: str) -> bool:

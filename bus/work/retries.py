@@ -19,6 +19,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bus.broker.connection import Connection
+from bus.broker.direct_get import was_copied
 from bus.broker.topology import DLQ_STREAM
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
@@ -71,12 +72,14 @@ class RetryConsumer(PullConsumer):
         self.max_deliver = consumer.max_deliver
 
     async def _deliver(self, message: Msg) -> Delivery | None:
-        if parse_letter_subject(message.subject) is None:
-            # Somebody else's words on a subject of ours.
+        if parse_letter_subject(message.subject) is None or was_copied(message):
+            # Somebody else's words on a subject of ours: only the operator may wish.
             await self._end(message)
             return None
         sequence, attempt = _wanted(message).sequence, place_of(message).delivered
-        if await letter_at(self.connection, LetterSubject("handled", self.name, sequence)):
+        handled = str(LetterSubject("handled", self.name, sequence))
+        note = await self.connection.last_message(DLQ_STREAM, handled)
+        if note is not None and not was_copied(note):
             # Only the acknowledgement was lost.
             await super().settle(message)
             return None
@@ -152,7 +155,7 @@ async def stored_at(connection: Connection, sequence: int) -> Stored | str:
     message = await _event_at(connection, sequence)
     if message is None:
         return "the event is not in the stream any more"
-    event = parsed(message.data or b"", message.subject or "")
+    event = None if was_copied(message) else parsed(message.data or b"", message.subject or "")
     if event is None or message.time is None:
         return "the event cannot be understood"
     return Stored(sequence, message.time, event)

@@ -17,6 +17,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 """From the least to the most: each may do what the ones before it may."""
 FAILURES_REMEMBERED = 10_000
 BURST_S = 2.0
+UNGUESSABLE = 22
+"""Characters of a join token from which on trying does not find it: 128 bits in base64."""
 JOIN, OPEN = "join", "open"
 """Names of the grants that are no token of the operator's."""
 _NOBODY = digest_of("")
@@ -27,7 +29,8 @@ class AccessRefusedError(FedbusError):
 
     Attributes:
         code: ``token`` when it is not valid (any more), ``role`` when its role is not enough, ``token_full`` when its
-            holders have as many connections as they may.
+            holders have as many connections as they may, ``too_many_feeds`` when they watch as much as they may,
+            ``too_many_failures`` when somebody guesses where it came from.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -63,6 +66,7 @@ class Grant:
         name: the token's id; ``JOIN`` for the token of the gateway's own settings, ``OPEN`` where none is needed.
         role: what they may do.
         clients: how many of them are connected.
+        feeds: how many event feeds they read.
         pace: of the bytes that they send.
         on_end: called with the reason when the token ends before its holders do.
     """
@@ -72,6 +76,7 @@ class Grant:
     max_clients: int | None = None
     pace: Pace = field(default_factory=lambda: Pace(None))
     clients: int = 0
+    feeds: int = 0
     on_end: set[Callable[[str], None]] = field(default_factory=set)
 
     @contextlib.contextmanager
@@ -82,6 +87,21 @@ class Grant:
             yield
         finally:
             self.on_end.discard(tell)
+
+    @contextlib.contextmanager
+    def watching(self, at_most: int) -> Iterator[None]:
+        """One more of its holders reads a feed until the block ends.
+
+        Raises:
+            AccessRefusedError: ``at_most`` are read already.
+        """
+        if self.feeds >= at_most:
+            raise AccessRefusedError("too_many_feeds", f"{at_most} feeds are read with this token already")
+        self.feeds += 1
+        try:
+            yield
+        finally:
+            self.feeds -= 1
 
     def allows(self, role: Role) -> bool:
         """Whether its role is enough for what needs ``role``."""
@@ -113,8 +133,10 @@ class AccessTable:
     def __init__(self, join_token: str, *, open_without: bool) -> None:
         self._join = Grant(JOIN, "train")
         self._join_digest = digest_of(join_token) if join_token else ""
+        self._join_can_be_guessed = len(join_token) < UNGUESSABLE
         self._open = Grant(OPEN, "admin") if open_without and not join_token else None
         self._records: dict[str, TokenRecord] = {}
+        self._learned: dict[str, TokenRecord] = {}
         self._grants: dict[str, Grant] = {}
 
     @property
@@ -122,13 +144,17 @@ class AccessTable:
         """Nobody needs a token."""
         return self._open is not None and not self._records
 
-    def check(self, token: str, role: Role, now: datetime) -> Grant:
+    def check(self, token: str, role: Role, now: datetime, *, beside_guessers: bool = False) -> Grant:
         """The grant of a token that allows ``role``.
+
+        Args:
+            beside_guessers: many wrong tokens came from where this one did. A join token that could be guessed is not
+                looked at then; for those that the operator made, nobody can try often enough.
 
         Raises:
             AccessRefusedError: the token is unknown, has ended, or its role is not enough.
         """
-        grant = self._find(token, now)
+        grant = self._find(token, now, beside_guessers)
         if not grant.allows(role):
             raise AccessRefusedError("role", f"this token is for {grant.role}, and this needs {role}")
         return grant
@@ -136,6 +162,22 @@ class AccessTable:
     def update(self, records: Iterable[TokenRecord], now: datetime) -> None:
         """Takes the newest records in, and ends the grants of tokens that are not valid any more."""
         self._records = {record.id: record for record in records}
+        # The records may have been read before another was learned of: no token is ever taken out of the stream.
+        self._learned = {name: record for name, record in self._learned.items() if name not in self._records}
+        self._records |= self._learned
+        self._changed(now)
+
+    def is_unknown(self, token: str) -> bool:
+        """Whether it names an id that may be newer than the newest records."""
+        return bool(id_of(token)) and id_of(token) not in self._records
+
+    def learn(self, record: TokenRecord, now: datetime) -> None:
+        """Takes one record in that the newest records do not have yet."""
+        if record.id not in self._records:
+            self._records[record.id] = self._learned[record.id] = record
+            self._changed(now)
+
+    def _changed(self, now: datetime) -> None:
         if self._open is not None and self._records:
             self._end(self._open, "a token is needed now")
         self.expire(now)
@@ -149,11 +191,12 @@ class AccessTable:
                 del self._grants[name]
                 self._end(grant, ended)
 
-    def _find(self, token: str, now: datetime) -> Grant:
+    def _find(self, token: str, now: datetime, beside_guessers: bool) -> Grant:
         if self._open is not None and not self._records:
             return self._open
         digest = digest_of(token)
-        if self._join_digest and hmac.compare_digest(digest, self._join_digest):
+        is_join = bool(self._join_digest) and hmac.compare_digest(digest, self._join_digest)
+        if is_join and not (beside_guessers and self._join_can_be_guessed):
             return self._join
         record = self._records.get(id_of(token))
         # A hash is compared even where there is no such token: time tells nobody which ids exist.
@@ -173,7 +216,7 @@ class AccessTable:
 
 
 class Failures:
-    """Counts wrong tokens by address, so that who guesses is turned away before anything is looked at.
+    """Counts wrong tokens by address, so that nobody learns much by trying.
 
     An address may fail ``limit`` times within ``window_s`` seconds; the newest ``FAILURES_REMEMBERED`` are remembered.
     """

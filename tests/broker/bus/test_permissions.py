@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nats.errors
@@ -22,9 +23,11 @@ from bus.client import Bus, CaughtUp
 from bus.errors import BrokerUnavailableError, FedbusError, PermissionDeniedError
 from bus.objects.bucket import CHUNK, meta_subject
 from bus.stream.dead_letters import DeadLetter
+from bus.stream.event_reader import EventReader
 from bus.words.envelope import Stored, new_event
 from bus.words.payload import COLLECTOR, OPERATOR, payloads, roles
-from bus.words.subjects import LetterSubject, event_subject, events_of
+from bus.words.subjects import LetterSubject, event_subject, events_of, live_subject
+from bus.work.retries import stored_at
 from bus.work.worker import work
 from tests.broker.bus.conftest import failed, nats_client
 from tests.builders import subject_example
@@ -294,8 +297,53 @@ async def test_what_the_broker_copied_as_an_answer_is_no_event(guarded: Embedded
             assert [type(item) async for item in items] == [CaughtUp]
 
 
-async def _is_stored(bus: Bus, subject: str) -> bool:
-    return await bus.connection.last_message("EVENTS", subject) is not None
+async def test_no_reader_takes_what_the_broker_copied_for_what_stands_there(
+    guarded: EmbeddedServer, unique_run: str
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(60))
+        thief, worker, operator = [
+            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
+            for role in ("labeller", "evaluator", OPERATOR)
+        ]
+        own = event_subject(subject_example(ImagesLabelled))
+
+        async def forge(body: bytes, subject: str) -> None:
+            sequence = (await thief.connection.js.publish(own, body)).seq
+            request = json.dumps({"seq": sequence}).encode()
+            await thief.connection.nc.publish("$JS.API.DIRECT.GET.EVENTS", request, reply=subject)
+
+        # Looking for an event, and saying it.
+        told = failed(unique_run)
+        await forge(new_event(told, source="thief").to_json(), event_subject(told))
+        await wait_for(lambda: _is_stored(worker, event_subject(told)))
+        assert await worker.find(event_subject(told)) is None
+        # What a damaged consumer left out is asked for one by one.
+        reader = EventReader(worker.connection, (events_of(unique_run),), after=0, live=False)
+        await reader._recover((await _state(operator)) + 1)
+        assert list(reader._recovered) == []
+        # A place of the stream that is to be tried again.
+        last = await worker.connection.last_message("EVENTS", event_subject(told))
+        assert last is not None
+        assert isinstance(await stored_at(worker.connection, last.seq or 0), str)
+        # A note that a letter was handled, which would hide it.
+        await worker.connection.js.publish("dlq.given_up.evaluator.1", b"{}")
+        await forge(b"", "dlq.handled.evaluator.1")
+        await wait_for(lambda: _is_stored(operator, "dlq.handled.evaluator.1", stream="DLQ"))
+        assert 1 in [one.sequence for one in await operator.dead_letters() if one.consumer == "evaluator"]
+        # What is said live.
+        beat = Heartbeat(role="gateway", id="7", time=datetime.now(UTC), uptime_s=1.0)
+        async with operator.hear(Heartbeat) as beats:
+            await forge(beat.model_dump_json().encode(), live_subject(beat))
+            await wait_for(lambda: beats.malformed == 1)
+
+
+async def _state(bus: Bus) -> int:
+    return (await bus.connection.js.stream_info("EVENTS")).state.last_seq
+
+
+async def _is_stored(bus: Bus, subject: str, *, stream: str = "EVENTS") -> bool:
+    return await bus.connection.last_message(stream, subject) is not None
 
 
 async def test_one_role_cannot_log_in_with_the_password_of_another(guarded: EmbeddedServer) -> None:

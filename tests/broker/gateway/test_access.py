@@ -6,29 +6,33 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
-import websockets
 from websockets.asyncio.client import connect
 
 from agents.client.address import Address, AuthorityUnusableError
 from agents.client.greeting import GatewayRefusedError
 from agents.client.objects import ObjectCache
 from agents.client.runner import Client
+from agents.core.exchange.access import BURST_S
 from agents.core.exchange.messages import ErrorMessage, Hello
+from agents.gateway.access import ASKS_PER_S
 from agents.gateway.service import TlsFilesError, running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.runtime.tasks import background
 from bus.broker.server import EmbeddedServer
-from bus.broker.tokens import TokenUnknownError
+from bus.broker.tokens import TokenStore, TokenUnknownError
 from bus.client import Bus
 from bus.words.subjects import token_subject
-from bus.words.tokens import Role, TokenLimits, new_token
+from bus.words.tokens import Role, TokenLimits, TokenRecord, new_token
 from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking, update
 from tests.broker.gateway.test_client import ScriptedTrainer, submitted
 from tests.conftest import wait_for
@@ -203,7 +207,7 @@ async def test_leases_keep_their_token_when_the_gateway_starts_again(bus: Bus, t
         assert await refused(gateway, theirs, "one") == "name_taken"
 
 
-async def test_who_guesses_is_turned_away_even_with_the_right_token(bus: Bus, tmp_path: Path) -> None:
+async def test_who_guesses_is_turned_away_even_with_a_token_that_could_be_guessed(bus: Bus, tmp_path: Path) -> None:
     async with serving(bus, tmp_path, join_token=JOIN, max_failures=3) as gateway, reading(gateway, JOIN) as http:
         for _ in range(4):
             assert await refused(gateway, "") == "token"
@@ -213,9 +217,106 @@ async def test_who_guesses_is_turned_away_even_with_the_right_token(bus: Bus, tm
         assert (await http.get("/runs", headers={"Authorization": "Bearer wrong"})).status_code == 401
         answer = await http.get("/runs")
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
-        with pytest.raises(websockets.InvalidStatus, match="403"):
-            async with connect(gateway.socket_url):
+        for token in (JOIN, "wrong"):
+            assert await refused(gateway, token) == "too_many_failures"
+
+
+async def test_a_right_token_gets_in_whoever_guesses_beside_it_and_guessers_all_hear_the_same(
+    bus: Bus, tmp_path: Path
+) -> None:
+    join, made, ended = secrets.token_urlsafe(16), await granted(bus, "train"), await granted(bus, "train")
+    await bus.tokens.revoke(id_of(ended))
+    async with serving(bus, tmp_path, join_token=join, max_failures=2) as gateway, reading(gateway, join) as http:
+        for _ in range(2):
+            assert await refused(gateway, "wrong") == "token"
+        said = set[str]()
+        # Wrong, of an id that there is, ended, unknown: nothing tells them apart.
+        for token in ("wrong", f"fb_{id_of(made)}_{'x' * 43}", ended, new_token("train")[0]):
+            assert await refused(gateway, token) == "too_many_failures"
+            answer = await http.get("/runs", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == 429
+            said.add(re.sub(r"\d+", "", answer.text))
+        assert len(said) == 1
+        for token in (join, made):
+            assert (await http.get("/runs", headers={"Authorization": f"Bearer {token}"})).status_code == 200
+            async with talking(gateway, token=token, name=token[:8]):
                 pass
+
+
+async def test_a_token_works_as_soon_as_it_is_made_and_guessers_cannot_have_the_broker_asked_for_ever(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As far as this test goes, the gateway never looks by itself.
+    monkeypatch.setattr("bus.broker.tokens.LOOK_EVERY_S", 600.0)
+    monkeypatch.setattr("bus.broker.tokens.TokenStore.changes.__defaults__", (600.0,))
+    asked = 0
+    find = TokenStore.find
+
+    async def counted(self: TokenStore, name: str) -> TokenRecord | None:
+        nonlocal asked
+        asked += 1
+        return await find(self, name)
+
+    monkeypatch.setattr(TokenStore, "find", counted)
+    async with (
+        serving(bus, tmp_path, join_token=JOIN, max_failures=100_000) as gateway,
+        reading(gateway, JOIN) as http,
+    ):
+        for role, status in (("watch", 403), ("train", 200)):
+            token = await granted(bus, cast(Role, role))
+            answer = await http.get(f"/objects/{gateway.base.sha256}", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == status
+        token = await granted(bus, "train")
+        async with talking(gateway, token=token):
+            pass
+        assert asked == 3
+        began = time.monotonic()
+        for _ in range(100):
+            guess = new_token("admin")[0]
+            assert (await http.get("/runs", headers={"Authorization": f"Bearer {guess}"})).status_code == 401
+        assert asked <= 4 + ASKS_PER_S * (BURST_S + time.monotonic() - began)
+        assert (await http.get("/runs", headers={"Authorization": f"Bearer {token}"})).status_code == 200
+
+
+async def test_what_a_token_lets_its_holder_see_is_kept_for_nobody_else(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, join_token=JOIN) as gateway, reading(gateway, JOIN) as http:
+        path = f"/objects/{gateway.base.sha256}"
+        whole = await http.get(path)
+        for answer in (
+            whole,
+            await http.head(path),
+            await http.get(path, headers={"Range": "bytes=0-3"}),
+            await http.get(path, headers={"If-None-Match": whole.headers["etag"]}),
+            await http.get("/runs"),
+            await http.get("/runs", headers={"Authorization": ""}),
+            await http.get("/objects/" + "0" * 64),
+        ):
+            assert "Authorization" in answer.headers["vary"], answer
+            assert "public" not in answer.headers["cache-control"]
+            assert "private" in answer.headers["cache-control"]
+
+
+async def test_feeds_are_bounded_by_token(bus: Bus, tmp_path: Path) -> None:
+    one, other = await granted(bus, "watch"), await granted(bus, "watch")
+    path = "/runs/shop/events"
+    async with (
+        serving(bus, tmp_path, join_token=JOIN, max_token_watchers=2) as gateway,
+        reading(gateway, one) as http,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        feeds = [await stack.enter_async_context(http.stream("GET", path)) for _ in range(2)]
+        assert [feed.status_code for feed in feeds] == [200, 200]
+        refused = await http.get(path)
+        assert (refused.status_code, "[too_many_feeds]" in refused.text) == (429, True)
+        async with http.stream("GET", path, headers={"Authorization": f"Bearer {other}"}) as answer:
+            assert answer.status_code == 200
+        await feeds[0].aclose()
+
+        async def again() -> bool:
+            async with http.stream("GET", path) as answer:
+                return answer.status_code == 200
+
+        await wait_for(again)
 
 
 async def test_a_gateway_for_other_machines_lets_nobody_in_without_a_token(bus: Bus, tmp_path: Path) -> None:

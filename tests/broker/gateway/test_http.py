@@ -202,3 +202,46 @@ async def test_a_taken_port_is_named(gateway: Gateway) -> None:
             async with running_gateway(gateway.bus, settings):
                 pass
     assert "FEDBUS_GATEWAY_PORT" in taken.value.hint
+
+
+OWN = ("localhost", "LOCALHOST.:8700", "127.0.0.1:1", "[::1]:8700", "192.0.2.7", "fl.example:443")
+FOREIGN = (
+    "attacker.example",
+    "attacker.example:8700",
+    "localhost.attacker.example",
+    "127.0.0.1.attacker.example",
+    "::x",
+)
+
+
+async def test_only_the_gateways_own_names_are_served(bus: Bus, tmp_path: Path) -> None:
+    async with serving(bus, tmp_path, hosts=("fl.example",)) as gateway, httpx.AsyncClient() as http:
+        for host in OWN:
+            assert (await http.get(f"{gateway.url}/healthz", headers={"Host": host})).status_code == 200
+        for host in FOREIGN:
+            answer = await http.get(f"{gateway.url}/healthz", headers={"Host": host})
+            assert (answer.status_code, "[host]" in answer.text) == (421, True)
+            assert "FEDBUS_GATEWAY_HOSTS" in answer.text
+        address, port = gateway.url.removeprefix("http://").split(":")
+        with pytest.raises(InvalidStatus, match="421"):
+            async with connect("ws://attacker.example/ws", host=address, port=int(port)):
+                pass
+
+
+@pytest.mark.parametrize("path", ["/", "/runs", "/runs/shop/events", "/clients", "/metrics", "/healthz", "/nowhere"])
+async def test_only_get_and_head_mean_something(http: httpx.AsyncClient, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"):
+        answer = await http.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    head = await http.head(path)
+    assert (head.status_code < 500 or path == "/", head.content) == (True, b"")
+
+
+async def test_a_feed_of_a_run_that_nobody_started_ends_with_the_reason(
+    gateway: Gateway, http: httpx.AsyncClient
+) -> None:
+    answer = await http.get("/runs/nobody/events")
+    assert (answer.status_code, answer.text) == (404, "there is no run nobody [run_unknown]\n")
+    await gateway.bus.publish(gateway.started.model_copy(update={"run": "nobody"}))
+    async with feed(http, "/runs/nobody/events") as messages:
+        assert json.loads((await anext(messages))["data"])["type"] == "fedbus.run.started"

@@ -98,3 +98,48 @@ async def test_a_process_gets_its_environment(tmp_path: Path) -> None:
 )
 def test_a_saved_file_restarts_the_agents_that_it_belongs_to(changed: str, restarted: list[str]) -> None:
     assert agents_to_restart([PACKAGES / changed]) == restarted
+
+
+TALKER = """
+import sys
+number = 0
+while sys.stdin is not None:
+    print(f"{number:09d}", "x" * 80, flush=True)
+    number += 1
+"""
+
+
+async def test_a_log_that_becomes_too_long_is_set_aside_while_its_process_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 1 << 16
+    monkeypatch.setenv("FEDBUS_LOG_BYTES", str(most))
+    monkeypatch.setattr("agents.cli.processes.LOOK_EVERY_S", 0.01)
+    log, older = tmp_path / "talker.log", tmp_path / "talker.log.1"
+    async with supervisor() as processes:
+        processes.start(Command("talker", [sys.executable, "-c", TALKER], log))
+
+        def rotated() -> bool:
+            # What stands in the file then begins with a later line and without a hole.
+            begin = log.read_bytes()[:9] if older.exists() else b""
+            return begin.isdigit() and int(begin) > 2 * most // 90
+
+        await wait_for(rotated)
+        assert older.stat().st_size > most
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["talker.log", "talker.log.1"]
+
+
+async def test_a_log_of_just_the_length_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDBUS_LOG_BYTES", "4096")
+    monkeypatch.setattr("agents.cli.processes.LOOK_EVERY_S", 0.01)
+    just, longer = tmp_path / "just.log", tmp_path / "longer.log"
+    just.write_bytes(bytes(4_096))
+    async with supervisor() as running:
+        for log in (just, longer):
+            running.start(Command(log.stem, ["sleep", "600"], log))
+        for _ in range(2):
+            longer.write_bytes(bytes(4_097))
+            # By the second time the other one was looked at as well.
+            await wait_for(lambda: longer.stat().st_size == 0)
+    assert just.stat().st_size == 4_096
+    assert not just.with_name("just.log.1").exists()

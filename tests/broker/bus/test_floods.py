@@ -1,0 +1,86 @@
+"""The dead-letter stream is bounded, in all and by sender, and what it says of a flood is true."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.words.events import RoundStarted
+from bus.broker.direct_get import stream_state
+from bus.broker.server import embedded_server
+from bus.broker.topology import DLQ_STREAM, MAX_LETTER_BYTES, MAX_LETTERS, NEWEST_LETTERS
+from bus.client import Bus, CaughtUp
+from bus.stream.dead_letters import FIRST, MAX_BODY, REASON, count_open
+from bus.words.subjects import EVENTS, sender_of
+
+REST = 20
+FLOOD = FIRST + REST + NEWEST_LETTERS
+
+
+async def read_all(bus: Bus) -> int:
+    async with bus.follow(EVENTS, live=False) as items:
+        return len([one async for one in items if not isinstance(one, CaughtUp)])
+
+
+async def test_of_a_flood_the_first_and_the_newest_are_kept_and_the_others_counted(tmp_path: Path) -> None:
+    async with (
+        embedded_server(tmp_path / "nats") as server,
+        Bus.connect(server.settings, name="one") as one,
+        Bus.connect(server.settings, name="two") as two,
+    ):
+        js = one.connection.js
+        await asyncio.gather(
+            *(js.publish(f"ev.shop.round.started.{n}", b"{" * MAX_BODY + b"x", timeout=30) for n in range(1, FLOOD + 1))
+        )
+        honest = await js.publish("ev.shop.task.assigned.1.u0", b"not yet known")
+        await one.publish(RoundStarted(run="quiet", round=1))
+        # Two agents at once, one of them again after it was restarted, and one that reads a part.
+        assert await asyncio.gather(read_all(one), read_all(two)) == [1, 1]
+        async with Bus.connect(server.settings, name="again") as again:
+            assert await read_all(again) == 1
+            assert await read_all(again) == 1
+        letters = await one.dead_letters()
+        flood = [letter for letter in letters if sender_of(letter.subject) == "round-started"]
+        assert [letter.sequence for letter in flood] == [
+            *range(1, FIRST + 1),
+            *range(FLOOD - NEWEST_LETTERS + 1, FLOOD + 1),
+        ]
+        assert [letter.unkept for letter in flood if letter.unkept] == [REST]
+        assert {len(letter.body) for letter in flood} == {MAX_BODY}
+        assert [letter.sequence for letter in letters if letter not in flood] == [honest.seq]
+        subjects = (await stream_state(one.connection, DLQ_STREAM, ">")).subjects
+        assert await count_open(one.connection, subjects) == len(letters)
+        assert sum(subjects.values()) == len(letters)
+
+
+async def test_dead_letters_are_read_a_thousand_with_a_request_and_the_stream_takes_no_more_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, more = 1_100, 5
+    async with embedded_server(tmp_path / "nats") as server, Bus.connect(server.settings, name="one") as bus:
+        js = bus.connection.js
+        config = (await js.stream_info(DLQ_STREAM)).config
+        assert (config.max_msgs, config.max_bytes) == (MAX_LETTERS, MAX_LETTER_BYTES)
+        await js.update_stream(replace(config, max_msgs=full))
+        await asyncio.gather(
+            *(
+                js.publish(f"dlq.given_up.labeller.{n}", b"x" * 1_000, headers={REASON: "no"}, timeout=30)
+                for n in range(1, full + more + 1)
+            )
+        )
+        requests: list[str] = []
+        publish = bus.connection.nc.publish
+
+        async def counted(subject: str, *arguments: Any, **options: Any) -> None:
+            requests.append(subject)
+            await publish(subject, *arguments, **options)
+
+        monkeypatch.setattr(bus.connection.nc, "publish", counted)
+        letters = await bus.dead_letters()
+        assert sorted(one.sequence for one in letters) == list(range(more + 1, full + more + 1))
+        # Two batches, and a look whether there is more.
+        assert len(requests) <= 3, requests
