@@ -25,7 +25,7 @@ from agents.core.exchange.leases import RETURN_S
 from agents.core.exchange.presence import HELLO_S, SILENT_HEARTBEATS
 from agents.core.learning.augment import augment, mix
 from agents.core.learning.encodings import BLOCK, encode_update
-from agents.core.learning.fixed_point import LARGEST_VALUE
+from agents.core.learning.magnitudes import LARGEST_VALUE
 from agents.gateway.patience import FRAMES_PER_S, MAX_FRAGMENTS
 from agents.gateway.settings import GatewaySettings
 from agents.words.events import TaskAssigned, UpdateMetrics

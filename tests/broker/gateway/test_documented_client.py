@@ -18,7 +18,7 @@ import pytest
 import websockets
 
 from agents.cli.run_setup import RunSources, start_run
-from agents.core.learning.encodings import decode_update
+from agents.core.learning.decoding import decode_update
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.words.events import ModelPublished, RoundStarted, UpdateSubmitted
