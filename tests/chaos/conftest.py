@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from tests.chaos.system import Outcome, complete, small
 
+RUNS = 20
 SURVIVED = pytest.StashKey[list["Survived"]]()
 
 
@@ -49,6 +50,16 @@ def _sound(outcome: Outcome) -> Outcome:
     assert outcome.verdict.problems == []
     assert outcome.restarts == {}
     return outcome
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runs", type=int, default=RUNS, help="how many runs in a row a cluster has to get through")
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> int:
+    """How many runs in a row a cluster has to get through."""
+    return int(request.config.getoption("--runs", RUNS))
 
 
 @pytest.fixture
