@@ -150,6 +150,11 @@ class Bus:
         """
         return collect(self.connection, self.objects, older_than_s, dry_run=dry_run)
 
+    @property
+    def unreadable(self) -> tuple[int, ...]:
+        """The sequences of events that a reader of this bus found no broker to have: its store is damaged."""
+        return tuple(sorted(self.connection.unreadable))
+
     async def last_sequence(self) -> int:
         """The sequence of the newest event of all runs; 0 before the first."""
         info = await self.connection.persist(lambda: self.connection.js.stream_info(EVENT_STREAM))

@@ -9,10 +9,10 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, TypeVar
 from uuid import uuid4
 
 import nats.errors
@@ -33,6 +33,7 @@ FRESH_S = 300.0
 _BATCH = 16
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 2.0
 _DEFAULT_TYPE = "application/octet-stream"
+T = TypeVar("T")
 Chunks = Callable[[], AsyncIterator[bytes]]
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,10 @@ class ObjectStore:
         self.bucket = Bucket(connection, pipeline, stall_s=stall_s)
         self._fresh_s = fresh_s
         self._nuid = NUID()
+        self._doubted: set[str] = set()
+        """Uploads that some replica did not give whole: its disk may have lost what the leader has."""
         self._damaged: set[str] = set()
-        """Uploads that were not what somebody said of them when they were read here."""
+        """Uploads that were not what somebody said of them when they were read from the leader."""
 
     async def put(self, data: bytes | memoryview, *, media_type: str = _DEFAULT_TYPE, sha256: str | None = None) -> Ref:
         """Stores ``data`` unless it is there, and returns its reference; waits out broker outages and a full disk.
@@ -113,19 +116,42 @@ class ObjectStore:
             ObjectCorruptError: what is there has another size or digest.
             ObjectTimeoutError: its chunks stopped arriving.
         """
+
+        async def whole() -> bytes:
+            async with contextlib.aclosing(self.stream(ref)) as chunks:
+                return b"".join([chunk async for chunk in chunks])
+
+        return await self._from_whoever_has_it(ref, whole)
+
+    async def check(self, ref: Ref | str) -> None:
+        """Reads an object and hands nothing out.
+
+        Raises:
+            ObjectMissingError, ObjectCorruptError, ObjectTimeoutError: as ``get``.
+        """
+
+        async def through() -> None:
+            async with contextlib.aclosing(self.stream(ref)) as chunks:
+                async for _ in chunks:
+                    pass
+
+        await self._from_whoever_has_it(ref, through)
+
+    async def _from_whoever_has_it(self, ref: Ref | str, read: Callable[[], Awaitable[T]]) -> T:
+        """What ``read`` returns; it is called again while another upload, or the leader, may have the object."""
         while True:
-            known = len(self._damaged)
+            known = len(self._doubted), len(self._damaged)
             try:
-                return b"".join([chunk async for chunk in self.stream(ref)])
+                return await read()
             except (ObjectCorruptError, ObjectMissingError):
-                # One of the things said of it was not true; another may be.
-                if len(self._damaged) == known or not await self._another(ref):
+                if (len(self._doubted), len(self._damaged)) == known or not await self._another(ref):
                     raise
 
     async def stream(self, ref: Ref | str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """The bytes from ``start`` up to ``end`` in chunks, in constant memory; a range begins at its first chunk.
 
-        Where several things were said of an object, what turned out not to be true is not tried again.
+        Where several things were said of an object, what turned out not to be true is not tried again; an upload that
+        a replica did not give whole comes from the stream's leader the next time.
         The whole object is verified, and its last chunk is held back until it is; a range is checked for gaps only.
 
         Raises:
@@ -140,7 +166,7 @@ class ObjectStore:
             return
         check = hashlib.sha256() if start == 0 and stop == ref.size else None
         with self._noting(meta):
-            async with contextlib.aclosing(self._chunks(meta, ref, start)) as chunks:
+            async with contextlib.aclosing(self._chunks(meta, ref, start, hashed=check is not None)) as chunks:
                 async for offset, chunk in chunks:
                     last = offset + len(chunk) >= stop
                     if check is not None:
@@ -226,9 +252,7 @@ class ObjectStore:
     async def _is_sound(self, ref: Ref) -> bool:
         """Whether an object that is there can be read: the broker counts chunks that its disk has lost."""
         try:
-            async with contextlib.aclosing(self.stream(ref)) as chunks:
-                async for _ in chunks:
-                    pass
+            await self.check(ref)
         except (ObjectMissingError, ObjectCorruptError):
             return False
         except ObjectTimeoutError:
@@ -236,7 +260,12 @@ class ObjectStore:
         return True
 
     async def _write(self, ref: Ref | str, file: IO[bytes]) -> None:
-        """Writes an object to a file and hashes it on the way, both in a thread."""
+        """Writes an object to an empty file and hashes it on the way, both in a thread."""
+        await self._from_whoever_has_it(ref, lambda: self._write_once(ref, file))
+
+    async def _write_once(self, ref: Ref | str, file: IO[bytes]) -> None:
+        file.seek(0)
+        file.truncate()
         meta, ref = await self._resolve(ref)
         check, end = hashlib.sha256(), 0
 
@@ -246,7 +275,7 @@ class ObjectStore:
 
         with self._noting(meta):
             if ref.size:
-                async with contextlib.aclosing(self._chunks(meta, ref, 0)) as chunks:
+                async with contextlib.aclosing(self._chunks(meta, ref, 0, hashed=True)) as chunks:
                     async for offset, chunk in chunks:
                         await asyncio.to_thread(take, chunk)
                         end = offset + len(chunk)
@@ -256,11 +285,11 @@ class ObjectStore:
 
     @contextlib.contextmanager
     def _noting(self, meta: Meta) -> Iterator[None]:
-        """Remembers an upload that turns out not to be what its meta message says."""
+        """Remembers an upload that is not what its meta message says: on some replica, or at the leader."""
         try:
             yield
         except (ObjectCorruptError, ObjectMissingError):
-            self._damaged.add(meta.nuid)
+            (self._damaged if meta.nuid in self._doubted else self._doubted).add(meta.nuid)
             raise
 
     async def _another(self, ref: Ref | str) -> bool:
@@ -290,13 +319,17 @@ class ObjectStore:
         said = await self.bucket.candidates(name) if last else []
         return next(filter(may_be_true, said), said[0] if said else None)
 
-    async def _chunks(self, meta: Meta, ref: Ref, start: int) -> AsyncGenerator[tuple[int, bytes], None]:
-        """Each chunk with its offset, from the one that holds byte ``start``; checked to be without gaps."""
+    async def _chunks(
+        self, meta: Meta, ref: Ref, start: int, *, hashed: bool
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Each chunk with its offset, from the one that holds byte ``start``; without gaps if it is not ``hashed``."""
         size = meta.options.max_chunk_size
         skipped = start // size
-        index, sequence, in_a_row = await self._beginning(meta, ref, skipped)
+        index, sequence, in_a_row = await self._beginning(meta, ref, skipped, hashed=hashed)
         found = False
-        async with contextlib.aclosing(self.bucket.chunks(meta, sequence, _BATCH)) as messages:
+        # What other messages lie between is known by its digest alone to be all there, or from the leader.
+        at_leader = meta.nuid in self._doubted or not (hashed or in_a_row)
+        async with contextlib.aclosing(self.bucket.chunks(meta, sequence, _BATCH, at_leader=at_leader)) as messages:
             try:
                 async for message in messages:
                     # Counted, and not told from what the broker says is left: a replica that is behind does not know.
@@ -315,12 +348,12 @@ class ObjectStore:
         if not found:
             raise ObjectMissingError(f"the chunks of {ref.name} are gone", hint="put the object again")
 
-    async def _beginning(self, meta: Meta, ref: Ref, skipped: int) -> tuple[int, int, bool]:
+    async def _beginning(self, meta: Meta, ref: Ref, skipped: int, *, hashed: bool) -> tuple[int, int, bool]:
         """From which chunk to read an object whose first ``skipped`` are not wanted, at which sequence to look for it,
         and whether the chunks from there on follow one another without any other message between.
         """
         first = int(meta.header(FIRST_SEQUENCE, "0"))
-        if not skipped:
+        if hashed:
             return 0, first or 1, False
         # A part is not hashed: that no chunk is missing before it must be known from the leader.
         count, last = await self.bucket.extent(meta)
