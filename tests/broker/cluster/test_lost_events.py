@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from agents.dispatcher import service as dispatcher
 from agents.labeller import service as labeller
 from agents.runtime.tasks import background
 from agents.words.events import ImagesLabelled, RoundStarted, RunFinished, RunStarted, TaskAssigned
-from bus.broker.server import embedded_server
+from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.words.envelope import Stored
 from bus.words.payload import Payload
@@ -70,3 +72,34 @@ async def test_a_run_that_needs_a_lost_event_fails_with_the_reason_and_another_g
         assert f"lost events: {hurt.sequence}" in ended.event.data.reason
         assert f"event {hurt.sequence} of the stream cannot be read" in said
         assert await bus.find(events_of_type(RunFinished.TYPE, "sound")) is None
+
+
+@pytest.mark.timeout(120)
+async def test_watch_and_verify_name_a_lost_event_and_go_on(tmp_path: Path) -> None:
+    store = tmp_path / "nats"
+    async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
+        await start_run(bus, "hurt", small(users=USERS, images=1), RunSources())
+        lost = await bus.publish(RoundStarted(run="hurt", round=1))
+        await bus.publish(RunFinished(run="hurt", status="completed", rounds=0))
+    damage(store, event_subject(RoundStarted(run="hurt", round=1)))
+    async with embedded_server(store) as server:
+        watching, verifying = command(server, "watch", "hurt", "--json"), command(server, "verify", "hurt")
+        watched, verified = await asyncio.gather(watching, verifying)
+    assert f"event {lost.sequence} of the stream cannot be read" in watched
+    assert "run.finished" in watched
+    assert f"the stream has no event {lost.sequence}" in verified
+
+
+async def command(server: EmbeddedServer, *words: str) -> str:
+    """All that ``fedbus WORDS`` says until it ends."""
+    settings = server.settings
+    assert settings.token is not None
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agents.cli", *words),
+        env={**os.environ, "NATS_URL": settings.url, "NATS_TOKEN": settings.token.get_secret_value(), "COLUMNS": "200"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(3 * WITHIN_S):
+        said, _ = await process.communicate()
+    return said.decode()
