@@ -151,6 +151,7 @@ async def test_a_consumer_that_moves_to_another_broker_brings_every_event(
                     await delivery.ack()
 
 
+@pytest.mark.asyncio(loop_scope="session")  # where the proxies of ``torn`` live
 @pytest.mark.timeout(120)
 async def test_an_object_that_a_follower_lacks_is_waited_for(torn: Torn) -> None:
     async with apart(torn, OBJECT_STREAM) as (near, far, _):
@@ -163,6 +164,7 @@ async def test_an_object_that_a_follower_lacks_is_waited_for(torn: Torn) -> None
 
 
 @pytest.mark.chaos
+@pytest.mark.asyncio(loop_scope="session")  # where the proxies of ``torn`` live
 @pytest.mark.timeout(120)
 async def test_an_event_that_a_follower_lacks_is_waited_for(torn: Torn, unique_run: str) -> None:
     said = RoundStarted(run=unique_run, round=1)
@@ -177,6 +179,7 @@ async def test_an_event_that_a_follower_lacks_is_waited_for(torn: Torn, unique_r
 
 
 @pytest.mark.chaos
+@pytest.mark.asyncio(loop_scope="session")  # where the proxies of ``torn`` live
 @pytest.mark.timeout(120)
 async def test_a_token_whose_end_a_follower_has_not_heard_of_lets_nobody_in(torn: Torn) -> None:
     async with apart(torn, TOKEN_STREAM) as (near, far, follower):
