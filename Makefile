@@ -60,7 +60,7 @@ bench: setup-dev  ## Measure, as ratios; prints tables and writes benchmarks/out
 	@$(PY) -m benchmarks $(ARGS)
 
 chaos: setup-dev  ## Kill, stop and cut off every part at every crash point; prints what was survived.
-	@$(PY) -m pytest tests/chaos $(ARGS)
+	@$(PY) -m pytest tests/chaos tests/broker/cluster tests/commands/test_cluster.py $(ARGS)
 
 fuzz: $(VENV)/installed-fuzz  ## Give every parser of foreign input its share of a million inputs; non-zero if one breaks.
 	@$(PY) -m tests.fuzz $(ARGS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bus.broker.connection import Connection, connection
+from bus.broker.direct_get import stream_state
 from bus.broker.pipelining import Pipeline
 from bus.broker.settings import BusSettings
 from bus.broker.tokens import TokenStore
@@ -149,6 +150,23 @@ class Bus:
             ObjectCorruptError, ObjectTimeoutError: a document that events need cannot be read; nothing more is deleted.
         """
         return collect(self.connection, self.objects, older_than_s, dry_run=dry_run)
+
+    @property
+    def unreadable(self) -> tuple[int, ...]:
+        """The sequences of events that a reader of this bus found no broker to have: its store is damaged."""
+        return tuple(sorted(self.connection.unreadable))
+
+    async def unreadable_subjects(self, filter: str) -> list[str]:
+        """The subjects that match ``filter`` and whose event the broker knows of and cannot read, sorted.
+
+        A broker that lost an event together with its index does not know of it any more.
+        """
+        async with self.follow(filter, live=False) as items:
+            read = {event_subject(one.event.data) async for one in items if isinstance(one, Stored)}
+        known = (await stream_state(self.connection, EVENT_STREAM, filter)).subjects
+        # What is malformed was not read either.
+        suspected = sorted(known.keys() - read)
+        return [one for one in suspected if await self.connection.last_message(EVENT_STREAM, one) is None]
 
     async def last_sequence(self) -> int:
         """The sequence of the newest event of all runs; 0 before the first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -106,8 +105,6 @@ async def _digests(bus: Bus, one: RoundAggregation, plan: RoundPlanned) -> tuple
 async def _check_object(bus: Bus, verdict: Verdict, what: str, ref: Ref | None) -> None:
     try:
         if ref is not None:
-            async with contextlib.aclosing(bus.objects.stream(ref)) as chunks:
-                async for _ in chunks:
-                    pass
+            await bus.objects.check(ref)
     except FedbusError as error:
         verdict.problems.append(Problem("object", f"{what}: {error.message}"))

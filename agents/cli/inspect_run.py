@@ -46,6 +46,8 @@ def watch(
 async def _watch(run: str, since: int, as_json: bool) -> str:
     async with Bus.connect(name="watch", wait_s=CONNECT_S) as bus:
         await find_run(bus, run)
+        # Read to where it ends now, so that what is lost of it is named (in the log) before anybody waits for more.
+        await bus.unreadable_subjects(events_of(run))
         if as_json:
             async with bus.follow(events_of(run), after=since) as items:
                 async for item in items:

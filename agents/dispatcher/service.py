@@ -15,7 +15,7 @@ from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
-from bus.words.subjects import events_of_type
+from bus.words.subjects import events_of, events_of_type
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,12 @@ class Dispatcher:
         """Of each run that is finished, how it ended."""
         self._refused: list[tuple[Stored, str]] = []
         """The rounds that somebody asked for in vain, with the reason; until they are dead letters."""
+        self._orphans: dict[str, Event] = {}
+        """Runs whose start is not in the stream, behind a gap, each with its first event; until they are failed."""
+        self._lost: tuple[int, ...] = ()
+        """The gaps in the stream for which every open run has been looked through."""
+        self._newest: dict[str, Event] = {}
+        """Of each open run, the last event."""
         self._changed: dict[str, Event] = {}
         """The runs that something happened in since they were decided on, each with the last of it."""
 
@@ -63,11 +69,14 @@ class Dispatcher:
         if isinstance(data, RoundStarted) and (reason := self._why_not(data, state)) is not None:
             self._refused.append((stored, reason))
         if state is None:
+            gap = any(lost < stored.sequence for lost in self._bus.unreadable)
+            if gap and data.run not in self._over and not isinstance(data, RoundStarted | RunFinished):
+                self._orphans.setdefault(data.run, stored.event)
             return
         state.fold(stored)
-        self._changed[data.run] = stored.event
+        self._changed[data.run] = self._newest[data.run] = stored.event
         if isinstance(data, RunFinished):
-            del self._runs[data.run], self._changed[data.run]
+            del self._runs[data.run], self._changed[data.run], self._newest[data.run]
             self._over[data.run] = over(data.run, data)
             log.info("run %s", data.status, extra={"run": data.run})
 
@@ -93,9 +102,26 @@ class Dispatcher:
             # After a restart they are there already, and stay as they are.
             if await self._bus.give_up(stored, reason, by="dispatcher"):
                 log.warning("round not started: %s", reason, extra={"run": stored.event.data.run})
+        if self._lost != self._bus.unreadable:
+            await self._look_for_losses()
         changed, self._changed = self._changed, {}
         for run, cause in changed.items():
             await self._act(self._runs[run], cause)
+
+    async def _look_for_losses(self) -> None:
+        """Sees which runs lost an event with the broker's store: they cannot go on, and end with that reason."""
+        lost = self._bus.unreadable
+        numbers = ", ".join(map(str, lost[:10]))
+        for run, state in self._runs.items():
+            if subjects := await self._bus.unreadable_subjects(events_of(run)):
+                state.problem = f"the broker's store is damaged: {subjects[0]} cannot be read (lost events: {numbers})"
+                self._changed.setdefault(run, self._newest[run])
+        orphans, self._orphans = self._orphans, {}
+        for run, cause in orphans.items():
+            if await self._bus.find(events_of_type(RunFinished.TYPE, run)) is None:
+                reason = f"the broker's store is damaged: the start of the run cannot be read (lost events: {numbers})"
+                await self._follower.say(RunFinished(run=run, status="failed", reason=reason, rounds=0), cause=cause)
+        self._lost = lost
 
     async def _act(self, state: RunState, cause: Event) -> None:
         intent = state.decide()

@@ -26,6 +26,8 @@ from agents.runtime.web import listening, serving
 from bus.client import Bus
 from bus.work.backlogs import Measured
 
+SHOWN = 20
+"""Lost events that ``/readyz`` names."""
 BROKER_S = 1.0
 """How long the broker may take to say what waits; later, its figures are missing from the answer."""
 FRESH_S = 1.0
@@ -58,7 +60,13 @@ class Telemetry:
 
     def is_ready(self) -> bool:
         """Connected to the broker, and caught up wherever the agent follows the stream."""
-        return self.bus is not None and self.bus.statistics().connected and all(one.is_ready() for one in self._sources)
+        return not self.why_not_ready()
+
+    def why_not_ready(self) -> str:
+        """What it waits for; empty when it is ready."""
+        if self.bus is None or not self.bus.statistics().connected:
+            return "no broker"
+        return "" if all(one.is_ready() for one in self._sources) else "the stream is still being read"
 
     async def exposition(self) -> bytes:
         """All figures in the text format of Prometheus; takes ``BROKER_S`` at most beside its own work."""
@@ -73,8 +81,13 @@ class Telemetry:
             return PlainTextResponse("ok\n")
 
         async def readyz(_: Request) -> Response:
-            ready = self.is_ready()
-            return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
+            why = self.why_not_ready()
+            lost = self.bus.unreadable if self.bus else ()
+            gaps = [f"event {one} of the stream cannot be read: the broker's store is damaged" for one in lost[:SHOWN]]
+            if len(lost) > SHOWN:
+                gaps.append(f"and {len(lost) - SHOWN} more")
+            text = "\n".join([f"not ready: {why}" if why else "ready", *gaps])
+            return PlainTextResponse(f"{text}\n", 503 if why else 200)
 
         async def metrics(_: Request) -> Response:
             return Response(await self.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

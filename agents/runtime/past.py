@@ -51,4 +51,7 @@ def past_of(events: Iterable[Stored]) -> Past:
 async def read_past(bus: Bus) -> Past:
     """The past as the stream has it now."""
     async with bus.follow([events_of_type("run.started"), events_of_type("run.finished")], live=False) as items:
-        return past_of([item async for item in items if isinstance(item, Stored)])
+        events = [item async for item in items if isinstance(item, Stored)]
+    # What is lost may have been the start of a run, and what came after it is looked at.
+    lost = min(bus.unreadable, default=None)
+    return past_of(one for one in events if lost is None or one.sequence < lost)

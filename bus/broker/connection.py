@@ -83,6 +83,7 @@ class Connection:
         losses: how often the connection was lost; requests made before a loss get no answer.
         retries: how often a request was made again.
         user: as whom it logged in by name.
+        unreadable: the sequences of events that readers found no broker to have: its store is damaged.
         on_denied: called with a subject, in lower case, that the broker does not let this user publish on.
     """
 
@@ -92,6 +93,7 @@ class Connection:
         self.losses = 0
         self.retries = 0
         self.user: str | None = None
+        self.unreadable: set[int] = set()
         self.on_denied: Callable[[str], object] = log.error
         self._attempts: list[_Attempt] = []
         self._silent_since: float | None = None

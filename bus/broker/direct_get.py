@@ -119,6 +119,15 @@ async def read_stored(
             await subscription.unsubscribe()
 
 
+async def read_at_leader(
+    connection: Connection, stream: str, subject: str, *, start: int
+) -> AsyncGenerator[DirectMessage, None]:
+    """As ``read_stored``, from the stream's leader alone: one round trip each, whatever a replica has lost."""
+    while (found := await _next_at_leader(connection, stream, subject, start)) is not None:
+        start = found.sequence + 1
+        yield found
+
+
 async def _next_at_leader(connection: Connection, stream: str, subject: str, start: int) -> DirectMessage | None:
     """The first message from ``start`` on that matches ``subject``, as the leader of the stream has it."""
 
@@ -153,6 +162,13 @@ async def stream_state(connection: Connection, stream: str, filter_: str) -> Str
         subjects |= page
         if not page or len(subjects) >= info.get("total", 0):
             return StreamState(subjects, datetime.fromisoformat(info["ts"]))
+
+
+async def lost_sequences(connection: Connection, stream: str) -> list[int]:
+    """The sequences below the newest that the stream does not have, in order, as its leader knows."""
+    request = json.dumps({"deleted_details": True}).encode()
+    info = await connection.persist(partial(_stream_info, connection, stream, request))
+    return sorted(info["state"].get("deleted") or [])
 
 
 async def _stream_info(connection: Connection, stream: str, request: bytes) -> dict[str, Any]:

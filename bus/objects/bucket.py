@@ -16,7 +16,7 @@ from nats.js.errors import APIError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
-from bus.broker.direct_get import DirectMessage, read_stored, stream_state
+from bus.broker.direct_get import DirectMessage, read_at_leader, read_stored, stream_state
 from bus.broker.pipelining import Ack, Pipeline
 from bus.broker.topology import BUCKET, DELETION_STREAM, OBJECT_STREAM
 from bus.words.subjects import deletion_subject
@@ -215,9 +215,14 @@ class Bucket:
                 raise
             return None
 
-    def chunks(self, meta: Meta, sequence: int, batch: int) -> AsyncGenerator[DirectMessage, None]:
-        """The chunk messages of an object from ``sequence`` on."""
-        return self._stored(f"{_CHUNKS}{meta.nuid}", sequence, batch)
+    def chunks(
+        self, meta: Meta, sequence: int, batch: int, *, at_leader: bool = False
+    ) -> AsyncGenerator[DirectMessage, None]:
+        """The chunk messages of an object from ``sequence`` on, from any replica or slower from the leader."""
+        subject = f"{_CHUNKS}{meta.nuid}"
+        if at_leader:
+            return read_at_leader(self.connection, OBJECT_STREAM, subject, start=sequence)
+        return self._stored(subject, sequence, batch)
 
     async def _purge(self, subject: str, *, through: int | None = None) -> None:
         end = None if through is None else through + 1

@@ -21,7 +21,8 @@ from bus.broker.connection import Connection
 from bus.broker.direct_get import read_stored
 from bus.errors import MalformedEventError, ObjectMissingError
 from bus.objects.bucket import Entry
-from bus.objects.store import ObjectStore, ref_of
+from bus.objects.reader import ref_of
+from bus.objects.store import ObjectStore
 from bus.words.envelope import parse_event
 from bus.words.references import references
 from bus.words.subjects import EVENT_STREAM

@@ -14,7 +14,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bus.broker.connection import Connection
-from bus.broker.direct_get import stream_state, was_copied
+from bus.broker.direct_get import lost_sequences, stream_state, was_copied
 from bus.errors import MalformedEventError
 from bus.stream.dead_letters import bury
 from bus.stream.publisher import parsed
@@ -59,7 +59,7 @@ class EventReader:
     Attributes:
         skipped: how many malformed messages went to the DLQ.
         missing: the sequences that no broker can serve, because its store is damaged. Nothing ever leaves the stream,
-            so whoever reads all of it sees each; the end of a damaged stream is noticed by every reader.
+            so whoever reads all of it sees each. A reader of a part names each that may have been one of its own.
     """
 
     def __init__(self, connection: Connection, filters: tuple[str, ...], *, after: int, live: bool) -> None:
@@ -74,6 +74,8 @@ class EventReader:
         self._reader: PullReader | None = None
         self._open = contextlib.AsyncExitStack()
         self._idle_at = -1
+        self._after = after
+        self._due = 0
         self._recovered: deque[Stored] = deque()
         self.skipped = 0
         self.missing: list[int] = []
@@ -88,6 +90,7 @@ class EventReader:
             if self._recovered:
                 return self._recovered.popleft()
             if not self._caught_up and self._target is not None and self._last >= self._target:
+                await self._look_for_gaps()
                 self._caught_up = True
                 return CaughtUp(self._last)
             if self._caught_up and not self._live:
@@ -116,6 +119,7 @@ class EventReader:
         self._ready.popleft()
         self._last = place.sequence
         self._expected += 1
+        self._due = place.pending
         return stored
 
     async def _fill(self) -> None:
@@ -133,7 +137,10 @@ class EventReader:
     async def _look_for_more(self) -> None:
         """After a while without an event: sees whether there is none, or the consumer does not know or have it."""
         newest = await self._newest()
-        if self._reader is None or self._reader.buffered or newest <= self._last:
+        if self._reader is None or self._reader.buffered:
+            return
+        if newest <= self._last:
+            await self._look_for_gaps(newest)
             return
         if self._idle_at != self._last:
             # The broker that has the consumer is behind, and may be cut off: another consumer may know more.
@@ -141,6 +148,21 @@ class EventReader:
             await self.close()
             return
         await self._recover(newest + 1)
+
+    async def _look_for_gaps(self, newest: int | None = None) -> None:
+        """Where a consumer still owes events and there are none: the lost ones lie in the middle, for it passes over
+        what it cannot read and does not count that as brought. Only whoever reads the whole stream finds them.
+        """
+        if self._due and self._filters != (EVENTS,) and (newest or await self._newest()) <= self._last:
+            self._due = 0
+            whole = EventReader(self._connection, (EVENTS,), after=self._after, live=False)
+            try:
+                async for _ in whole:
+                    pass
+            finally:
+                await whole.close()
+            for sequence in whole.missing:
+                self._name(sequence)
 
     async def _recover(self, end: int) -> None:
         """Asks the leader for what a consumer did not bring before sequence ``end``, and names what nobody has."""
@@ -151,12 +173,19 @@ class EventReader:
             sequence = self._last + 1
             found = await self._at_leader(sequence)
             if found is None:
-                self.missing.append(sequence)
-                log.error("event %d of the stream cannot be read: the broker's store is damaged", sequence)
+                self._name(sequence)
             elif found.subject and found.time and any(matches(one, found.subject) for one in self._filters):
                 event = None if was_copied(found) else parsed(found.data or b"", found.subject)
                 self._recovered += [Stored(sequence, found.time, event)] if event else []
             self._last = sequence
+
+    def _name(self, sequence: int) -> None:
+        """Says, once on each connection, that an event is lost."""
+        if sequence not in self.missing:
+            self.missing.append(sequence)
+        if sequence not in self._connection.unreadable:
+            self._connection.unreadable.add(sequence)
+            log.error("event %d of the stream cannot be read: the broker's store is damaged", sequence)
 
     async def _at_leader(self, sequence: int) -> RawStreamMsg | None:
         async def attempt() -> RawStreamMsg:
@@ -195,6 +224,10 @@ class EventReader:
         """Makes a consumer of its own that begins after the last event that was read."""
         if self._target is None:
             self._target = await self._newest()
+            if self._filters != (EVENTS,):
+                lost = await lost_sequences(self._connection, EVENT_STREAM)
+                for sequence in [one for one in lost if one > self._last][:MAX_RECOVERED]:
+                    self._name(sequence)
         name = f"follow-{self._connection.nc.new_inbox().rsplit('.', 1)[1]}"
         config = ConsumerConfig(
             name=name,

@@ -11,6 +11,8 @@ import pytest_asyncio
 from tests.chaos.system import Outcome, complete, small
 from tests.conftest import SURVIVED
 
+RUNS = 20
+
 
 @dataclass(frozen=True)
 class Survived:
@@ -58,6 +60,16 @@ def _sound(outcome: Outcome) -> Outcome:
     assert outcome.verdict.problems == []
     assert outcome.restarts == {}
     return outcome
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runs", type=int, default=RUNS, help="how many runs in a row a cluster has to get through")
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> int:
+    """How many runs in a row a cluster has to get through."""
+    return int(request.config.getoption("--runs", RUNS))
 
 
 @pytest.fixture

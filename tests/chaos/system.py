@@ -55,15 +55,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Chaos:
-    """A run that goes on: its system, and a bus of the test's own."""
+    """A run that goes on: its system, a bus of the test's own, and what it is called."""
 
     system: System
     bus: Bus
+    run: str = RUN
 
     async def until(self, kind: type[P], *, count: int = 1) -> P:
         """The ``count``-th event of this type in the run."""
         found = 0
-        async with asyncio.timeout(RUN_S), self.bus.follow(events_of(RUN)) as items:
+        async with asyncio.timeout(RUN_S), self.bus.follow(events_of(self.run)) as items:
             async for item in items:
                 if isinstance(item, Stored) and isinstance(item.event.data, kind):
                     found += 1
@@ -83,6 +84,7 @@ def small(
     quorum: float = 1.0,
     deadline: float = 120.0,
     strategy: str = "fedavg",
+    seed: int = 0,
 ) -> RunConfig:
     """The default task, small enough to run often."""
     return make_config(
@@ -90,7 +92,7 @@ def small(
         users=users,
         images=images,
         rounds=rounds,
-        seed=0,
+        seed=seed,
         quorum=quorum,
         deadline=deadline,
         strategy=strategy,
@@ -164,29 +166,29 @@ async def complete(
 async def run_to_the_end(chaos: Chaos, config: RunConfig, disturb: Disturbance | None = None) -> Outcome:
     """Starts the run, lets ``disturb`` happen, and waits for the end of both."""
     began = time.monotonic()
-    await start_run(chaos.bus, RUN, config, RunSources())
-    await chaos.bus.publish(RoundStarted(run=RUN, round=1))
+    await start_run(chaos.bus, chaos.run, config, RunSources())
+    await chaos.bus.publish(RoundStarted(run=chaos.run, round=1))
     async with asyncio.timeout(RUN_S), asyncio.TaskGroup() as group:
         if disturb is not None:
             group.create_task(_awaited(disturb(chaos)))
         ending = group.create_task(chaos.until(RunFinished))
     finished = ending.result()
     seconds = time.monotonic() - began
-    models = [one.model.sha256 for one in await said(chaos.bus, ModelPublished)]
+    models = [one.model.sha256 for one in await said(chaos, ModelPublished)]
     return Outcome(
         status=finished.status,
         model=finished.final_model.sha256 if finished.final_model else "",
         models=tuple(models),
         crashed=frozenset(),
         restarts=dict(chaos.system.processes.restarts),
-        verdict=await verify_run(chaos.bus, RUN),
+        verdict=await verify_run(chaos.bus, chaos.run),
         seconds=seconds,
     )
 
 
-async def said(bus: Bus, kind: type[P]) -> list[P]:
+async def said(chaos: Chaos, kind: type[P]) -> list[P]:
     """All events of one type in the run so far."""
-    async with bus.follow(events_of(RUN), live=False) as items:
+    async with chaos.bus.follow(events_of(chaos.run), live=False) as items:
         return [one.event.data async for one in items if isinstance(one, Stored) and isinstance(one.event.data, kind)]
 
 

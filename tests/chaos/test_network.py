@@ -186,7 +186,7 @@ async def test_a_line_that_is_lost_again_and_again_changes_nothing(
 
     async def storm(network: Network) -> None:
         nonlocal cuts
-        while not await said(network.chaos.bus, RunFinished):
+        while not await said(network.chaos, RunFinished):
             # How long a line holds is what is tried here.
             await asyncio.sleep(choose.uniform(0.3, 2.0))
             cuts += getattr(network, line).cut(reset=choose.random() < 0.5)

@@ -15,7 +15,8 @@ from bus.broker.topology import OBJECT_STREAM
 from bus.client import Bus
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
 from bus.objects.bucket import CHUNK, meta_subject
-from bus.objects.store import SMALL, ObjectStore
+from bus.objects.reader import SMALL
+from bus.objects.store import ObjectStore
 from bus.words.values import Ref
 from tests.broker.bus.conftest import plant
 from tests.conftest import wait_for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -27,8 +26,8 @@ async def clustered(cluster: EmbeddedCluster) -> AsyncIterator[Bus]:
         yield connected
 
 
-@pytest_asyncio.fixture
-async def torn(tmp_path: Path) -> AsyncIterator[Torn]:
-    """A cluster of the test's own that it may tear."""
-    async with torn_cluster(tmp_path) as found:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def torn(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Torn]:
+    """A cluster of the module's own that its tests may tear, and heal."""
+    async with torn_cluster(tmp_path_factory.mktemp("torn")) as found:
         yield found
