@@ -40,8 +40,12 @@ class Aggregator:
 
     async def serve(self) -> None:
         """Follows the stream for ever, and wakes up for deadlines."""
-        expose(Source(self.figures, lambda: self._follower.is_live))
         await self._follower.serve(self)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it knows all that there was when it started."""
+        return self._follower.is_live
 
     def figures(self) -> list[Figure]:
         """The rounds of the runs that are not finished."""
@@ -151,4 +155,7 @@ def _about(one: RoundAggregation) -> dict[str, object]:
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:
     """The body of the aggregator agent."""
-    await until(stop, Aggregator(bus).serve())
+    aggregator = Aggregator(bus)
+    # Before anything is waited for: an agent of which nothing is known yet is not ready.
+    expose(Source(aggregator.figures, lambda: aggregator.is_live))
+    await until(stop, aggregator.serve())
