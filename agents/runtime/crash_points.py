@@ -19,6 +19,7 @@ AGGREGATOR = (
     "aggregator.added",
     "aggregator.closing",
     "aggregator.round.closed",
+    "aggregator.failing",
     "aggregator.model_put",
     "aggregator.state_put",
     "aggregator.model.published",
