@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agents.runtime.tasks import raise_first
 from bus.broker.server import die_with_parent
 from bus.errors import FedbusError
+from bus.process.failures import raise_first
 
 log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0

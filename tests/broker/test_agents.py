@@ -22,6 +22,7 @@ from agents.dispatcher import service as dispatcher
 from agents.evaluator import service as evaluator
 from agents.labeller import service as labeller
 from agents.words.events import (
+    EvaluationFailed,
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
@@ -36,7 +37,7 @@ from agents.words.events import (
     UpdateRejected,
     UpdateSubmitted,
 )
-from agents.words.run_config import QuorumSpec, RunConfig
+from agents.words.run_config import QuorumSpec, RunConfig, RunDataset
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.errors import FedbusError
@@ -278,6 +279,28 @@ async def test_a_strategy_that_goes_wrong_ends_its_run_with_the_reason_and_all_o
     monkeypatch.delenv("FEDBUS_STRATEGIES")
     with pytest.raises(StrategyNotAllowedError):
         replay_run(stream, objects, roles=["aggregator"])
+
+
+async def test_a_run_whose_last_model_cannot_be_evaluated_ends_and_says_so(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    started = await start_run(bus, f"{unique_run}-sound", small(), RunSources())
+    dataset = RunDataset.model_validate_json(await bus.objects.get(started.dataset))
+    # Images without labels: the evaluator gives up at once.
+    unlabelled = dataset.model_copy(update={"held_out": dataset.users[0].shard})
+    ref = await bus.objects.put(unlabelled.model_dump_json().encode())
+    async with running(nats, *BODIES):
+        await bus.publish(started.model_copy(update={"run": unique_run, "dataset": ref}))
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        async with asyncio.timeout(DEADLINE_S):
+            await answer_all(bus, unique_run)
+    stream = await events(bus, unique_run)
+    given_up, (finished,) = of(stream, EvaluationFailed), of(stream, RunFinished)
+    assert [one.round for one in given_up if one.round == 1] == [1]
+    (reason,) = {one.reason for one in given_up if one.round == 1}
+    assert finished.status == "completed"
+    assert finished.reason == f"the model of round 1 has no evaluation: {reason}"
+    assert finished.final_model == of(stream, ModelPublished)[0].model
 
 
 async def test_agents_that_start_after_everything_was_said_finish_the_run_all_the_same(
