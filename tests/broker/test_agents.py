@@ -281,6 +281,41 @@ async def test_a_strategy_that_goes_wrong_ends_its_run_with_the_reason_and_all_o
         replay_run(stream, objects, roles=["aggregator"])
 
 
+async def test_an_aggregator_that_ends_between_a_strategys_failure_and_its_event_says_it_when_it_is_back(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBUS_STRATEGIES", faulty_strategy.NAME)
+    config = small(strategy=faulty_strategy.NAME).model_copy(update={"strategy_settings": {"fault": "step"}})
+
+    class Killed(Exception):
+        pass
+
+    def killed(point: str) -> None:
+        if point == "aggregator.failing":
+            raise Killed
+
+    async def killed_aggregator() -> None:
+        async with running(nats, "aggregator"):
+            await asyncio.Event().wait()
+
+    others = [name for name in BODIES if name != "aggregator"]
+    async with running(nats, *others), asyncio.timeout(DEADLINE_S):
+        await start_run(bus, unique_run, config, RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        answering = asyncio.create_task(answer_all(bus, unique_run))
+        with monkeypatch.context() as armed:
+            armed.setattr(aggregator, "crash_point", killed)
+            with pytest.raises(ExceptionGroup) as ended:
+                await killed_aggregator()
+        assert ended.group_contains(Killed)
+        assert of(await events(bus, unique_run), RoundFailed) == []
+        async with running(nats, "aggregator"):
+            await answering
+    stream = await events(bus, unique_run)
+    assert [one.code for one in of(stream, RoundFailed)] == ["strategy_failed"]
+    assert of(stream, RunFinished)[0].status == "failed"
+
+
 async def test_a_run_whose_last_model_cannot_be_evaluated_ends_and_says_so(
     nats: EmbeddedServer, bus: Bus, unique_run: str
 ) -> None:
