@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from agents.core.rounds.aggregation import MakeModel, RoundAggregation
 from agents.core.rounds.state import Candidate
+from agents.core.strategies.strategy import StrategyBrokenError
 from agents.runtime.follower import Follower
 from agents.runtime.model_files import local_parents, mapped_arrays, put_mapped
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
@@ -17,6 +18,7 @@ from bus.client import Bus
 from bus.errors import BrokerUnavailableError, FedbusError, ObjectTimeoutError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
+from bus.words.payload import Payload
 
 log = logging.getLogger(__name__)
 RoundKey = tuple[str, int]
@@ -40,8 +42,12 @@ class Aggregator:
 
     async def serve(self) -> None:
         """Follows the stream for ever, and wakes up for deadlines."""
-        expose(Source(self.figures, lambda: self._follower.is_live))
         await self._follower.serve(self)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it knows all that there was when it started."""
+        return self._follower.is_live
 
     def figures(self) -> list[Figure]:
         """The rounds of the runs that are not finished."""
@@ -105,8 +111,14 @@ class Aggregator:
             return
         decision = one.decide(datetime.now(UTC))
         if isinstance(decision, MakeModel):
-            await self._publish_model(one, decision, cause)
-        elif decision is not None:
+            try:
+                await self._publish_model(one, decision, cause)
+                return
+            except StrategyBrokenError as error:
+                log.error("%s", error.message, exc_info=error, extra=_about(one))
+                decision = one.decide(datetime.now(UTC))
+                crash_point("aggregator.failing")
+        if isinstance(decision, Payload):
             log.info("%s", decision.TYPE, extra=_about(one))
             crash_point("aggregator.closing")
             await self._follower.say(decision, cause=cause)
@@ -120,6 +132,9 @@ class Aggregator:
                     await asyncio.to_thread(one.add, candidate, data)
             except (ObjectTimeoutError, BrokerUnavailableError):
                 raise
+            except StrategyBrokenError as error:
+                log.error("%s", error.message, exc_info=error, extra=_about(one))
+                return
             except FedbusError as error:
                 if one.state.closed is not None:
                     # It counts for ever: there is no model without it.
@@ -151,4 +166,7 @@ def _about(one: RoundAggregation) -> dict[str, object]:
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:
     """The body of the aggregator agent."""
-    await until(stop, Aggregator(bus).serve())
+    aggregator = Aggregator(bus)
+    # Before anything is waited for: an agent of which nothing is known yet is not ready.
+    expose(Source(aggregator.figures, lambda: aggregator.is_live))
+    await until(stop, aggregator.serve())

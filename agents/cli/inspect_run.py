@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,7 @@ from agents.cli.display import RunDisplay, console, errors, run_display
 from agents.cli.options import ClientMix
 from agents.cli.runs import CONNECT_S, find_run
 from agents.core.learning.scores import EvaluationDetails
+from agents.core.strategies.registry import ALLOWED
 from agents.core.views.run import RunView
 from agents.runtime.connection import use_running_fedbus
 from agents.runtime.tasks import background
@@ -114,9 +116,14 @@ def replay(
     agent: Annotated[
         list[str] | None, typer.Option("--agent", help=f"Only this one's events; repeat it. {', '.join(ROLES)}.")
     ] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", metavar="MODULE:CLASS", help="A class of your own that may be imported."),
+    ] = None,
 ) -> None:
     """Run every agent's rules over a recording, without broker or browser, and compare every event and every bit."""
     roles = [role for role in ROLES if role in (agent or ROLES)]
+    os.environ[ALLOWED] = ",".join([*filter(None, [os.environ.get(ALLOWED)]), *(strategy or ())])
     if unknown := set(agent or ()) - set(ROLES):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))} is not one of {', '.join(ROLES)}")
     recording = load_recording(file)

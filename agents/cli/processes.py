@@ -16,9 +16,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from agents.runtime.tasks import background, raise_first
+from agents.runtime.tasks import background
 from bus.broker.server import die_with_parent
 from bus.errors import FedbusError
+from bus.process.failures import raise_first
 
 log = logging.getLogger(__name__)
 STOP_GRACE_S = 8.0

@@ -37,9 +37,10 @@ from agents.core.exchange.messages import (
     parse_server_message,
 )
 from agents.core.learning.task import TaskProgress
-from agents.runtime.tasks import background, raise_first
+from agents.runtime.tasks import background
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
+from bus.process.failures import raise_first
 from bus.process.logs import without_login
 from bus.words.values import Frozen
 

@@ -42,8 +42,12 @@ class Dispatcher:
 
     async def serve(self) -> None:
         """Follows the stream for ever; decides only once it has read all that there is."""
-        expose(Source(self.figures, lambda: self._follower.is_live))
         await self._follower.serve(self)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it knows all that there was when it started."""
+        return self._follower.is_live
 
     def figures(self) -> list[Figure]:
         """The rounds of the runs that are not finished."""
@@ -168,4 +172,7 @@ class Dispatcher:
 
 async def serve(bus: Bus, stop: asyncio.Event) -> None:
     """The body of the dispatcher agent."""
-    await until(stop, Dispatcher(bus).serve())
+    dispatcher = Dispatcher(bus)
+    # Before anything is waited for: an agent of which nothing is known yet is not ready.
+    expose(Source(dispatcher.figures, lambda: dispatcher.is_live))
+    await until(stop, dispatcher.serve())

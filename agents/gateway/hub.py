@@ -29,6 +29,7 @@ from agents.words.run_config import RunDataset
 from bus.client import Bus, CaughtUp
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
+from bus.process.failures import raise_first
 from bus.words.subjects import EVENTS, events_of_type
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,10 @@ class Hub:
         return self
 
     async def __aexit__(self, *exc: object) -> bool | None:
-        return await self._stack.__aexit__(*exc)  # type: ignore[arg-type]
+        try:
+            return await self._stack.__aexit__(*exc)  # type: ignore[arg-type]
+        except BaseExceptionGroup as failures:
+            raise_first(failures)
 
     def _stop(self) -> None:
         """What only waits is cut; what is being done is done first."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
+
+from bus.process.failures import raise_first
 
 T = TypeVar("T")
 
@@ -22,18 +24,6 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.T
                 task.cancel()
     except BaseExceptionGroup as failures:
         raise_first(failures)
-
-
-def raise_first(failures: BaseExceptionGroup[BaseException]) -> NoReturn:
-    """Raises the first of several failures as itself, so that callers can name the error they expect.
-
-    A group is caught by no ``except`` and no ``suppress`` that names what it holds (Python 3.11). The first counts,
-    because others often follow from it; they stay in the traceback as its cause.
-    """
-    first = failures.exceptions[0]
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    raise first from (failures if len(failures.exceptions) > 1 else None)
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -214,6 +214,11 @@ class RoundFailed(RoundPayload):
     TYPE = "round.failed"
     SAID_BY = (DISPATCHER, AGGREGATOR)
     reason: ShortText
+    code: Literal["strategy_failed", "strategy_result"] | None = Field(
+        default=None,
+        description="the strategy is at fault; only such a failure counts after the round was closed",
+        exclude_if=lambda code: code is None,
+    )
 
 
 class ModelPublished(RoundPayload):

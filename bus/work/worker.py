@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from bus.errors import FedbusError
+from bus.process.failures import raise_first
 from bus.words.envelope import Stored
 from bus.work.consumer import Delivery, PullConsumer
 from bus.work.retries import retries_of
@@ -40,9 +41,12 @@ async def work(
         on_given_up: says so, with the reason, before the event goes to the DLQ; what it says may have been said before.
     """
     worker = _Worker(handler, concurrency, permanent, attempts, on_given_up)
-    async with retries_of(consumer) as retries, asyncio.TaskGroup() as group:
-        group.create_task(worker.take(consumer, concurrency, group))
-        group.create_task(worker.take(retries, 1, group))
+    try:
+        async with retries_of(consumer) as retries, asyncio.TaskGroup() as group:
+            group.create_task(worker.take(consumer, concurrency, group))
+            group.create_task(worker.take(retries, 1, group))
+    except BaseExceptionGroup as failures:
+        raise_first(failures)
 
 
 class _Worker:

@@ -16,11 +16,13 @@ from agents.audit.replay import replay_run
 from agents.audit.verify import verify_run
 from agents.cli.run_setup import RunSources, start_run
 from agents.core.learning.encodings import encode_update
-from agents.core.strategies.registry import built_in
+from agents.core.strategies.registry import StrategyNotAllowedError, built_in
+from agents.core.views.run import RunView
 from agents.dispatcher import service as dispatcher
 from agents.evaluator import service as evaluator
 from agents.labeller import service as labeller
 from agents.words.events import (
+    EvaluationFailed,
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
@@ -35,7 +37,7 @@ from agents.words.events import (
     UpdateRejected,
     UpdateSubmitted,
 )
-from agents.words.run_config import QuorumSpec, RunConfig
+from agents.words.run_config import QuorumSpec, RunConfig, RunDataset
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.errors import FedbusError
@@ -44,6 +46,7 @@ from bus.words.envelope import Stored
 from bus.words.payload import Payload
 from bus.words.subjects import events_of
 from bus.words.values import Ref
+from tests import faulty_strategy
 from tests.builders import config as run_config
 from tests.builders import planned
 
@@ -231,8 +234,9 @@ async def test_a_run_that_somebody_starts_with_an_unknown_strategy_or_setting_fa
 
 
 async def test_a_round_whose_strategy_the_aggregator_cannot_load_fails_with_the_reason(
-    nats: EmbeddedServer, bus: Bus, unique_run: str
+    nats: EmbeddedServer, bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FEDBUS_STRATEGIES", "only_at_the_dispatcher")
     started = await start_run(bus, f"{unique_run}-sound", small(), RunSources())
     config = started.config.model_copy(update={"strategy": "only_at_the_dispatcher:Class"})
     async with running(nats, "aggregator"):
@@ -242,6 +246,96 @@ async def test_a_round_whose_strategy_the_aggregator_cannot_load_fails_with_the_
         failed = await until_event(bus, unique_run, RoundFailed)
     assert isinstance(failed.event.data, RoundFailed)
     assert "only_at_the_dispatcher:Class cannot be imported" in failed.event.data.reason
+
+
+@pytest.mark.parametrize(("fault", "code"), [("step", "strategy_failed"), ("nan", "strategy_result")])
+async def test_a_strategy_that_goes_wrong_ends_its_run_with_the_reason_and_all_others_go_on(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch, fault: str, code: str
+) -> None:
+    monkeypatch.setenv("FEDBUS_STRATEGIES", faulty_strategy.NAME)
+    sound = f"{unique_run}-sound"
+    settings = small(rounds=2, strategy=faulty_strategy.NAME).model_copy(update={"strategy_settings": {"fault": fault}})
+    async with running(nats, *BODIES):
+        for run, config in ((unique_run, settings), (sound, small(rounds=2))):
+            await start_run(bus, run, config, RunSources())
+            await bus.publish(RoundStarted(run=run, round=1))
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.gather(answer_all(bus, unique_run), answer_all(bus, sound))
+    stream = await events(bus, unique_run)
+    (failed,), (finished,) = of(stream, RoundFailed), of(stream, RunFinished)
+    assert failed.code == code
+    assert (finished.status, finished.reason) == ("failed", f"round 1: {failed.reason}")
+    assert of(await events(bus, sound), RunFinished)[0].status == "completed"
+    view = RunView.of(stream)
+    assert (view.rounds[1].phase, view.rounds[1].ended) == ("failed", failed.reason)
+    problems = (await verify_run(bus, unique_run)).problems
+    assert {problem.code for problem in problems} <= {"decision"}
+    objects = {ref.sha256: await bus.objects.get(ref) async for ref in needed(bus, stream, "replay")}
+    assert replay_run(stream, objects, roles=["dispatcher", "aggregator"]).differences == []
+    # A class that was mended since, or does something else each time, is told and ends nothing.
+    monkeypatch.setattr(faulty_strategy.Faulty, "step", lambda self, gathered, step: step.model.fill(0))
+    (told,) = replay_run(stream, objects, roles=["aggregator"]).differences
+    assert told.what == "the failure of round 1"
+    monkeypatch.delenv("FEDBUS_STRATEGIES")
+    with pytest.raises(StrategyNotAllowedError):
+        replay_run(stream, objects, roles=["aggregator"])
+
+
+async def test_an_aggregator_that_ends_between_a_strategys_failure_and_its_event_says_it_when_it_is_back(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBUS_STRATEGIES", faulty_strategy.NAME)
+    config = small(strategy=faulty_strategy.NAME).model_copy(update={"strategy_settings": {"fault": "step"}})
+
+    class Killed(Exception):
+        pass
+
+    def killed(point: str) -> None:
+        if point == "aggregator.failing":
+            raise Killed
+
+    async def killed_aggregator() -> None:
+        async with running(nats, "aggregator"):
+            await asyncio.Event().wait()
+
+    others = [name for name in BODIES if name != "aggregator"]
+    async with running(nats, *others), asyncio.timeout(DEADLINE_S):
+        await start_run(bus, unique_run, config, RunSources())
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        answering = asyncio.create_task(answer_all(bus, unique_run))
+        with monkeypatch.context() as armed:
+            armed.setattr(aggregator, "crash_point", killed)
+            with pytest.raises(ExceptionGroup) as ended:
+                await killed_aggregator()
+        assert ended.group_contains(Killed)
+        assert of(await events(bus, unique_run), RoundFailed) == []
+        async with running(nats, "aggregator"):
+            await answering
+    stream = await events(bus, unique_run)
+    assert [one.code for one in of(stream, RoundFailed)] == ["strategy_failed"]
+    assert of(stream, RunFinished)[0].status == "failed"
+
+
+async def test_a_run_whose_last_model_cannot_be_evaluated_ends_and_says_so(
+    nats: EmbeddedServer, bus: Bus, unique_run: str
+) -> None:
+    started = await start_run(bus, f"{unique_run}-sound", small(), RunSources())
+    dataset = RunDataset.model_validate_json(await bus.objects.get(started.dataset))
+    # Images without labels: the evaluator gives up at once.
+    unlabelled = dataset.model_copy(update={"held_out": dataset.users[0].shard})
+    ref = await bus.objects.put(unlabelled.model_dump_json().encode())
+    async with running(nats, *BODIES):
+        await bus.publish(started.model_copy(update={"run": unique_run, "dataset": ref}))
+        await bus.publish(RoundStarted(run=unique_run, round=1))
+        async with asyncio.timeout(DEADLINE_S):
+            await answer_all(bus, unique_run)
+    stream = await events(bus, unique_run)
+    given_up, (finished,) = of(stream, EvaluationFailed), of(stream, RunFinished)
+    assert [one.round for one in given_up if one.round == 1] == [1]
+    (reason,) = {one.reason for one in given_up if one.round == 1}
+    assert finished.status == "completed"
+    assert finished.reason == f"the model of round 1 has no evaluation: {reason}"
+    assert finished.final_model == of(stream, ModelPublished)[0].model
 
 
 async def test_agents_that_start_after_everything_was_said_finish_the_run_all_the_same(

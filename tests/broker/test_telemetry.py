@@ -25,7 +25,7 @@ from agents.cli.system import AGENTS
 from agents.dispatcher import service as dispatcher
 from agents.runtime.metrics import BROKER_S
 from agents.runtime.process import Body, run_agent
-from agents.runtime.round_figures import RoundFigure, round_figures
+from agents.runtime.round_figures import RoundFigure, collect_sources, round_figures
 from agents.runtime.tasks import background, until
 from agents.words.events import RoundFailed, RoundStarted
 from bus.broker.server import EmbeddedServer, embedded_server
@@ -213,6 +213,19 @@ async def test_the_agents_that_follow_rounds_say_how_old_the_open_ones_are(
                 return now["fedbus_rounds"][("open",)] == 0 and "fedbus_round_age_seconds" not in now
 
             await wait_for(over)
+
+
+@pytest.mark.parametrize("body", [dispatcher.serve, aggregator.serve])
+async def test_an_agent_that_has_read_nothing_yet_does_not_count_as_ready(bus: Bus, body: Body) -> None:
+    sources, stop = collect_sources(), asyncio.Event()
+    serving = asyncio.create_task(body(bus, stop))
+    await asyncio.sleep(0)
+    try:
+        # Whoever looks at this moment, before the agent's second step, would find nothing that is not ready.
+        assert [one.is_ready() for one in sources] == [False]
+    finally:
+        stop.set()
+        await serving
 
 
 def test_a_round_is_in_the_last_state_that_it_reached() -> None:

@@ -259,6 +259,20 @@ def failed() -> dict[str, Any]:
     return case.json("a failed round")
 
 
+def broken(*, model_first: bool) -> dict[str, Any]:
+    """A strategy fails after the round was closed; the model and the failure exclude each other, the first counts."""
+    case = begun()
+    case.add(update("u0"))
+    case.add(closed(case.view.sequence, missing=1))
+    case.add(RoundFailed(run=RUN, round=1, reason="too late"))
+    case.look()
+    failure = RoundFailed(run=RUN, round=1, reason="strategy own:Own raised in step", code="strategy_failed")
+    for data in (published(), failure) if model_first else (failure, published()):
+        case.add(data)
+        case.look()
+    return case.json(f"a strategy that fails {'after' if model_first else 'without'} a model")
+
+
 def out_of_range() -> dict[str, Any]:
     """Other runs and rounds, and whoever joins in the middle: without its start a run is not there."""
     case = Case(RunView(RUN))
@@ -348,4 +362,5 @@ def engine_cases() -> list[dict[str, str]]:
 def view_cases() -> list[dict[str, Any]]:
     """All of them."""
     told = [whole_run(), twice(), rejections(), between(), failed(), out_of_range(), recorded()]
+    told += [broken(model_first=False), broken(model_first=True)]
     return [*told, *(storm(seed, 100).json(f"a storm, {seed}") for seed in range(4))]

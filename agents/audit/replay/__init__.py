@@ -17,7 +17,7 @@ from agents.audit.replay.gateway import GatewayReplay
 from agents.audit.replay.labeller import LabellerReplay
 from agents.audit.replay.outcome import ROLES, Difference, Objects, Replay, Role, find_object
 from agents.core.strategies.registry import strategy_named
-from agents.words.events import ModelPublished, RunStarted
+from agents.words.events import ModelPublished, RoundFailed, RunStarted
 from agents.words.run_config import RunDataset
 from bus.errors import MalformedRecordingError, ObjectMissingError
 from bus.words.envelope import Stored
@@ -27,6 +27,11 @@ __all__ = ["ROLES", "Difference", "HeldOut", "Replay", "Role", "find_object", "r
 
 class _RoleReplay(Protocol):
     def take(self, stored: Stored, outcome: Replay) -> None: ...
+
+
+def _needs_strategy(stored: Stored) -> bool:
+    data = stored.event.data
+    return isinstance(data, ModelPublished) or (isinstance(data, RoundFailed) and data.code is not None)
 
 
 def replay_run(
@@ -52,7 +57,7 @@ def replay_run(
     started = next((one.event.data for one in events if isinstance(one.event.data, RunStarted)), None)
     if not isinstance(started, RunStarted):
         raise ObjectMissingError("the recording has no run.started event")
-    if {"dispatcher", "aggregator"} & set(roles) and any(isinstance(one.event.data, ModelPublished) for one in events):
+    if {"dispatcher", "aggregator"} & set(roles) and any(_needs_strategy(one) for one in events):
         strategy_named(started.config.strategy, started.config.strategy_settings)
     try:
         dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))

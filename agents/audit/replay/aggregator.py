@@ -5,6 +5,7 @@ from __future__ import annotations
 from agents.audit.replay.outcome import Objects, Replay, find_object
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.state import attempt_of, is_attempt_of_stream
+from agents.core.strategies.strategy import StrategyBrokenError
 from agents.words.events import (
     ModelPublished,
     RoundClosed,
@@ -37,6 +38,8 @@ class AggregatorReplay:
         match data:
             case RoundClosed():
                 self._decision(self._as_read(data), stored, outcome)
+            case RoundFailed() if data.code is not None:
+                self._broken(data, one, stored, outcome)
             # A round that could not be planned is failed by the dispatcher.
             case RoundExtended() | RoundFailed() if one.state.plan is not None:
                 self._decision(one, stored, outcome)
@@ -62,6 +65,24 @@ class AggregatorReplay:
     def _decision(self, one: RoundAggregation, stored: Stored, outcome: Replay) -> None:
         decided = one.decide(stored.event.time or stored.time)
         _said(outcome, stored, f"the decision on round {one.state.round}", decided)
+
+    def _broken(self, data: RoundFailed, one: RoundAggregation, stored: Stored, outcome: Replay) -> None:
+        """The strategy's failure: it fails here in the same way, whatever the words, or makes a model after all."""
+        expected: object = None
+        try:
+            expected = f"a model {remade(one, self._objects)[0]}" if one.state.closed else None
+            if expected is None:
+                _refused(one, self._objects)
+        except StrategyBrokenError:
+            pass
+        except FedbusError as error:
+            expected = error.message
+        decided = one.decide(stored.event.time or stored.time)
+        if expected is None:
+            expected = decided
+        if isinstance(expected, RoundFailed) and expected.code == data.code:
+            expected = expected.model_copy(update={"reason": data.reason})
+        _said(outcome, stored, f"the failure of round {data.round}", expected)
 
     def _refusal(self, data: UpdateRejected, one: RoundAggregation, stored: Stored, outcome: Replay) -> None:
         expected = _of_attempt(data.attempt, one.refusals())
@@ -113,6 +134,8 @@ def _refused(one: RoundAggregation, objects: Objects) -> list[UpdateRejected]:
         try:
             _parent(one, objects)
             one.add(candidate, find_object(objects, candidate.update.update))
+        except StrategyBrokenError:
+            break
         except FedbusError as error:
             refused.append(one.refusal_of(candidate, error))
     return refused

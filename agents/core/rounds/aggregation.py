@@ -23,7 +23,15 @@ from agents.core.learning.fixed_point import Part, inputs_digest
 from agents.core.rounds.state import Candidate, Refusal, RoundState
 from agents.core.strategies.gathering import RunningMean
 from agents.core.strategies.registry import AnyStrategy, strategy_named
-from agents.core.strategies.strategy import Gathering, Step, Vector
+from agents.core.strategies.strategy import (
+    Gathering,
+    Step,
+    StrategyBrokenError,
+    StrategyFailedError,
+    Vector,
+    check_result,
+    strategy_at_work,
+)
 from agents.words.events import (
     ModelPublished,
     RejectionCode,
@@ -78,6 +86,7 @@ class RoundAggregation:
         self.state = state or RoundState(started.run, number, started.config.quorum)
         self._config = started.config
         self._gathered: Gathering | None = None
+        self._broken: StrategyBrokenError | None = None
         self._added: dict[int, float | None] = {}
         """By sequence what was added, and the norm that it was scaled down to, if it was larger."""
 
@@ -97,7 +106,7 @@ class RoundAggregation:
         bound on values, that decides which of them is too much for the sum.
         """
         state = self.state
-        if state.plan is None or self._problem:
+        if state.plan is None or self._problem or self._broken:
             return []
         counted = {one.sequence for one in state.counted.values()}
         if not self._added.keys() <= counted:
@@ -114,20 +123,39 @@ class RoundAggregation:
         """Adds the update that ``data`` encodes, in place of what was added of it before.
 
         Raises:
+            StrategyBrokenError: the strategy is at fault: there will be no model, and ``decide`` says so.
             FedbusError: its bytes are wanting and nothing was added; ``refusal_of`` says so to everybody.
         """
+        try:
+            self._add(candidate, data)
+        except StrategyBrokenError as error:
+            self._broken = error
+            raise
+
+    def _add(self, candidate: Candidate, data: Buffer) -> None:
         sequence, weight = candidate.sequence, candidate.weight
         if candidate.update.norm is None and self._config.clip_to_median is not None and self._clips:
             raise UpdateNormUnknownError("the run clips updates by their norm, and the gateway did not say it")
         if self._gathered is None:
-            self._gathered = self._strategy.gather(self._parameters)
+            self._gathered = self._gather()
         if sequence in self._added:
-            assert isinstance(self._gathered, RunningMean)
+            if not isinstance(self._gathered, RunningMean):
+                raise StrategyFailedError(f"strategy {self._config.strategy} clips, and gathers in no RunningMean")
             self._gathered.remove(self._parts(candidate, data, self._added[sequence]), weight)
             del self._added[sequence]
         limit = self._limit_of(candidate, self.clip_norm)
-        self._gathered.add(candidate.update.user, self._parts(candidate, data, limit), weight)
+        parts = self._parts(candidate, data, limit)
+        with strategy_at_work(self._config.strategy, "gathering an update"):
+            self._gathered.add(candidate.update.user, parts, weight)
         self._added[sequence] = limit
+
+    def _gather(self) -> Gathering:
+        with strategy_at_work(self._config.strategy, "gather"):
+            try:
+                gathered: Gathering = self._strategy.gather(self._parameters)
+            except FedbusError as error:
+                raise StrategyFailedError(f"strategy {self._config.strategy}: {error.message}"[:400]) from error
+        return gathered
 
     @property
     def clip_norm(self) -> float | None:
@@ -166,9 +194,14 @@ class RoundAggregation:
     def decide(self, now: datetime) -> Payload | MakeModel | None:
         """What has to be done at ``now``, once everything that counts was added; or nothing."""
         state = self.state
+        if self.is_over:
+            return None
         if self._problem and state.open:
             return RoundFailed(run=state.run, round=state.round, reason=self._problem[:500])
-        if state.plan is not None and state.closed is not None and state.published is None and not self._problem:
+        if self._broken is not None and state.plan is not None:
+            reason = self._broken.message[:500]
+            return RoundFailed(run=state.run, round=state.round, reason=reason, code=self._broken.code)
+        if state.plan is not None and state.closed is not None and not self._problem:
             return MakeModel(state.plan)
         return state.decide(now)
 
@@ -185,10 +218,19 @@ class RoundAggregation:
         Raises:
             ObjectCorruptError: the bytes are not what the plan says.
             UnknownStrategyError, StrategySettingsError: there is no such strategy here.
+            StrategyBrokenError: the strategy is at fault: there will be no model, and ``decide`` says so.
         """
-        strategy, parameters = self._strategy, self._parameters
-        if self._gathered is None or self._gathered.weight == 0:
-            return None
+        try:
+            return self._made(parent, before, new)
+        except StrategyBrokenError as error:
+            self._broken = error
+            raise
+
+    def _made(self, parent: Buffer, before: Buffer | None, new: NewArray) -> Made | None:
+        strategy, parameters, name = self._strategy, self._parameters, self._config.strategy
+        with strategy_at_work(name, "the weight of what was gathered"):
+            if self._gathered is None or self._gathered.weight == 0:
+                return None
         names = strategy.VECTORS
         kept = _vectors("server state", before, names, parameters) if before is not None and names else None
         model, state = new(parameters), (new(parameters * len(names)) if names else None)
@@ -199,8 +241,14 @@ class RoundAggregation:
             model=model,
             after={} if state is None else _split(state, names),
         )
-        with np.errstate(over="ignore", invalid="ignore"):
-            strategy.step(self._gathered, step)
+        with strategy_at_work(name, "step"), np.errstate(over="ignore", invalid="ignore"):
+            try:
+                strategy.step(self._gathered, step)
+            except FedbusError as error:
+                raise StrategyFailedError(f"strategy {name}: {error.message}"[:400]) from error
+        check_result("model", model, parameters)
+        if state is not None:
+            check_result("server state", state, parameters * len(names))
         return Made(model, state)
 
     def digests(self, parent: Buffer, before: Buffer | None, new: NewArray = in_memory) -> tuple[str, str | None]:

@@ -156,10 +156,13 @@ class RunState:
             case RoundClosed() as data:
                 self._round(stored, data.round).closed = True
             case RoundFailed() as data:
-                self._round(stored, data.round).failed = data
+                facts = self._round(stored, data.round)
+                if facts.published is None:
+                    facts.failed = facts.failed or data
             case ModelPublished() as data:
                 facts = self._round(stored, data.round)
-                facts.published = facts.published or data
+                if facts.failed is None:
+                    facts.published = facts.published or data
             case ModelEvaluated() as data:
                 self._round(stored, data.round).evaluated = True
             case EvaluationFailed() as data:

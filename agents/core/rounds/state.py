@@ -137,10 +137,12 @@ class RoundState:
                     self.closed = data
                     self._mark_late(data.through)
             case RoundFailed():
-                if self.closed is None and self.failed is None:
+                # Once it is closed, only the strategy's failure can keep a round from its model.
+                if self.failed is None and self.published is None and (self.closed is None or data.code is not None):
                     self.failed = data
             case ModelPublished():
-                self.published = self.published or data
+                if self.failed is None:
+                    self.published = self.published or data
         if self.open:
             self.last_sequence, self.last_time = max(self.last_sequence, stored.sequence), stored.time
         return verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from agents.core.strategies.strategy import Strategy
 from bus.errors import FedbusError
 
 AnyStrategy = Strategy[Any]
+ALLOWED = "FEDBUS_STRATEGIES"
+"""Names modules, or classes as ``module:Class``, that may be imported as strategies; commas between them."""
 _OWN_CLASS = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 
 
@@ -30,6 +33,12 @@ class StrategySettingsError(FedbusError):
     """A strategy has no such setting, or does not take this value for it."""
 
     code = "strategy_settings"
+
+
+class StrategyNotAllowedError(FedbusError):
+    """A run or recording names a class of somebody's own that this machine was not told to import."""
+
+    code = "strategy_not_allowed"
 
 
 @functools.cache
@@ -51,10 +60,15 @@ def strategy_named(name: str, settings: Mapping[str, object]) -> AnyStrategy:
     """The strategy called ``name``, or of the class ``module:Class``, with these settings.
 
     Raises:
+        StrategyNotAllowedError: it is a class of somebody's own that ``FEDBUS_STRATEGIES`` does not name.
         UnknownStrategyError: there is none, or the class cannot be imported here or is no strategy.
         StrategySettingsError: it does not have one of the settings, or not with this value.
     """
     found = built_in().get(name) or _own_class(name)
+    if not _is_sound(found):
+        raise UnknownStrategyError(
+            f"{name} is no strategy", hint="VECTORS is a tuple of different names, CLIPS is True or False"
+        )
     try:
         return found(**settings)
     except ValidationError as error:
@@ -63,6 +77,21 @@ def strategy_named(name: str, settings: Mapping[str, object]) -> AnyStrategy:
         said = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         known = ", ".join(found.model_fields) or "none"
         raise StrategySettingsError(f"strategy {name}: {where}: {said}", hint=f"its settings: {known}") from None
+    except Exception as error:  # whatever a class of somebody's own raises when it is made
+        known = ", ".join(found.model_fields) or "none"
+        raise StrategySettingsError(
+            f"strategy {name} cannot be made: {type(error).__name__}: {error}"[:400], hint=f"its settings: {known}"
+        ) from None
+
+
+def _is_sound(found: type[AnyStrategy]) -> bool:
+    names: object = found.VECTORS
+    return (
+        isinstance(names, tuple)
+        and all(isinstance(one, str) for one in names)
+        and len(set(names)) == len(names)
+        and isinstance(found.CLIPS, bool)
+    )
 
 
 def _own_class(name: str) -> type[AnyStrategy]:
@@ -70,6 +99,12 @@ def _own_class(name: str) -> type[AnyStrategy]:
     if match is None:
         raise UnknownStrategyError(
             f"there is no strategy {name!r}", hint=f"use {', '.join(built_in())}, or a class of your own: module:Class"
+        )
+    if not {name, match[1]} & {one.strip() for one in os.environ.get(ALLOWED, "").split(",")}:
+        # To import a module is to run it: who starts a run, or made a recording, must not choose which.
+        raise StrategyNotAllowedError(
+            f"strategy {name} is not one that may be imported here",
+            hint=f"if you trust it, set {ALLOWED}={name}, here and for dispatcher and aggregator",
         )
     try:
         found = getattr(importlib.import_module(match[1]), match[2])

@@ -7,8 +7,10 @@ drawn from a setting, and no dependence on the order in which updates came.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -16,7 +18,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.core.learning.fixed_point import Part
+from bus.errors import FedbusError
 from bus.words.values import Frozen
+
+BLOCK = 1 << 16
+"""Coordinates that are looked at together."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO)
+"""What may be better the next time, and is no fault of the strategy."""
+
+
+class StrategyBrokenError(FedbusError):
+    """A strategy cannot make a round's model: with the same updates it will not do so another time either."""
+
+
+class StrategyFailedError(StrategyBrokenError):
+    """A strategy raised an exception."""
+
+    code = "strategy_failed"
+
+
+class StrategyResultError(StrategyBrokenError):
+    """A strategy left a model, or vectors, of another shape or with values that are not finite."""
+
+    code = "strategy_result"
+
+
+@contextlib.contextmanager
+def strategy_at_work(name: str, what: str) -> Iterator[None]:
+    """Code of the strategy ``name`` runs in this block, which is called ``what``: whatever it raises is named as its.
+
+    ``FedbusError`` goes through, and so does what a machine without room raises.
+
+    Raises:
+        StrategyFailedError: it raised something else, ``SystemExit`` included.
+    """
+    try:
+        yield
+    except (FedbusError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
+        raise StrategyFailedError(
+            f"strategy {name} raised in {what}: {type(error).__name__}: {error}"[:400],
+            hint="correct the class, start dispatcher and aggregator again, and start another run",
+        ) from error
+
+
+def check_result(what: str, values: NDArray[np.float32], count: int) -> None:
+    """Sees to it that what a strategy wrote can be trained from.
+
+    Raises:
+        StrategyResultError: it has another shape, or values that are not finite.
+    """
+    if values.shape != (count,) or values.dtype != np.float32:
+        raise StrategyResultError(f"the strategy's {what} is {values.dtype} {values.shape}, not float32 ({count},)")
+    for start in range(0, count, BLOCK):
+        good = np.isfinite(values[start : start + BLOCK])
+        if not good.all():
+            raise StrategyResultError(f"the strategy's {what} is not finite at coordinate {start + int(good.argmin())}")
+
 
 Vector = NDArray[np.float32]
 """One value a parameter, float32 [parameters]."""
@@ -63,7 +124,7 @@ class Step:
     model: Vector
     after: Mapping[str, Vector]
 
-    def blocks(self, width: int = 1 << 16) -> Iterable[slice]:
+    def blocks(self, width: int = BLOCK) -> Iterable[slice]:
         """All coordinates in pieces of ``width``, so that temporary arrays stay small."""
         return (slice(start, min(start + width, len(self.parent))) for start in range(0, len(self.parent), width))
 

@@ -123,7 +123,7 @@ class RoundView:
     @property
     def ended(self) -> str:
         """Why no more updates count; empty while they do."""
-        end = self.rules.closed or self.rules.failed
+        end = self.rules.failed or self.rules.closed
         return end.reason if end else ""
 
     @property
@@ -163,7 +163,8 @@ class RoundView:
                 if self.rules.failed is data:
                     self.ended_at = at
             case ModelPublished():
-                self.published_at = self.published_at or at
+                if self.rules.published is data:
+                    self.published_at = at
             case ModelEvaluated():
                 if self.evaluation is None:
                     self.evaluation, self.evaluated_at = data, at

@@ -79,7 +79,7 @@ const checks = {
     'round.closed',
     record({ ...inRound, reason: text(), missing: integer(0), through: integer(1) }),
   ),
-  'fedbus.round.failed': typed('round.failed', record({ ...inRound, reason: text() })),
+  'fedbus.round.failed': typed('round.failed', record({ ...inRound, reason: text(), code: optional(text()) })),
   'fedbus.model.published': typed('model.published', record({ ...inRound, model: ref, strategy: text() })),
   'fedbus.model.evaluated': typed(
     'model.evaluated',

@@ -138,11 +138,12 @@ export function foldRound(view: RoundView, event: RoundEvent, sequence: number, 
       if (isOpen(view)) close(view, event.data, time);
       break;
     case 'fedbus.round.failed':
-      if (view.ended_at !== null) break;
+      // Once it is closed, only the strategy's failure can keep a round from its model.
+      if (view.failed || view.model !== null || (view.ended_at !== null && !event.data.code)) break;
       Object.assign(view, { failed: true, ended: event.data.reason, ended_at: time });
       break;
     case 'fedbus.model.published':
-      if (view.model !== null) break;
+      if (view.failed || view.model !== null) break;
       Object.assign(view, { model: event.data.model.sha256, strategy: event.data.strategy, published_at: time });
       break;
     case 'fedbus.model.evaluated':

@@ -152,7 +152,7 @@ async def test_an_event_whose_workers_end_with_it_is_given_up_and_that_is_said_o
 
     async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=0.2, max_deliver=-1) as consumer:
         for _ in range(2):
-            with pytest.raises(ExceptionGroup):
+            with pytest.raises(KeyError):
                 await asyncio.wait_for(work(consumer, handler, concurrency=1, attempts=2, on_given_up=on_given_up), 10)
         assert said == []
         last = asyncio.create_task(work(consumer, handler, concurrency=1, attempts=2, on_given_up=on_given_up))
@@ -169,9 +169,9 @@ async def test_any_other_exception_ends_the_worker_and_the_event_comes_again(bus
         raise KeyError("defect")
 
     async with bus.pull(unique_run, events_of(unique_run), ack_wait_s=0.2) as consumer:
-        with pytest.raises(ExceptionGroup) as caught:
+        # As itself: a group would pass by every ``except`` that names what it expects.
+        with pytest.raises(KeyError, match="defect"):
             await asyncio.wait_for(work(consumer, handler, concurrency=1), 10)
-        assert isinstance(caught.value.exceptions[0], KeyError)
         again = await consumer.fetch(1, timeout_s=5)
         assert [one.attempt for one in again] == [2]
         await again[0].ack()

@@ -123,6 +123,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "model.evaluated": {"model": "f" * 64},
     "evaluation.failed": {"model": "f" * 64},
     "round.closed": {"reason": "deadline"},
+    "round.failed": {"code": "strategy_failed"},
 }
 
 

@@ -26,6 +26,7 @@ def test_the_class_of_the_page_makes_a_model(tmp_path: Path, monkeypatch: pytest
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "strategy_of_the_page.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FEDBUS_STRATEGIES", "strategy_of_the_page")
     run = config(users=5).model_copy(
         update={"strategy": "strategy_of_the_page:TrimmedMean", "strategy_settings": {"cut": 0.2}}
     )

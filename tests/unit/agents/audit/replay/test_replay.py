@@ -13,7 +13,7 @@ from agents.core.learning.fixed_point import AggregationOverflowError
 from agents.core.learning.magnitudes import NonFiniteUpdateError, UpdateMagnitudeError
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.plan import AssignTasks, RunState
-from agents.core.strategies.registry import UnknownStrategyError
+from agents.core.strategies.registry import StrategyNotAllowedError, UnknownStrategyError
 from agents.words.events import (
     DroppedImage,
     ModelPublished,
@@ -301,11 +301,14 @@ def test_a_plan_that_states_a_huge_model_is_a_difference_and_takes_no_memory() -
     assert any("the plan says" in one.replayed for one in outcome.differences)
 
 
-def test_a_recording_whose_strategy_is_not_here_is_refused_with_what_to_do() -> None:
+def test_a_recording_whose_strategy_is_not_here_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, objects = recorded_run()
     started = stream.events[0].event.data
     assert isinstance(started, RunStarted)
     events = with_data(stream, 0, config=started.config.model_copy(update={"strategy": "mine:Strategy"}))
+    with pytest.raises(StrategyNotAllowedError):
+        replay_run(events, objects)
+    monkeypatch.setenv("FEDBUS_STRATEGIES", "mine")
     with pytest.raises(UnknownStrategyError) as refused:
         replay_run(events, objects)
     assert "PYTHONPATH" in refused.value.hint

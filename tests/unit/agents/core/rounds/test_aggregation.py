@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 from collections.abc import Sequence
 
@@ -14,7 +16,8 @@ from agents.core.learning.clipping import clip_factor, median_limit
 from agents.core.learning.fixed_point import FixedPointSum
 from agents.core.learning.magnitudes import value_bound
 from agents.core.rounds.aggregation import RoundAggregation
-from agents.words.events import RoundClosed
+from agents.core.strategies.strategy import StrategyBrokenError, StrategyFailedError, strategy_at_work
+from agents.words.events import RoundClosed, RoundFailed
 from agents.words.run_config import RunConfig
 from bus.errors import FedbusError
 from tests.builders import (
@@ -29,6 +32,7 @@ from tests.builders import (
     run_started,
     submitted,
 )
+from tests.faulty_strategy import FAULTS, NAME
 
 HONEST = [np.float32([1, 0, 0, 0]), np.float32([0, 2, 0, 0]), np.float32([0, 0, 3, 0]), np.zeros(4, np.float32)]
 HUGE = np.full(PARAMETERS, 1e3, np.float32)
@@ -208,3 +212,57 @@ def test_a_run_that_says_nothing_of_the_median_clips_nothing() -> None:
     assert (one.clip_norm, one.wanted()) == (None, [])
     assert "clip_norm" not in publish(one, given.objects).model_dump_json()
     assert "clip_to_median" not in given.started.model_dump_json()
+
+
+def faulty(fault: str, monkeypatch: pytest.MonkeyPatch) -> Round:
+    monkeypatch.setenv("FEDBUS_STRATEGIES", NAME)
+    run = config(users=2).model_copy(update={"strategy": NAME, "strategy_settings": {"fault": fault}})
+    return Round(run, HONEST[:2])
+
+
+def to_its_end(round_: Round, one: RoundAggregation) -> object:
+    """What is decided of the round after its close, once whatever goes wrong went wrong."""
+    with contextlib.suppress(StrategyBrokenError):
+        round_.add(one)
+    closed = one.decide(round_.stream.now)
+    if not isinstance(closed, RoundClosed):
+        return closed
+    one.fold(round_.stream.add(closed))
+    with contextlib.suppress(StrategyBrokenError):
+        round_.add(one)
+        one.made(BASE.tobytes(), None)
+    return one.decide(round_.stream.now)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_a_strategy_does_wrong_fails_its_round_with_a_code(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    round_ = faulty(fault, monkeypatch)
+    one = round_.read()
+    failed = to_its_end(round_, one)
+    assert isinstance(failed, RoundFailed)
+    assert failed.code == ("strategy_result" if fault in ("nan", "inf", "shape", "state") else "strategy_failed")
+    one.fold(round_.stream.add(failed))
+    assert one.is_over
+    assert one.decide(round_.stream.now) is None
+    assert one.wanted() == []
+
+
+def test_after_the_failure_no_model_counts_and_after_a_model_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    round_ = faulty("step", monkeypatch)
+    failed = to_its_end(round_, round_.read())
+    assert isinstance(failed, RoundFailed)
+    published = round_.read().published(BASE_REF, None)
+    for first, second in ((failed, published), (published, failed)):
+        one = round_.read()
+        for data in (failed.model_copy(update={"code": None}), first, second):
+            one.fold(Stream(round_.stream.events.copy()).add(data))
+        assert (one.state.failed, one.state.published) == ((failed, None) if first is failed else (None, published))
+
+
+def test_a_machine_without_room_is_no_fault_of_the_strategy() -> None:
+    with pytest.raises(OSError, match="full"), strategy_at_work("own", "step"):
+        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(StrategyFailedError), strategy_at_work("own", "step"):
+        raise FileNotFoundError(errno.ENOENT, "its own file")

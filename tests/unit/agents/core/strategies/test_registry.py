@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import pytest
 
 import agents.core.strategies as package
 from agents.core.strategies.median import Median
-from agents.core.strategies.registry import StrategySettingsError, UnknownStrategyError, built_in, strategy_named
+from agents.core.strategies.registry import (
+    StrategyNotAllowedError,
+    StrategySettingsError,
+    UnknownStrategyError,
+    built_in,
+    strategy_named,
+)
 
 OWN = '''
 """Nothing is learnt."""
@@ -64,13 +71,30 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "standstill_of_my_own.py").write_text(OWN.format(name=""))
     (tmp_path / "broken_of_my_own.py").write_text("raise RuntimeError('no')")
     monkeypatch.syspath_prepend(tmp_path)
+    own = "broken_of_my_own,standstill_of_my_own,unmade_of_my_own:Standstill"
+    allowed = f"os:system,pathlib, no_such_module:Class,{own},agents.core.strategies.strategy"
+    monkeypatch.setenv("FEDBUS_STRATEGIES", allowed)
     return "standstill_of_my_own"
 
 
-def test_a_class_of_ones_own_is_named_by_its_module(own_module: str) -> None:
-    assert strategy_named(f"{own_module}:Standstill", {}).model_dump() == {"patience": 1}
-    with pytest.raises(StrategySettingsError):
-        strategy_named(f"{own_module}:Standstill", {"patience": -1})
+@pytest.mark.parametrize("allowed", ["", ",", "standstill", "standstill_of_my_own:Other", "other:Standstill"])
+def test_a_class_that_nobody_allowed_is_not_imported(
+    own_module: str, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    monkeypatch.setenv("FEDBUS_STRATEGIES", allowed)
+    sys.modules.pop(own_module, None)
+    with pytest.raises(StrategyNotAllowedError, match="may be imported") as refused:
+        strategy_named(f"{own_module}:Standstill", {})
+    assert f"FEDBUS_STRATEGIES={own_module}:Standstill" in refused.value.hint
+    assert own_module not in sys.modules
+
+
+def test_what_a_class_raises_when_it_is_made_is_a_typed_error(own_module: str, tmp_path: Path) -> None:
+    unmade = "    def __init__(self, **settings):\n        1 / 0\n\n    patience: int"
+    text = OWN.format(name="").replace("    patience: int", unmade)
+    (tmp_path / "unmade_of_my_own.py").write_text(text)
+    with pytest.raises(StrategySettingsError, match="ZeroDivisionError"):
+        strategy_named("unmade_of_my_own:Standstill", {})
 
 
 @pytest.mark.parametrize(
