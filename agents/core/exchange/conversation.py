@@ -157,7 +157,7 @@ class Conversation:
                 self.presence.close(connection, 1000, "goodbye", now)
                 self.pool.take_back(hello.client)
             case TaskFailed():
-                self.commits.cannot(self._lease(hello.client, message.lease), message.reason)
+                self.commits.cannot(self._lease(hello.client, message.lease), message.reason, now)
 
     def _client(self, connection: Connection) -> Hello:
         if connection.hello is None:
@@ -233,5 +233,5 @@ class Conversation:
         upload = self._uploads.take(connection, commit)
         if not self.commits.answer_late(connection, hello.client, commit):
             lease = self._lease(hello.client, commit.lease)
-            lease.took_s = None if lease.granted_at is None else now - lease.granted_at
+            lease.done_at = now
             self.commits.start(upload, commit.metrics, hello.engine)

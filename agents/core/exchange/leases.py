@@ -50,7 +50,7 @@ class Lease:
         due_at: when its task's own time is over.
         away_at: when its client has been away for ``RETURN_S``; none while the client is connected.
         lapsed: one of the two has passed.
-        took_s: from the grant to the complete upload.
+        done_at: when its upload was complete.
     """
 
     record: LeaseRecord
@@ -60,7 +60,7 @@ class Lease:
     due_at: float = inf
     away_at: float | None = None
     lapsed: bool = False
-    took_s: float | None = None
+    done_at: float | None = None
     committing: bool = False
     upload: int = 0
 

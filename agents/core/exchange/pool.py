@@ -103,9 +103,23 @@ class Pool:
         self._ready.append(client)
         self._go_on()
 
-    def working(self) -> set[str]:
-        """The clients that are there, and hold or wait for a task."""
-        return {client for client, _ in self._members if client in self._ready or self.leases.of(client)}
+    def able(self, key: TaskKey, now: float) -> set[str]:
+        """The clients that may do the task yet: they hold a task in its time, or wait for one that they may have.
+
+        Once the task was refused often enough, who shows nothing is counted on for the task's own time and no longer:
+        from then on only those whose last update that counts is not older than that.
+        """
+        patience_s = self._times.allowed_s(key[0], self._runs.deadline_s(key))
+        overdue = self.refusals.enough_for_s(key, now) >= patience_s
+        found = set()
+        for client, _ in self._members:
+            held = self.leases.of(client)
+            works = all(lease.committing or not lease.lapsed for lease in held)
+            if not works or not (held or (client in self._ready and self._may_take(client))):
+                continue
+            if not overdue or now - self.standing.worked_at(client) < patience_s:
+                found.add(client)
+        return found
 
     def resume(self, client: str, held: Iterable[str], now: float) -> tuple[str, ...]:
         """The client is back: it waits for nothing yet, and has those leases again that are among what it still holds.
@@ -150,7 +164,12 @@ class Pool:
         """Ends a lease; its task goes back to the pool."""
         self.returned += 1
         self._end(lease, None)
-        if not self.leases.holders(lease.key):
+        if holders := self.leases.holders(lease.key):
+            if delay_s and _lapsed(holders) and (delivery := self._deliveries.get(lease.key)) is not None:
+                # Offered to others, but not at once.
+                self._offered.add(lease.key)
+                self._effects.add(GiveBack(delivery, delay_s))
+        else:
             self._offered.discard(lease.key)
             if (delivery := self._deliveries.pop(lease.key, None)) is not None:
                 self._effects.add(GiveBack(delivery, delay_s))
@@ -171,9 +190,11 @@ class Pool:
 
     def count(self, lease: Lease) -> None:
         """The lease's update counts: so long does a task take, and so good is its client."""
-        if lease.took_s is not None:
-            self._times.learn(lease.record.task.run, lease.took_s)
-        self.standing.credit(lease.record.client, lease.record.token)
+        if lease.done_at is None:
+            return
+        if lease.granted_at is not None:
+            self._times.learn(lease.record.task.run, lease.done_at - lease.granted_at)
+        self.standing.credit(lease.record.client, lease.record.token, lease.done_at)
 
     def fault(self, lease: Lease) -> None:
         """The lease's client failed."""
