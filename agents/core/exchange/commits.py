@@ -182,6 +182,8 @@ class Commits:
         """The rejection is in the stream or counted, or could not be ``said``."""
         event, lease = effect.event, effect.lease
         message = UploadRejected(lease=lease.id, upload=lease.upload, code=event.code, reason=event.reason)
+        if not said:
+            self._runs.not_rejected(lease.key, event.attempt)
         if effect.asker is not None:
             effect.asker.busy = False
             self._effects.say(effect.asker, message)

@@ -46,6 +46,8 @@ from bus.words.envelope import Stored
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.1
+"""Of one connection; the first word of each phase of a task is always heard."""
+PHASES = ("predict", "train", "upload")
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,10 @@ class Conversation:
 
     def _progress(self, connection: Connection, client: str, message: ProgressMessage, now: float) -> None:
         lease = self._lease(client, message.lease)
-        if now - connection.progress_at < PROGRESS_EVERY_S and message.phase == "train":
+        phase = PHASES.index(message.phase)
+        if now - connection.progress_at < PROGRESS_EVERY_S and phase <= lease.phase:
             return
+        lease.phase = max(phase, lease.phase)
         connection.progress_at, connection.busy = now, True
         said = message.model_dump(exclude={"type", "lease"}) | lease.about | {"client": client}
         self.effects.add(TellProgress(connection, Progress.model_validate(said)))
