@@ -309,7 +309,7 @@ class Pool:
             self._effects.add(GiveBack(delivery, 0.0))
 
     def _next_client(self, key: TaskKey, holders: Sequence[Lease]) -> tuple[str, Connection] | None:
-        """Whoever waits longest of the best: those who did not refuse it, have another token, have worked, fail less."""
+        """Whoever waits longest of the best: who did not refuse it, has another token, has worked, fails less."""
         best: tuple[tuple[bool, bool, bool, int, int], int, str, Connection] | None = None
         for place, client in enumerate(self._ready):
             connection = self._members.get(client)
