@@ -17,6 +17,8 @@ from agents.cli.run_setup import RunSources, start_run
 from agents.cli.runs import CONNECT_S, new_run_name
 from agents.cli.serve import until_interrupted
 from agents.cli.system import running_system
+from agents.labeller.providers import check_provider
+from agents.labeller.settings import LabellerSettings
 from agents.runtime.shipped import PAGE
 from agents.words.events import RoundStarted
 from agents.words.run_config import RunConfig
@@ -80,6 +82,7 @@ def demo(
         strategy=strategy,
         strategy_set=strategy_set,
     )
+    check_provider(labeller, LabellerSettings())
     configure("demo")
     run = new_run_name("demo")
     sources = RunSources(artifacts, data, held_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from agents.cli.run_file import RunObjects, read_run_file
 from agents.cli.run_setup import RunSources, start_run, start_run_again
 from agents.core.rounds.plan import RunState, unknown
 from agents.runtime.connection import use_running_fedbus
-from agents.words.events import RoundStarted, RunStarted
+from agents.words.events import ImagesLabelled, RoundStarted, RunFinished, RunStarted
 from agents.words.run_config import RunConfig
 from bus.client import Bus
 from bus.errors import FedbusError
@@ -24,6 +25,7 @@ from bus.words.envelope import Stored
 from bus.words.subjects import checked, events_of, events_of_type
 
 CONNECT_S = 5.0
+REFUSAL_S = 3.0
 run_app = typer.Typer(no_args_is_help=True, help="Start runs, and look after them.")
 TELLING = ("round.started", "round.failed", "model.published", "run.finished")
 """The events that say which round of a run comes next."""
@@ -40,6 +42,12 @@ class RunNameTakenError(FedbusError):
     """There are events of a run of this name already."""
 
     code = "run_exists"
+
+
+class RunRefusedError(FedbusError):
+    """The labeller cannot label the run that was just started, which has failed with its reason."""
+
+    code = "run_refused"
 
 
 class RoundRefusedError(FedbusError):
@@ -161,8 +169,30 @@ async def _run_start(run: str, config: RunConfig, sources: RunSources | RunObjec
             await start_run_again(bus, run, config, sources.model_dump())
         else:
             await start_run(bus, run, config, sources)
+        if config.labelling.provider != "truth":
+            await check_refusal(bus, run)
         if go:
             await bus.publish(RoundStarted(run=run, round=1))
+
+
+async def check_refusal(bus: Bus, run: str) -> None:
+    """Hears what the labeller says to a new run: only its own process knows whether it has a key or a file.
+
+    It may be away, or ask for long: who has said nothing after ``REFUSAL_S`` has refused nothing.
+
+    Raises:
+        RunRefusedError: it ended the run.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REFUSAL_S), bus.follow(events_of(run)) as items:
+            async for item in items:
+                if isinstance(item, Stored) and isinstance(item.event.data, ImagesLabelled):
+                    return
+                if isinstance(item, Stored) and isinstance(item.event.data, RunFinished):
+                    raise RunRefusedError(
+                        f"run {run} is {item.event.data.status}: {item.event.data.reason}",
+                        hint="mend that where the labeller runs, and start another run",
+                    )
 
 
 @round_app.command("start")

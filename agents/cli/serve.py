@@ -19,6 +19,7 @@ from agents.cli.display import console
 from agents.cli.options import ClientMix, Threads, parse_clients
 from agents.cli.reload import reload_on_change
 from agents.cli.system import AGENTS, System, make_streams, metrics_host, running_system
+from agents.labeller.settings import LabellerSettings
 from agents.runtime.connection import DEFAULT_STORE, FILE_NAME, GATEWAY_FILE, agreed_connection, read_connection
 from agents.words.events import ROLES
 from bus.broker.cluster import embedded_cluster, places
@@ -63,6 +64,8 @@ def up(
 ) -> None:
     """Run everything (broker, agents, page) and keep serving until Ctrl-C."""
     mix = parse_clients(clients)
+    if (labelling := LabellerSettings()).openai_api_key is not None:
+        labelling.api_key()
     configure("up")
     system = running_system(
         store,

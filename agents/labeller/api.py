@@ -21,7 +21,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from agents.labeller.errors import ApiKeyMissingError, ApiRefusedError, ApiUnavailableError
+from agents.labeller.errors import ApiRefusedError, ApiUnavailableError
 from agents.labeller.prompt import MalformedReply, Prompt
 from agents.labeller.settings import LabellerSettings
 from bus.process.logs import without_login
@@ -215,14 +215,10 @@ async def label_api(
 
     Raises:
         ApiKeyMissingError: there is no key.
+        ApiKeyUnusableError: it cannot be one.
     """
-    if settings.openai_api_key is None or not settings.openai_api_key.get_secret_value():
-        raise ApiKeyMissingError(
-            "the labeller 'openai' needs an API key",
-            hint="set OPENAI_API_KEY (any text for a local server at OPENAI_BASE_URL), or use --labeller truth",
-        )
     async with AsyncOpenAI(
-        api_key=settings.openai_api_key.get_secret_value(),
+        api_key=settings.api_key(),
         base_url=settings.openai_base_url,
         timeout=settings.request_timeout_s,
         max_retries=0,

@@ -12,6 +12,12 @@ class ApiKeyMissingError(LabellingError):
     code = "openai_key_missing"
 
 
+class ApiKeyUnusableError(LabellingError):
+    """The API key cannot be one: no header can hold it."""
+
+    code = "openai_key_unusable"
+
+
 class ApiRefusedError(LabellingError):
     """The API does not serve this account or request: key, quota, model or parameters are wrong."""
 

@@ -13,11 +13,24 @@ from agents.core.labels.errors import LabelsFileError
 from agents.core.labels.labels import UserLabels
 from agents.core.labels.matching import LabelMatcher
 from agents.core.labels.sources import RecordedAnswers, SimulatedLabeller
+from agents.labeller.settings import LabellerSettings
 from agents.words.run_config import UserShard
 from bus.words.values import Ref
 
 LoadImages = Callable[[Ref], Awaitable[NDArray[np.uint8]]]
 """Reads a shard: uint8 [n, height, width, channels]."""
+
+
+def check_provider(name: str, settings: LabellerSettings) -> None:
+    """Sees to it that the provider of this name has what it needs of this machine, before anything is started.
+
+    Raises:
+        LabellingError: a key or a file is missing or useless.
+    """
+    if name == "openai":
+        settings.api_key()
+    elif name == "recorded":
+        _read_answers(settings.labels_file)
 
 
 class Provider(Protocol):

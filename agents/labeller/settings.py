@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agents.labeller.errors import ApiKeyMissingError, ApiKeyUnusableError
+
 
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -30,3 +32,23 @@ class LabellerSettings(BaseSettings):
     match_threshold: float = Field(default=88.0, ge=0, le=100, description="least similarity of a close spelling")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
+
+    def api_key(self) -> str:
+        """The key for the API.
+
+        Raises:
+            ApiKeyMissingError: there is none.
+            ApiKeyUnusableError: it has characters that no request can carry, and would be tried for ever.
+        """
+        key = self.openai_api_key.get_secret_value() if self.openai_api_key is not None else ""
+        if not key:
+            raise ApiKeyMissingError(
+                "the labeller 'openai' needs an API key",
+                hint="set OPENAI_API_KEY (any text for a local server at OPENAI_BASE_URL), or use --labeller truth",
+            )
+        if not all("!" <= character <= "~" for character in key):
+            raise ApiKeyUnusableError(
+                "OPENAI_API_KEY has spaces, line breaks or characters that are not ASCII",
+                hint="copy the key again, without quotes and line breaks",
+            )
+        return key

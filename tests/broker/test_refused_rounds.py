@@ -10,9 +10,12 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
+from agents.cli import runs
 from agents.cli.main import app
-from agents.cli.runs import RoundRefusedError, RunNameTakenError, RunUnknownError, check_free
+from agents.cli.runs import RoundRefusedError, RunNameTakenError, RunRefusedError, RunUnknownError, check_free
 from agents.dispatcher import service as dispatcher
+from agents.labeller import service as labeller
+from agents.runtime.tasks import background
 from agents.words.events import ModelPublished, RoundFailed, RoundStarted, RunFinished
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
@@ -141,3 +144,29 @@ async def test_a_name_of_which_anything_was_said_is_taken(bus: Bus, said: Payloa
     assert isinstance(result.exception, RunNameTakenError)
     assert f"the name 'shop' is taken: {said.TYPE}" in result.exception.message
     assert await bus.last_sequence() == last
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("", "needs an API key (set OPENAI_API_KEY"), ("sk-“quoted”", "characters that are not ASCII")]
+)
+async def test_a_run_that_the_labeller_has_no_key_for_ends_at_once_and_its_starter_is_told(
+    key: str, words: str, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    command = ["run", "start", "--go", "--name", RUN, "--users", "2", "--rounds", "1", "--labeller", "openai"]
+    async with background(labeller.serve(bus, asyncio.Event())):
+        result = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert isinstance(result.exception, RunRefusedError)
+    assert words in result.exception.message
+    assert await bus.find(f"ev.{RUN}.round.started.1") is None
+    again = await asyncio.to_thread(CliRunner().invoke, app, ["round", "start", RUN])
+    assert isinstance(again.exception, RoundRefusedError)
+    assert words in again.exception.message
+
+
+async def test_a_labeller_that_says_nothing_refuses_nothing(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "REFUSAL_S", 0.2)
+    command = ["run", "start", "--go", "--name", RUN, "--users", "2", "--rounds", "1", "--labeller", "openai"]
+    result = await asyncio.to_thread(CliRunner().invoke, app, command)
+    assert result.exit_code == 0
+    assert await bus.find(f"ev.{RUN}.round.started.1") is not None

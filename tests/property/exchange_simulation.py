@@ -271,7 +271,7 @@ class Simulation:
         while self.read < len(self.ledger.events) or not self.core.is_caught_up:
             self.read_on()
         fetches, steps = int(fetch), 0
-        while any(not isinstance(one, effects.Fetch) for one in self.pending) or (fetches and self.pending):
+        while any(not isinstance(one, effects.Fetch) for one in self.pending) or (fetches > 0 and self.pending):
             steps += 1
             assert steps < 1_000, "it never comes to rest"
             effect = self.pending.pop(0)

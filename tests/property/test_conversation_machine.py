@@ -30,16 +30,22 @@ from agents.core.exchange.messages import (
     encode_chunk,
 )
 from agents.core.exchange.pool import ACK_WAIT_S
+from agents.core.exchange.refusals import ENOUGH
 from agents.words.events import RoundClosed, RunFinished
 from tests.builders import RUN, submitted
 from tests.property.exchange_simulation import CLIENTS, FINE, LEASE_S, TOKENS, USERS, WRONG, Line, Simulation, update_of
+
+PATIENCE = 200
+"""Times of two seconds: some of the tasks' own time, a quarter of a minute, which doubles when it passes."""
 
 
 class ConversationMachine(Simulation, RuleBasedStateMachine):
     """Clients, a broker, a stream and a disk around a gateway that may die before and after whatever it does."""
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(nobody_can=st.booleans(), idle=st.integers(0, 2), settled=st.booleans())
+    def start(self, nobody_can: bool, idle: int, settled: bool) -> None:
+        """What the last clients will be like: one that works, or two that refuse all while others lie in wait."""
+        self.nobody_can, self.idle, self.settled = nobody_can, idle, settled
         self.create()
         self.connect("c0", self.grants[0], resumes=False)
         self.finish()
@@ -276,7 +282,16 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
             self.ring()
             self.finish()
         self.now += ACK_WAIT_S
-        open_tasks = {key for key, task in self.tasks().items() if not self.ledger.is_over(task)}
+        if self.nobody_can:
+            self.everybody_refuses()
+        else:
+            self.one_takes_all()
+
+    def open_tasks(self) -> set[tuple[int, str]]:
+        return {key for key, task in self.tasks().items() if not self.ledger.is_over(task)}
+
+    def one_takes_all(self) -> None:
+        open_tasks = self.open_tasks()
         self.connect("c77", Grant("of somebody else", "train"), resumes=False)
         (line,) = self.lines.values()
         for _ in range(USERS * 2):
@@ -286,6 +301,34 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
         assert {(task.round, task.user) for task in line.hands.values()} == open_tasks
         over = [one for one in self.broker.tasks.values() if self.ledger.is_over(self.task_of(one.stored.event.data))]
         assert all(one.acked for one in over)
+
+    def everybody_refuses(self) -> None:
+        """All tasks are put aside at last, although others hold tasks and do nothing, or only wait for some."""
+        idle = [f"c9{number}" for number in range(self.idle)]
+        refusing = ["c77", "c78"]
+        for name in idle + refusing:
+            self.connect(name, Grant(f"of {name}", "train"), resumes=False)
+        lines = {line.name: line for line in self.lines.values()}
+        # Those that lie in wait come first, or when tasks have been refused a few times.
+        waits = [] if self.settled else idle
+        for round in range(PATIENCE):
+            if not self.open_tasks():
+                break
+            if round == ENOUGH:
+                waits = idle
+            for name in waits:
+                if not lines[name].hands and name not in self.core.pool._ready:
+                    self.send(lines[name], Ready())
+            for name in refusing:
+                for lease in list(lines[name].hands):
+                    del lines[name].hands[lease]
+                    self.send(lines[name], TaskFailed(lease=lease, reason="no"))
+                while self.core.pool._ready.count(name) < 2:
+                    self.send(lines[name], Ready())
+            self.now += 2.0
+            self.ring()
+            self.finish(fetch=True)
+        assert not self.open_tasks(), "a refused task waits for clients that do nothing"
 
 
 def test_no_task_is_lost_stuck_or_in_two_hands_whatever_is_said_and_whenever_the_gateway_dies(

@@ -135,14 +135,14 @@ class Commits:
         lease.committing = True
         self._publish(lease, error, None)
 
-    def cannot(self, lease: Lease, why: str) -> None:
+    def cannot(self, lease: Lease, why: str, now: float) -> None:
         """The client cannot do the task: it rests a while, or is put aside when nobody can."""
         log.warning("client %s cannot do it: %s", lease.record.client, why, extra=lease.about)
         self._pool.fault(lease)
         refusals = self._pool.refusals
-        rest_s = refusals.refuse(lease.key, lease.record.client, self._pool.working())
+        rest_s = refusals.refuse(lease.key, lease.record.client, self._pool.able(lease.key, now), now)
         if rest_s is None:
-            reason = f"{refusals.refused_by(lease.key)} of the clients cannot do it, and no other is there: {why}"
+            reason = f"{refusals.refused_by(lease.key)} of the clients cannot do it, and no other does: {why}"
             self.reject(lease, UpdateRefusedError("refused", reason))
         else:
             self._pool.give_back(lease, delay_s=rest_s)
@@ -182,6 +182,8 @@ class Commits:
         """The rejection is in the stream or counted, or could not be ``said``."""
         event, lease = effect.event, effect.lease
         message = UploadRejected(lease=lease.id, upload=lease.upload, code=event.code, reason=event.reason)
+        if not said:
+            self._runs.not_rejected(lease.key, event.attempt)
         if effect.asker is not None:
             effect.asker.busy = False
             self._effects.say(effect.asker, message)

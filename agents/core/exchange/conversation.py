@@ -47,6 +47,8 @@ from bus.words.envelope import Stored
 
 log = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.1
+"""Of one connection; the first word of each phase of a task is always heard."""
+PHASES = ("predict", "train", "upload")
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Conversation:
                 self.presence.close(connection, GOODBYE, now)
                 self.pool.take_back(hello.client)
             case TaskFailed():
-                self.commits.cannot(self._lease(hello.client, message.lease), message.reason)
+                self.commits.cannot(self._lease(hello.client, message.lease), message.reason, now)
 
     def _client(self, connection: Connection) -> Hello:
         if connection.hello is None:
@@ -173,8 +175,10 @@ class Conversation:
 
     def _progress(self, connection: Connection, client: str, message: ProgressMessage, now: float) -> None:
         lease = self._lease(client, message.lease)
-        if now - connection.progress_at < PROGRESS_EVERY_S and message.phase == "train":
+        phase = PHASES.index(message.phase)
+        if now - connection.progress_at < PROGRESS_EVERY_S and phase <= lease.phase:
             return
+        lease.phase = max(phase, lease.phase)
         connection.progress_at, connection.busy = now, True
         said = message.model_dump(exclude={"type", "lease"}) | lease.about | {"client": client}
         self.effects.add(TellProgress(connection, Progress.model_validate(said)))
@@ -234,5 +238,5 @@ class Conversation:
         upload = self._uploads.take(connection, commit)
         if not self.commits.answer_late(connection, hello.client, commit):
             lease = self._lease(hello.client, commit.lease)
-            lease.took_s = None if lease.granted_at is None else now - lease.granted_at
+            lease.done_at = now
             self.commits.start(upload, commit.metrics, hello.engine)

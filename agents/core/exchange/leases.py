@@ -43,6 +43,7 @@ class Lease:
     Attributes:
         record: the task, its holder, the task's place in the stream and which delivery of it this is.
         expires_at: when the lease ends unless its client returns; none while the client is connected.
+        phase: how far its client said to be; progress of an earlier phase is no news.
         committing: its update is being checked and published, so nothing else may end it.
         upload: the number under which its client asked last about its upload, and expects the answer.
         address: where its client came from; not known of an earlier process's.
@@ -50,7 +51,7 @@ class Lease:
         due_at: when its task's own time is over.
         away_at: when its client has been away for ``RETURN_S``; none while the client is connected.
         lapsed: one of the two has passed.
-        took_s: from the grant to the complete upload.
+        done_at: when its upload was complete.
     """
 
     record: LeaseRecord
@@ -60,7 +61,8 @@ class Lease:
     due_at: float = inf
     away_at: float | None = None
     lapsed: bool = False
-    took_s: float | None = None
+    done_at: float | None = None
+    phase: int = -1
     committing: bool = False
     upload: int = 0
 
@@ -143,8 +145,14 @@ class LeaseTable:
         return list(self._by_key.get(key, ()))
 
     def under(self, token: str) -> int:
-        """How many leases the holders of a token have together."""
+        """How many leases a token's holders have together; those that lapsed block their holders alone."""
         return self._by_token[token]
+
+    def lapse(self, lease: Lease, *, lapsed: bool = True) -> None:
+        """The lease's time is over, or not any more."""
+        if lease.lapsed != lapsed:
+            lease.lapsed = lapsed
+            self._by_token[lease.record.token] += -1 if lapsed else 1
 
     def of(self, client: str) -> list[Lease]:
         """The leases of a client, connected or not."""
@@ -209,7 +217,7 @@ class LeaseTable:
         self._by_key[lease.key].remove(lease)
         if not self._by_key[lease.key]:
             del self._by_key[lease.key]
-        self._by_token[lease.record.token] -= 1
+        self._by_token[lease.record.token] -= not lease.lapsed
         if not self._by_token[lease.record.token]:
             del self._by_token[lease.record.token]
         of_client = self._by_client[lease.record.client]

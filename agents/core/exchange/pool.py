@@ -2,7 +2,8 @@
 
 A task whose lease has lapsed goes back to the broker when somebody else waits for one, so that it comes again under an
 attempt, and so a lease, of its own. Its first valid update counts. When both holders let their time pass, the older
-makes room for a third; a task's time doubles with each that did, so that slow clients alone get it done at last.
+makes room for a third; a task's time doubles with each that did, up to the round's, so that slow clients alone get it
+done at last.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.effects import Ack, Delivery, DropLease, Effects, Fetch, GiveBack, InProgress, KeepLease
@@ -103,9 +105,23 @@ class Pool:
         self._ready.append(client)
         self._go_on()
 
-    def working(self) -> set[str]:
-        """The clients that are there, and hold or wait for a task."""
-        return {client for client, _ in self._members if client in self._ready or self.leases.of(client)}
+    def able(self, key: TaskKey, now: float) -> set[str]:
+        """The clients that may do the task yet: they hold a task in its time, or wait for one that they may have.
+
+        Once the task was refused often enough, who shows nothing is counted on for the task's own time and no longer:
+        from then on only those whose last update that counts is not older than that.
+        """
+        patience_s = self._times.allowed_s(key[0], self._runs.deadline_s(key))
+        overdue = self.refusals.enough_for_s(key, now) >= patience_s
+        found = set()
+        for client, _ in self._members:
+            held = self.leases.of(client)
+            works = all(lease.committing or not lease.lapsed for lease in held)
+            if not works or not (held or (client in self._ready and self._may_take(client))):
+                continue
+            if not overdue or now - self.standing.worked_at(client) < patience_s:
+                found.add(client)
+        return found
 
     def resume(self, client: str, held: Iterable[str], now: float) -> tuple[str, ...]:
         """The client is back: it waits for nothing yet, and has those leases again that are among what it still holds.
@@ -119,7 +135,7 @@ class Pool:
         for lease in resumed:
             lease.due_at = min(lease.due_at, now + self._allowed_s(lease.key))
             if lease.lapses_at > now:
-                lease.lapsed = False
+                self.leases.lapse(lease, lapsed=False)
                 self._slow.pop(lease.id, None)
             self._wake(lease)
         return tuple(lease.id for lease in resumed)
@@ -150,7 +166,12 @@ class Pool:
         """Ends a lease; its task goes back to the pool."""
         self.returned += 1
         self._end(lease, None)
-        if not self.leases.holders(lease.key):
+        if holders := self.leases.holders(lease.key):
+            if delay_s and _lapsed(holders) and (delivery := self._deliveries.get(lease.key)) is not None:
+                # Offered to others, but not at once.
+                self._offered.add(lease.key)
+                self._effects.add(GiveBack(delivery, delay_s))
+        else:
             self._offered.discard(lease.key)
             if (delivery := self._deliveries.pop(lease.key, None)) is not None:
                 self._effects.add(GiveBack(delivery, delay_s))
@@ -171,9 +192,20 @@ class Pool:
 
     def count(self, lease: Lease) -> None:
         """The lease's update counts: so long does a task take, and so good is its client."""
-        if lease.took_s is not None:
-            self._times.learn(lease.record.task.run, lease.took_s)
-        self.standing.credit(lease.record.client, lease.record.token)
+        if lease.done_at is None:
+            return
+        if lease.granted_at is not None:
+            run = lease.record.task.run
+            if self._times.learn(run, lease.done_at - lease.granted_at):
+                self._hurry(run)
+        self.standing.credit(lease.record.client, lease.record.token, lease.done_at)
+
+    def _hurry(self, run: str) -> None:
+        """How long a task of the run takes is known now: those under way have that time and no more."""
+        for lease in self.leases.within((run,)):
+            if lease.granted_at is not None and not lease.lapsed:
+                lease.due_at = min(lease.due_at, lease.granted_at + self._allowed_s(lease.key))
+                self._wake(lease)
 
     def fault(self, lease: Lease) -> None:
         """The lease's client failed."""
@@ -277,8 +309,8 @@ class Pool:
             self._effects.add(GiveBack(delivery, 0.0))
 
     def _next_client(self, key: TaskKey, holders: Sequence[Lease]) -> tuple[str, Connection] | None:
-        """Whoever waits longest of the best: those that did not refuse it, have another token, and fail less."""
-        best: tuple[tuple[bool, bool, int], int, str, Connection] | None = None
+        """Whoever waits longest of the best: who did not refuse it, has another token, has worked, fails less."""
+        best: tuple[tuple[bool, bool, bool, int, int], int, str, Connection] | None = None
         for place, client in enumerate(self._ready):
             connection = self._members.get(client)
             if connection is None or client in _clients(holders) or not self._may_take(client):
@@ -286,11 +318,13 @@ class Pool:
             rank = (
                 self.refusals.by(key, client),
                 any(lease.record.token == connection.token for lease in holders),
+                self.standing.worked_at(client) == -inf,
                 self.standing.faults(client, connection.token),
+                len(self.leases.of(client)),
             )
             if best is None or rank < best[0]:
                 best = rank, place, client, connection
-            if rank == (False, False, 0):
+            if rank == (False, False, False, 0, 0):
                 break
         if best is None:
             return None
@@ -316,7 +350,12 @@ class Pool:
     # Time
 
     def _allowed_s(self, key: TaskKey) -> float:
-        return self._times.allowed_s(key[0], self._runs.deadline_s(key)) * 2.0 ** min(20, self._slowly[key])
+        deadline_s = self._runs.deadline_s(key)
+        allowed_s = self._times.allowed_s(key[0], deadline_s)
+        if self.refusals.refused_by(key):
+            # Who refuses it hands it back at once: a slow client needs no more time to keep its lease.
+            return allowed_s
+        return min(deadline_s, allowed_s * 2.0 ** min(20, self._slowly[key]))
 
     def _wake(self, lease: Lease) -> None:
         self.next_tick_at = min(self.next_tick_at, lease.lapses_at, lease.expires_at or lease.lapses_at)
@@ -324,7 +363,7 @@ class Pool:
     def tick(self, now: float) -> None:
         """Lets leases lapse, those of lost clients expire, and tells the broker that the others are worked on."""
         for lease in self.leases.lapsing(now):
-            lease.lapsed = True
+            self.leases.lapse(lease)
             self._slow[lease.id] = lease
             if lease.due_at <= now:
                 log.info("client %s takes long", lease.record.client, extra=lease.about)

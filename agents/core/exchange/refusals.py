@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+from math import inf
 
 from agents.core.exchange.leases import TaskKey
 
 ENOUGH = 5
+MOST_NAMES = 1_000
+"""Of those who refused one task; the names of more are not remembered."""
 NEXT_S, FIRST_S, LONGEST_S = 0.5, 1.0, 30.0
 
 
@@ -15,12 +18,15 @@ NEXT_S, FIRST_S, LONGEST_S = 0.5, 1.0, 30.0
 class _Task:
     clients: set[str] = field(default_factory=set)
     times: int = 0
+    enough_at: float = inf
 
 
 class Refusals:
-    """One client's word is not enough: a task is put aside when all that work refused it, ``ENOUGH`` times at least.
+    """One client's word is not enough: a task is put aside when all that may do it refused it,
+    ``ENOUGH`` times at least.
 
-    So a client that refuses everything, under many names, takes no task from those that can do it.
+    So a client that refuses everything, under many names, takes no task from those that can do it. Who those are is the
+    pool's to say, which does not count for ever on clients that show nothing.
     """
 
     def __init__(self) -> None:
@@ -30,18 +36,26 @@ class Refusals:
         """Whether this client has refused the task."""
         return key in self._tasks and client in self._tasks[key].clients
 
-    def refuse(self, key: TaskKey, client: str, working: Set[str]) -> float | None:
+    def enough_for_s(self, key: TaskKey, now: float) -> float:
+        """For how long the task has been refused often enough; negative when it was not."""
+        return now - self._tasks[key].enough_at if key in self._tasks else -inf
+
+    def refuse(self, key: TaskKey, client: str, able: Set[str], now: float) -> float | None:
         """One more refusal: how many seconds the task rests then; none when it is to be put aside.
 
         Args:
             key: the task.
             client: who cannot do it.
-            working: the clients that are there, and hold or wait for a task.
+            able: the clients that may do it yet, as far as anybody can tell.
+            now: seconds of any clock.
         """
         task = self._tasks.setdefault(key, _Task())
-        task.clients.add(client)
+        if len(task.clients) < MOST_NAMES:
+            task.clients.add(client)
         task.times += 1
-        if working - task.clients:
+        if task.times == ENOUGH:
+            task.enough_at = now
+        if able - task.clients - {client}:
             return NEXT_S
         if task.times >= ENOUGH:
             return None

@@ -150,15 +150,21 @@ class Runs:
         return facts.plan.deadline_s if facts is not None and facts.plan else run.started.config.quorum.deadline_s
 
     def may_reject(self, key: TaskKey, attempt: str) -> bool:
-        """Whether one more rejection of the task is worth an event: the stream keeps each for ever."""
+        """Whether one more rejection of the task is worth an event: the stream keeps each for ever, and once."""
         run = self._runs.get(key[0])
         if run is None or run.status not in RUNNING:
             return False
         said = run.rounds.setdefault(key[1], RoundFacts()).rejections.setdefault(key[2], set())
-        if attempt not in said and len(said) >= MOST_REJECTIONS:
+        if attempt in said or len(said) >= MOST_REJECTIONS:
             return False
         said.add(attempt)
         return True
+
+    def not_rejected(self, key: TaskKey, attempt: str) -> None:
+        """The rejection could not be said after all."""
+        run = self._runs.get(key[0])
+        if run is not None and key[1] in run.rounds:
+            run.rounds[key[1]].rejections.get(key[2], set()).discard(attempt)
 
     def expected(self, task: TaskAssigned) -> Expected | None:
         """What the task's update has to look like; nothing when its run or round is not known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 
 from agents.core.exchange.messages import MAX_SLOTS
 
@@ -22,16 +23,25 @@ class Standing:
         self._most = most
         self._names: OrderedDict[str, int] = OrderedDict()
         self._tokens: OrderedDict[str, int] = OrderedDict()
+        self._worked: OrderedDict[str, float] = OrderedDict()
 
     def fault(self, client: str, token: str) -> None:
         """The client failed."""
         _change(self._names, client, 1)
         _change(self._tokens, token, 1)
 
-    def credit(self, client: str, token: str) -> None:
-        """An update of the client counts."""
+    def credit(self, client: str, token: str, done_at: float) -> None:
+        """An update of the client counts, which was there at ``done_at`` seconds."""
+        self._worked.pop(client, None)
+        self._worked[client] = done_at
+        while len(self._worked) > REMEMBERED:
+            self._worked.popitem(last=False)
         _change(self._names, client, -1)
         _change(self._tokens, token, -1)
+
+    def worked_at(self, client: str) -> float:
+        """When an update of the client counted last; negative infinity if that is not known."""
+        return self._worked.get(client, -inf)
 
     def faults(self, client: str, token: str) -> int:
         """Of both together."""

@@ -18,12 +18,13 @@ class TaskTimes:
     def __init__(self) -> None:
         self._took: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def learn(self, run: str, took_s: float) -> None:
-        """A task of this run took so long, and its update counts."""
+    def learn(self, run: str, took_s: float) -> bool:
+        """A task of this run took so long, and its update counts; true when enough are known from now on."""
         self._took.setdefault(run, deque(maxlen=WINDOW)).append(took_s)
         self._took.move_to_end(run)
         while len(self._took) > RUNS:
             self._took.popitem(last=False)
+        return len(self._took[run]) == KNOWN
 
     def allowed_s(self, run: str, deadline_s: float) -> float:
         """Seconds that a task of this run may take, in a round of so many."""

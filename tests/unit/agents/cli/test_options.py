@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from agents.cli.main import app
 from agents.cli.options import ARTIFACTS, MAX_CLIENTS, ClientMix, make_config, parse_clients, parse_settings
+from bus.errors import FedbusError
 
 
 @pytest.mark.parametrize(
@@ -118,3 +122,26 @@ def test_the_help_names_every_command() -> None:
     assert done.returncode == 0
     for command in ("demo", "up", "agent", "run", "round", "client", "watch", "record", "replay", "report", "doctor"):
         assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "code"),
+    [
+        (["demo", "--clients", "native:1", "--labeller", "openai"], {"OPENAI_API_KEY": ""}, "openai_key_missing"),
+        (["demo", "--clients", "native:1", "--labeller", "openai"], {"OPENAI_API_KEY": "a b"}, "openai_key_unusable"),
+        (
+            ["demo", "--clients", "native:1", "--labeller", "recorded"],
+            {"FEDBUS_LABELS_FILE": ""},
+            "labels_file_invalid",
+        ),
+        (["up"], {"OPENAI_API_KEY": "a b"}, "openai_key_unusable"),
+    ],
+)
+def test_what_the_labeller_needs_of_this_machine_is_asked_for_before_anything_is_started(
+    command: list[str], environment: dict[str, str], code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner(env=environment).invoke(app, command)
+    assert isinstance(result.exception, FedbusError)
+    assert result.exception.code == code
+    assert list(tmp_path.iterdir()) == []

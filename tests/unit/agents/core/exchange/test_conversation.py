@@ -17,6 +17,7 @@ from agents.core.exchange.messages import (
     Assignment,
     Hello,
     Leave,
+    ProgressMessage,
     Ready,
     TaskRevoked,
     UploadAccepted,
@@ -26,6 +27,7 @@ from agents.core.exchange.messages import (
     UploadRejected,
     encode_chunk,
 )
+from agents.core.exchange.runs import MOST_REJECTIONS
 from agents.words.events import Payload, RoundClosed, RunFinished, TaskAssigned, UpdateMetrics
 from bus.words.envelope import Stored
 from bus.words.values import Frozen
@@ -316,3 +318,48 @@ def test_after_a_restart_a_task_waits_a_few_seconds_for_its_client_alone(returns
     world.wanted()
     world.core.tick(NOW + RETURN_S)
     assert any(isinstance(one, effects.GiveBack) for one in world.wanted()) != returns
+
+
+def test_a_rejection_is_written_once_however_often_a_client_asks_for_it(world: World) -> None:
+    one = world.joins()
+    lease = world.holds(one)
+    world.happens(RoundClosed(run=RUN, round=1, reason="deadline", accepted=0, missing=3, rejected=0, through=1))
+    written = []
+    for number in range(5):
+        world.begins(one, lease, number)
+        effect = world.one(effects.PublishRejection)
+        written.append(effect.written)
+        world.core.commits.rejected(effect, NOW, said=True)
+    assert written == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_the_stream_gets_a_few_rejections_of_a_task_and_not_one_more(world: World, said: bool) -> None:
+    written = []
+    for attempt in range(MOST_REJECTIONS + 2):
+        one = world.joins(f"name{attempt}")
+        world.hears(one, Ready())
+        world.core.pool.fetched([Delivered(world.tasks[0], attempt + 1)], NOW)
+        lease = next(
+            effect.message.lease
+            for effect in world.wanted()
+            if isinstance(effect, effects.Say) and isinstance(effect.message, Assignment)
+        )
+        world.begins(one, lease, size=1)
+        effect = world.one(effects.PublishRejection)
+        written.append(effect.written)
+        world.core.commits.rejected(effect, NOW, said=said)
+    # What could not be said counts for nothing.
+    assert sum(written) == (MOST_REJECTIONS if said else len(written))
+
+
+def test_progress_is_heard_once_a_tenth_of_a_second_and_in_each_phase_once_more(world: World) -> None:
+    one = world.joins()
+    lease = world.holds(one)
+    heard = []
+    for phase in ("predict", "predict", "train", "predict", "train", "upload", "upload", "predict"):
+        world.hears(one, ProgressMessage(lease=lease, phase=phase, images_seen=1))
+        if any(isinstance(effect, effects.TellProgress) for effect in world.wanted()):
+            heard.append(phase)
+            world.core.told(one)
+    assert heard == ["predict", "train", "upload"]

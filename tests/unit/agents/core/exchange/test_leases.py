@@ -33,16 +33,21 @@ def test_a_task_has_a_second_lease_only_when_the_first_lapsed_and_never_a_third(
     first = table.grant(record())
     with pytest.raises(ValueError, match="has a lease"):
         table.grant(record(client="c2", attempt=2))
-    first.lapsed = True
+    table.lapse(first)
     with pytest.raises(ValueError, match="has a lease"):
         table.grant(record(attempt=2))
     second = table.grant(record(client="c2", attempt=2))
-    second.lapsed = True
+    table.lapse(second)
     with pytest.raises(ValueError, match="has a lease"):
         table.grant(record(client="c3", attempt=3))
     table.end(first)
     assert table.grant(record(client="c3", attempt=3)).record.client == "c3"
+    assert table.under("open") == 1
+    table.lapse(second, lapsed=False)
     assert table.under("open") == 2
+    for lease in list(table):
+        table.end(lease)
+    assert table.under("open") == 0
 
 
 def test_a_lease_is_found_for_its_own_client_only(table: LeaseTable) -> None:
