@@ -23,6 +23,7 @@ from bus.client import Bus
 from bus.errors import FedbusError
 from bus.process.files import write_atomically
 from bus.words.envelope import Stored
+from bus.words.problems import what_is_wrong
 from bus.words.subjects import events_of_type
 
 INFERENCE, PARAMETERS = "inference.onnx", "parameters.f32"
@@ -82,7 +83,7 @@ async def fetched_model(bus: Bus, started: RunStarted, round_number: int | None)
     try:
         manifest = ArtifactManifest.model_validate_json(await bus.objects.get(started.artifacts))
     except ValidationError as error:
-        raise ManifestError(f"the run's artifacts are of another version: {error.errors()[0]['msg']}") from None
+        raise ManifestError(f"the run's artifacts are of another version: {what_is_wrong(error)}") from None
     whole = whole_model(manifest)
     trained = np.frombuffer(await bus.objects.get(models[number]), "<f4").astype(np.float32)
     with tempfile.TemporaryDirectory(prefix="fedbus-model-") as folder:
