@@ -46,7 +46,7 @@ def doctor() -> None:
             console.print(line, soft_wrap=True)
     if any(one.needed and not one.good for one in findings):
         raise typer.Exit(1)
-    console.print("Everything that make demo needs is here.")
+    console.print("Everything that fedbus demo needs is here.")
 
 
 def lines_about(finding: Finding) -> Iterator[Text]:

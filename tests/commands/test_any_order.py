@@ -95,14 +95,17 @@ async def test_the_folders_login_is_used_for_the_folders_broker_alone(shell: She
 
 
 async def test_env_invents_nothing_in_an_unrelated_folder(shell: Shell) -> None:
-    said = await shell.run("env", code=1)
-    assert "no fedbus in this folder" in said
+    for command in ("env", "page"):
+        assert "no fedbus in this folder" in await shell.run(command, code=1)
     assert not (shell.folder / ".fedbus").exists()
 
 
 async def test_env_prints_what_the_broker_takes(shell: Shell) -> None:
     await (await shell.start("broker", "--nats-port", "0")).says("NATS on")
     assert f"export NATS_URL={broker_of(shell)}" in await shell.run("env")
+    known = read_connection(shell.folder / ".fedbus")
+    assert known is not None
+    assert (await shell.run("page")).strip() == f"{known.gateway_url}/#token={known.join_token}"
 
 
 def test_the_file_is_read_anew_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
