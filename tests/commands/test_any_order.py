@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 
 from agents.runtime.connection import Surroundings, agreed_connection, read_connection
 from agents.runtime.joining import joined
-from bus.broker.server import embedded_server
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.client import Bus
 from tests.commands.conftest import Shell
 from tests.conftest import wait_for
 
@@ -82,6 +85,24 @@ async def test_a_login_that_is_mended_meanwhile_lets_the_waiting_process_in(tmp_
             assert bus.statistics().connected
     assert len(said) == 1
     assert "refuses" in said[0]
+
+
+async def test_who_comes_before_the_streams_waits_for_them_and_logs_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passwords = agreed_connection(tmp_path).passwords
+    async with embedded_server(tmp_path / "nats", passwords=passwords) as server:
+        assert isinstance(server, EmbeddedServer)
+
+        async def works_for(role: str) -> bool:
+            async with Bus.connect(server.settings_for(role), name=role, wait_s=10) as bus:
+                return bus.statistics().connected
+
+        early = asyncio.create_task(works_for("labeller"))
+        await wait_for(lambda: "until the operator has made the streams" in caplog.text)
+        assert await works_for("cli")
+        assert await early
+    assert [one.message for one in caplog.records if one.levelno >= logging.ERROR] == []
 
 
 async def test_the_folders_login_is_used_for_the_folders_broker_alone(shell: Shell) -> None:
