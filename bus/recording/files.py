@@ -87,6 +87,12 @@ class _ObjectLine(BaseModel):
     base64: str
 
 
+def check_recording_name(path: Path) -> None:
+    """Raises RecordingNameError for a file that could not be read back."""
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise RecordingNameError(f"{path.name} cannot be a recording", hint="let its name end in .jsonl or .jsonl.gz")
+
+
 async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay") -> RecordingCounts:
     """Writes ``run`` up to now to ``path`` (``.jsonl`` or ``.jsonl.gz``), complete or not at all.
 
@@ -98,8 +104,7 @@ async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay")
         RecordingNameError: ``path`` has another ending.
         FedbusError: the run has no events.
     """
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise RecordingNameError(f"{path.name} cannot be a recording", hint="let its name end in .jsonl or .jsonl.gz")
+    check_recording_name(path)
     events = await _events(bus, run)
     if not events:
         raise FedbusError(f"there is no run called {run!r}", hint="check its name; the page lists those that exist")

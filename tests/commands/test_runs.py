@@ -27,6 +27,7 @@ async def events(shell: Shell, run: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (shell.folder / f"{run}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.timeout(180)
 async def test_runs_are_listed_shown_and_started_again(shell: Shell) -> None:
     await up(shell)
     assert "no runs" in await shell.run("run", "list")
@@ -46,10 +47,6 @@ async def test_runs_are_listed_shown_and_started_again(shell: Shell) -> None:
     assert {**first, "run": ""} == {**second, "run": ""}
     assert "run_unknown" in await shell.run("run", "show", "nobody", code=1)
     assert "has made no model yet" in await shell.run("model", "export", "shop", "-o", "model", "--format", "raw")
-    said = await shell.run("model", "export", "shop", "-o", "model", "--round", "1", code=1)
-    assert "no model of round 1 (it has only round 0, the base" in said
-    assert "[recording_name]" in await shell.run("record", "shop", "-o", "shop.gz", code=1)
-    assert "[file_unusable]" in await shell.run("record", "shop", "-o", "nowhere/shop.jsonl", code=1)
     said = await shell.run("run", "start", "--config", "shop.toml", "--users", "4", code=2)
     assert "--users belongs into the file" in said
 

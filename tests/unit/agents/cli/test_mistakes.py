@@ -38,6 +38,7 @@ MISTAKES = {
     "run start --artifacts none": "[artifact_manifest_invalid]",
     "run start --config none.toml": "[run_file_invalid]",
     "record shop -o shop.jsonl --include everything": "--include is replay or all",
+    "record shop -o shop.gz": "cannot be a recording (let its name end in .jsonl or .jsonl.gz) [recording_name]",
     "replay none.jsonl": "'none.jsonl' does not exist",
     "replay words.jsonl": "is no recording: it does not begin with the header of one (fedbus record",
     "replay empty.jsonl": "is no recording",
