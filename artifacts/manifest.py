@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from artifacts.errors import ArtifactIntegrityError, ManifestError
 from bus.process.files import sha256_of
+from bus.words.problems import what_is_wrong
 from bus.words.values import Ref
 from data.class_names import ClassNames
 
@@ -220,7 +221,7 @@ def load_manifest(directory: Path, *, verify: bool = True) -> ArtifactManifest:
             f"{directory} has no {MANIFEST_NAME}", hint="build one with `fedbus artifacts build`"
         ) from error
     except ValidationError as error:
-        raise ManifestError(f"{path} is not an artifact manifest: {error}") from error
+        raise ManifestError(f"{path} is not an artifact manifest: {what_is_wrong(error)}") from error
     if verify:
         for _, file in manifest.files.items():
             _verify(directory, file)

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from bus.process.files import sha256_of, write_atomically
+from bus.words.problems import what_is_wrong
 from bus.words.values import Frozen, Sha256
 from data.errors import DatasetError, DatasetIntegrityError
 from data.shards import BROKEN_TENSORS
@@ -171,7 +172,7 @@ def read_manifest(path: Path) -> DatasetManifest:
             f"{path} does not exist", hint="prepare a dataset with `fedbus data prepare FOLDER --out DIR`"
         ) from error
     except ValidationError as error:
-        raise DatasetError(f"{path} is not a dataset manifest: {error}") from error
+        raise DatasetError(f"{path} is not a dataset manifest: {what_is_wrong(error)}") from error
 
 
 def write_dataset(

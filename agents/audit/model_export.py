@@ -23,6 +23,7 @@ from bus.errors import FedbusError
 from bus.process.files import write_atomically
 from bus.process.folders import temporary_folder
 from bus.words.envelope import Stored
+from bus.words.problems import what_is_wrong
 from bus.words.subjects import events_of_type
 
 INFERENCE, PARAMETERS = "inference.onnx", "parameters.f32"
@@ -76,13 +77,11 @@ async def fetched_model(bus: Bus, started: RunStarted, round_number: int | None)
                 models.setdefault(item.event.data.round, item.event.data.model)
     number = max(models) if round_number is None else round_number
     if number not in models:
-        raise ModelUnknownError(
-            f"{started.run} has no model of round {number}", hint=f"its newest is of round {max(models)}; 0 is its base"
-        )
+        raise ModelUnknownError(f"{started.run} has no model of round {number}", hint=f"it has {listed(models)}")
     try:
         manifest = ArtifactManifest.model_validate_json(await bus.objects.get(started.artifacts))
     except ValidationError as error:
-        raise ManifestError(f"the run's artifacts are of another version: {error.errors()[0]['msg']}") from None
+        raise ManifestError(f"the run's artifacts are of another version: {what_is_wrong(error)}") from None
     whole = whole_model(manifest)
     trained = np.frombuffer(await bus.objects.get(models[number]), "<f4").astype(np.float32)
     with temporary_folder("export") as folder:
@@ -91,6 +90,15 @@ async def fetched_model(bus: Bus, started: RunStarted, round_number: int | None)
         await bus.objects.fetch_to(whole.checkpoint.ref, checkpoint)
         weights = read_weights(manifest, checkpoint, trained)
         yield RunModel(started.run, number, models[number].sha256, manifest, graph, weights, trained)
+
+
+def listed(models: Collection[int]) -> str:
+    """Rounds as a person reads them: ``0 (its base), 1 to 10``."""
+    rounds = sorted(set(models) - {0})
+    if not rounds:
+        return "only round 0, the base that it began with: no round has made a model yet"
+    spans = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 2 and rounds[-1] - rounds[0] == len(rounds) - 1 else ""
+    return f"0 (its base), {spans or ', '.join(map(str, rounds))}"
 
 
 def write_model(

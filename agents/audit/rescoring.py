@@ -18,6 +18,7 @@ from artifacts.manifest import ArtifactManifest
 from bus.errors import MalformedRecordingError
 from bus.process.folders import temporary_folder
 from bus.recording.files import Recording
+from bus.words.problems import what_is_wrong
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def recorded_held_out(recording: Recording) -> Iterator[HeldOut | None]:
         manifest = ArtifactManifest.model_validate_json(find_object(objects, started.artifacts))
     except ValidationError as error:
         raise MalformedRecordingError(
-            f"the recorded model's manifest is not of this version: {error.errors()[0]['msg']}",
+            f"the recorded model's manifest is not of this version: {what_is_wrong(error)}",
             hint="replay the other agents with --agent, or everything with the version that recorded it",
         ) from None
     dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))

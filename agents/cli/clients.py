@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import httpx
 import typer
@@ -45,7 +46,18 @@ PAUSE_S, REMIND_S, LOOK_S, ANSWER_S = 0.5, 10.0, 2.0, 5.0
 REFUSALS = 4
 """Refusals in a row of a login that this folder's file gave, and that whoever starts there may still replace."""
 
-Gateway = Annotated[str, typer.Option("--gateway", envvar="FEDBUS_GATEWAY_URL", help="URL of the gateway.")]
+
+def _checked_address(url: str) -> str:
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise typer.BadParameter(f"{url!r} is not like http://127.0.0.1:8700 or https://fedbus.example")
+    return url
+
+
+Gateway = Annotated[
+    str,
+    typer.Option("--gateway", envvar="FEDBUS_GATEWAY_URL", callback=_checked_address, help="URL of the gateway."),
+]
 Token = Annotated[str, typer.Option("--token", envvar="FEDBUS_GATEWAY_JOIN_TOKEN", help="Join token.")]
 
 
@@ -104,7 +116,8 @@ async def _connected(gateway: Connection, token: str) -> list[dict[str, str | in
     """
     address = address_of(gateway)
     async with contextlib.AsyncExitStack() as stack:
-        if not token:
+        is_fresh = not token
+        if is_fresh:
             token = await stack.enter_async_context(_short_lived_token())
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=ANSWER_S, verify=address.tls() or True))
         give_up = time.monotonic() + ANSWER_S
@@ -119,7 +132,7 @@ async def _connected(gateway: Connection, token: str) -> list[dict[str, str | in
                 found: list[dict[str, str | int]] = answer.json()
                 return found
             # A fresh token takes a moment to reach the gateway.
-            if time.monotonic() > give_up or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            if not is_fresh or time.monotonic() > give_up or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
                 raise GatewayRefusedError(
                     f"the gateway refuses: {answer.text.strip()[:200]}", hint="give an administrator's token as --token"
                 )

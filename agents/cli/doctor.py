@@ -46,13 +46,15 @@ def doctor() -> None:
             console.print(line, soft_wrap=True)
     if any(one.needed and not one.good for one in findings):
         raise typer.Exit(1)
-    console.print("Everything that make demo needs is here.")
+    console.print("Everything that fedbus demo needs is here.")
 
 
 def lines_about(finding: Finding) -> Iterator[Text]:
     """What was found, and what to do about it where it is not good."""
     mark, style = ("ok", "green") if finding.good else ("missing", "red") if finding.needed else ("absent", "yellow")
-    yield Text.assemble((f"{mark:<9}", style), f"{finding.what}: {finding.found}")
+    # Programs begin what they say of their version with their name.
+    found = finding.found.removeprefix(finding.what).lstrip(": ")
+    yield Text.assemble((f"{mark:<9}", style), f"{finding.what}: {found}")
     if not finding.good and finding.advice:
         yield Text(f"{'':9}{finding.advice}")
 
@@ -63,9 +65,10 @@ def examine() -> Iterator[Finding]:
     yield Finding("Python 3.11", sys.version_info[:2] == (3, 11), version, "apt-get install -y python3.11")
     yield _imported("onnxruntime.capi._pybind_state", "training natively", "make setup (onnxruntime-training-cpu)")
     yield _tried("nats-server", lambda: _version_of(find_nats_server()))
-    yield _node()
+    page = _tried("built page", check_page)
+    yield _node(needed=not page.good)
     yield _tried("Chromium", lambda: _version_of(str(find_chromium())))
-    yield _tried("built page", check_page)
+    yield page
     yield _tried("default artifacts", lambda: load_manifest(DEFAULT_ARTIFACTS).name)
     yield _tried("default images", lambda: str(len(load_dataset(DEFAULT_USERS_DATA).images)))
     yield _tried("held-out images", lambda: str(len(load_dataset(DEFAULT_HELD_OUT_DATA).images)))
@@ -90,14 +93,14 @@ def _imported(module: str, purpose: str, advice: str, *, needed: bool = True) ->
     return Finding(what, True, getattr(sys.modules[module.split(".")[0]], "__version__", "importable"), needed=needed)
 
 
-def _node() -> Finding:
+def _node(*, needed: bool) -> Finding:
     node = shutil.which("node")
     advice = "install Node 20 or later (apt install nodejs npm); only building the page needs it"
     if node is None:
-        return Finding("Node 20", False, "no node on PATH", advice)
+        return Finding("Node 20", False, "no node on PATH", advice, needed)
     version = _version_of(node)
     major = version.lstrip("v").split(".")[0]
-    return Finding("Node 20", major.isdigit() and int(major) >= 20, version, advice)
+    return Finding("Node 20", major.isdigit() and int(major) >= 20, version, advice, needed)
 
 
 def _version_of(program: str) -> str:

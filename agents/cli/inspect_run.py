@@ -25,7 +25,7 @@ from agents.runtime.connection import use_running_fedbus
 from agents.runtime.tasks import background
 from agents.words.events import Progress, RunFinished
 from bus.client import Bus, CaughtUp
-from bus.recording.files import load_recording, record
+from bus.recording.files import check_recording_name, load_recording, record
 from bus.recording.formats import FORMAT
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of
@@ -99,6 +99,7 @@ def record_command(
     """Write a run's events and the objects that they name to one file."""
     if include not in ("replay", "all"):
         raise typer.BadParameter("--include is replay or all")
+    check_recording_name(out)
     use_running_fedbus()
     kind: Literal["replay", "all"] = "all" if include == "all" else "replay"
     asyncio.run(_record(run, out, kind))

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from agents.cli import clients, demo, doctor, inspect_run, nats_config, operate, run_list, runs, serve, token
 from agents.cli.artifacts import app as artifacts_app
@@ -16,6 +17,26 @@ from agents.cli.evaluate import evaluate
 from agents.cli.labels import app as labels_app
 from agents.cli.model import app as model_app
 from bus.errors import FedbusError
+from bus.words.problems import what_is_wrong
+
+
+class WrongUsageError(FedbusError):
+    """A command does not exist, or not with these words."""
+
+    code = "usage"
+
+
+class SettingsError(FedbusError):
+    """An environment variable has a value that it cannot have."""
+
+    code = "settings_invalid"
+
+
+class FileProblemError(FedbusError):
+    """The operating system does not let a command read or write a file."""
+
+    code = "file_unusable"
+
 
 app = typer.Typer(
     name="fedbus",
@@ -47,6 +68,7 @@ app.command()(serve.broker)
 app.command()(serve.agent)
 app.command()(clients.client)
 app.command()(serve.env)
+app.command()(serve.page)
 app.command()(nats_config.nats_config)
 app.command("clients")(clients.list_clients)
 runs.run_app.command("list")(run_list.run_list)
@@ -83,15 +105,29 @@ def main() -> None:
         message = getattr(error, "format_message", lambda: "")()
         context = getattr(error, "ctx", None)
         if message:
-            _say(f"{message} (see {context.command_path if context else 'fedbus'} --help)")
+            command = context.command_path if context else "fedbus"
+            _say(WrongUsageError(message.removesuffix("."), hint=f"see {command} --help"))
         sys.exit(2)
     except FedbusError as error:
-        _say(f"{error.message}{f' ({error.hint})' if error.hint else ''} [{error.code}]")
+        _say(error)
+        sys.exit(1)
+    except ValidationError as error:
+        if not error.title.endswith("Settings"):
+            raise
+        hint = "an environment variable has a value that it cannot have; see docs/operations.md"
+        _say(SettingsError(f"{error.title}: {what_is_wrong(error)}", hint=hint))
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            # Nobody's typing error: whoever looks for the cause needs all of it.
+            raise
+        _say(FileProblemError(f"{error.filename}: {error.strerror}", hint="check its folder, its rights and the disk"))
         sys.exit(1)
 
 
-def _say(problem: str) -> None:
-    errors.print(f"fedbus: {problem}", soft_wrap=True, markup=False)
+def _say(error: FedbusError) -> None:
+    hint = f" ({error.hint})" if error.hint else ""
+    errors.print(f"fedbus: {error.message}{hint} [{error.code}]", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

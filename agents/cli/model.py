@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agents.audit.model_export import DEFAULT_FORMS, Form, fetched_model, write_model
-from agents.cli.display import console
+from agents.cli.display import console, errors
 from agents.cli.runs import CONNECT_S, find_run
 from agents.runtime.connection import use_running_fedbus
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
@@ -51,4 +51,6 @@ async def _export(
         Bus.connect(name="model", wait_s=CONNECT_S) as bus,
         fetched_model(bus, await find_run(bus, run), number) as model,
     ):
+        if number is None and model.round == 0:
+            errors.print(f"{run} has made no model yet: this is its untrained base", soft_wrap=True, markup=False)
         return await asyncio.to_thread(write_model, model, out, forms, bases=bases)

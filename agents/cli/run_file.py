@@ -17,6 +17,7 @@ from agents.words.events import RunStarted
 from agents.words.run_config import RunConfig
 from artifacts.manifest import load_manifest
 from bus.errors import FedbusError
+from bus.words.problems import what_is_wrong
 
 HEAD = """# The settings of the fedbus run {run}: fedbus run start --config FILE starts the same again.
 # On another bus, put files in place of [objects]:
@@ -82,9 +83,7 @@ def read_run_file(path: Path) -> RunFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise RunFileError(f"{path} is no TOML file of settings: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RunFileError(f"{path}: {place}: {first['msg']}", hint="fedbus run show RUN --toml prints one") from None
+        raise RunFileError(f"{path}: {what_is_wrong(error)}", hint="fedbus run show RUN --toml prints one") from None
 
 
 def as_toml(started: RunStarted) -> str:

@@ -20,7 +20,15 @@ from agents.cli.options import ClientMix, Threads, parse_clients
 from agents.cli.reload import reload_on_change
 from agents.cli.system import AGENTS, System, make_streams, metrics_host, running_system
 from agents.labeller.settings import LabellerSettings
-from agents.runtime.connection import DEFAULT_STORE, FILE_NAME, GATEWAY_FILE, agreed_connection, read_connection
+from agents.runtime.connection import (
+    DEFAULT_GATEWAY_URL,
+    DEFAULT_STORE,
+    FILE_NAME,
+    GATEWAY_FILE,
+    Connection,
+    agreed_connection,
+    read_connection,
+)
 from agents.words.events import ROLES
 from bus.broker.cluster import embedded_cluster, places
 from bus.broker.settings import REPLICAS
@@ -40,7 +48,20 @@ MetricsPort = Annotated[
         help="First of the five ports on which the agents serve /metrics; 0: free ones. Default: none.",
     ),
 ]
-Cluster = Annotated[int, typer.Option("--cluster", help="Brokers that are one and keep everything on each: 1, 3 or 5.")]
+
+
+def _checked_size(cluster: int) -> int:
+    if cluster not in REPLICAS:
+        raise typer.BadParameter("--cluster is 1, 3 or 5")
+    return cluster
+
+
+Cluster = Annotated[
+    int,
+    typer.Option(
+        "--cluster", callback=_checked_size, help="Brokers that are one and keep everything on each: 1, 3 or 5."
+    ),
+]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -75,15 +96,9 @@ def up(
         host=host,
         agreed=agreed_connection(store),
         metrics_port=metrics_port,
-        cluster=_size(cluster),
+        cluster=cluster,
     )
     asyncio.run(until_interrupted(_up(system, mix, threads, reload)))
-
-
-def _size(cluster: int) -> int:
-    if cluster not in REPLICAS:
-        raise typer.BadParameter("--cluster is 1, 3 or 5")
-    return cluster
 
 
 async def _up(running: AbstractAsyncContextManager[System], mix: ClientMix, threads: int, reload: bool) -> None:
@@ -110,7 +125,7 @@ def broker(
 ) -> None:
     """Run the embedded nats-server alone, for agents that are started one by one."""
     configure("broker")
-    asyncio.run(until_interrupted(_broker(store, port or None, _size(cluster))))
+    asyncio.run(until_interrupted(_broker(store, port or None, cluster)))
 
 
 async def _broker(store: Path, port: int | None, cluster: int) -> None:
@@ -146,13 +161,23 @@ def env(
     """Print how programs of your own reach the fedbus of this folder: eval "$(fedbus env)"."""
     if role not in ROLES:
         raise typer.BadParameter(f"{role!r} is not one of {', '.join(ROLES)}")
+    for name, value in _known_here(store).env(role).items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def page(store: Store = DEFAULT_STORE) -> None:
+    """Print the address of the page with its token, to be opened in a browser."""
+    known = _known_here(store)
+    typer.echo(f"{known.gateway_url or DEFAULT_GATEWAY_URL}/#token={known.join_token}")
+
+
+def _known_here(store: Path) -> Connection:
     if (known := read_connection(store)) is None:
         raise NoFedbusHereError(
             f"there is no fedbus in this folder: {store / FILE_NAME} is missing",
             hint="go to the folder where fedbus up or fedbus broker was started, or start one here",
         )
-    for name, value in known.env(role).items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
+    return known
 
 
 async def until_interrupted(work: Coroutine[Any, Any, T]) -> T | None:

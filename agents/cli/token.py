@@ -66,18 +66,21 @@ def create(
 
 
 @app.command("list")
-def list_tokens() -> None:
-    """List the tokens: id, role, state and limits."""
+def list_tokens(
+    ended_too: Annotated[bool, typer.Option("--all", help="Those that are revoked or expired too.")] = False,
+) -> None:
+    """List the tokens that let somebody in: id, role, state and limits."""
     use_running_fedbus()
-    records = asyncio.run(_all())
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("id", "role", "state", "made", "limits", "note"):
-        table.add_column(name, overflow="fold")
     now = datetime.now(UTC)
+    records = [one for one in asyncio.run(_all()) if ended_too or not one.ended(now)]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("id", "role", "state", "made"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("limits and note", overflow="fold")
     for one in records:
-        state = (one.ended(now) or "valid").removeprefix("the token ")
-        made = f"{one.created.astimezone():%Y-%m-%d}"
-        table.add_row(one.id, one.role, state, made, _conditions(one).removeprefix(", "), escaped(one.note))
+        state = (one.ended(now) or "valid").split()[-1]
+        about = ", ".join(filter(None, (_conditions(one).removeprefix(", "), escaped(one.note))))
+        table.add_row(one.id, one.role, state, f"{one.created.astimezone():%m-%d}", about)
     console.print(table if records else "no tokens; fedbus token create --role train makes one")
 
 

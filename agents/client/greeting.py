@@ -22,6 +22,7 @@ from bus.errors import FedbusError
 
 ANSWER_S = 30.0
 KNOCK_S = 10.0
+KNOCKING = "no engine: it only asks whether it is let in"
 _FATAL_CODES = frozenset({"token", "role", "name_taken", "version"})
 
 
@@ -63,7 +64,13 @@ async def knock(gateway: Address) -> None:
         connect(gateway.socket_url, ssl=gateway.tls(), compression=None, max_size=2 * MAX_TEXT_BYTES) as socket,
     ):
         name = f"knock-{os.uname().nodename.split('.')[0][:20]}-{os.getpid()}"
-        hello = Hello(protocol=PROTOCOL_VERSION, token=gateway.token, client=name, engine="none", resume=())
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            token=gateway.token,
+            client=name,
+            engine=KNOCKING,
+            resume=(),
+        )
         await greet(socket, hello)
         await socket.send(Leave().model_dump_json())
 

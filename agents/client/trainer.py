@@ -24,6 +24,7 @@ from agents.words.events import Platform, TaskAssigned, UpdateMetrics
 from agents.words.run_config import TaskSpec
 from artifacts.manifest import ArtifactManifest
 from bus.errors import FedbusError
+from bus.words.problems import what_is_wrong
 
 PLATFORM: Platform = "native"
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def parsed(kind: type[Model], data: bytes) -> Model:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise MalformedObjectError(f"not a {kind.__name__}: {error.errors(include_url=False)[0]['msg']}") from None
+        raise MalformedObjectError(f"not a {kind.__name__}: {what_is_wrong(error)}") from None
 
 
 class SyntheticTrainer:

@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from agents.core.learning.contracts import Engine
 from artifacts.manifest import ArtifactFile, ArtifactManifest
@@ -22,6 +22,12 @@ class EngineUnknownError(FedbusError):
     """This version of fedbus does not have an engine that was asked for."""
 
     code = "engine_unknown"
+
+
+class EngineMalformedError(FedbusError):
+    """A module of this package is no engine, or cannot be imported."""
+
+    code = "engine_malformed"
 
 
 class EngineUnavailableError(FedbusError):
@@ -56,6 +62,9 @@ class EngineMaker(Protocol):
         """
 
 
+_PARTS = ("label", "opens", "preference", "why_not", "open")
+
+
 @dataclass(frozen=True)
 class Choice:
     """The engine that is used, and why it is this one."""
@@ -70,10 +79,30 @@ class Choice:
 
 
 def engines() -> dict[str, EngineMaker]:
-    """All engines by name, the preferred ones first."""
+    """All engines by name, the preferred ones first.
+
+    Raises:
+        EngineMalformedError: a module of this package is none; the message names its file.
+    """
     names = [module.name for module in pkgutil.iter_modules(__path__)]
-    makers = {name.replace("_", "-"): importlib.import_module(f"{__name__}.{name}").ENGINE for name in names}
+    makers = {name.replace("_", "-"): _maker(name) for name in names}
     return dict(sorted(makers.items(), key=lambda item: (-item[1].preference, item[0])))
+
+
+def _maker(name: str) -> EngineMaker:
+    hint = "give it an ENGINE as ort_training.py has one, or move it out of agents/engines"
+    try:
+        maker = getattr(importlib.import_module(f"{__name__}.{name}"), "ENGINE", None)
+    except Exception as error:
+        # Whatever an unfinished file does when it is read: its name helps more than where it happened.
+        raise EngineMalformedError(
+            f"agents/engines/{name}.py cannot be imported: {type(error).__name__}: {error}", hint=hint
+        ) from error
+    lacking = [part for part in _PARTS if not hasattr(maker, part)]
+    if maker is None or lacking:
+        lacks = "has no ENGINE" if maker is None else f"has an ENGINE without {', '.join(lacking)}"
+        raise EngineMalformedError(f"agents/engines/{name}.py {lacks}", hint=hint)
+    return cast(EngineMaker, maker)
 
 
 def choose(
@@ -89,6 +118,7 @@ def choose(
         known: the engines that there are; none: those of this package.
 
     Raises:
+        EngineMalformedError: a module of this package is no engine.
         EngineUnknownError: there is none of the name that was asked for.
         EngineUnavailableError: it, or every one, cannot run here or does not find its files.
     """

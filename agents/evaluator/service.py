@@ -27,6 +27,7 @@ from bus.errors import ConflictingEventError, FedbusError, ObjectCorruptError, O
 from bus.process.crash_points import crash_point
 from bus.process.folders import temporary_folder
 from bus.words.envelope import Stored
+from bus.words.problems import what_is_wrong
 from bus.words.subjects import event_subject, events_of_type
 from bus.words.values import Ref
 from bus.work.worker import work
@@ -146,7 +147,7 @@ class Evaluator:
             manifest = ArtifactManifest.model_validate_json(await self._bus.objects.get(started.artifacts))
             dataset = RunDataset.model_validate_json(await self._bus.objects.get(started.dataset))
         except ValidationError as error:
-            raise EvaluationError(f"the run's manifest or dataset is malformed: {error.errors()[0]['msg']}") from None
+            raise EvaluationError(f"the run's manifest or dataset is malformed: {what_is_wrong(error)}") from None
         try:
             kind = open_kind(started.config.kind, manifest.model)
             choice = choose(offered=manifest.offered)

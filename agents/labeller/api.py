@@ -25,6 +25,7 @@ from agents.labeller.errors import ApiRefusedError, ApiUnavailableError
 from agents.labeller.prompt import MalformedReply, Prompt
 from agents.labeller.settings import LabellerSettings
 from bus.process.logs import without_login
+from bus.words.problems import what_is_wrong
 
 MAX_RETRY_AFTER_S = 600.0
 _MOST_TOKENS = 100_000_000
@@ -155,7 +156,7 @@ class LabelApi:
         try:
             completion = _Completion.model_validate_json(raw.content)
         except ValidationError as error:
-            raise _NoReply(f"the answer is no chat completion: {error.errors()[0]['msg']}") from None
+            raise _NoReply(f"the answer is no chat completion: {what_is_wrong(error)}") from None
         return self._reply(completion, images)
 
     def _reply(self, completion: _Completion, images: int) -> Reply:

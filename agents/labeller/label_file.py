@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from agents.core.labels.errors import LabelsFileError
 from agents.core.labels.label_file import LabelFile
 from bus.process.files import write_atomically
+from bus.words.problems import what_is_wrong
 
 
 def read_label_file(path: Path) -> LabelFile:
@@ -17,7 +18,7 @@ def read_label_file(path: Path) -> LabelFile:
         return LabelFile.model_validate_json(_read(path))
     except ValidationError as error:
         raise LabelsFileError(
-            f"{path} is not a file of matched labels: {error.errors()[0]['msg']}",
+            f"{path} is not a file of matched labels: {what_is_wrong(error)}",
             hint="make one with: fedbus data labels match ANSWERS.json --classes FILE -o OUT.json",
         ) from None
 
@@ -32,7 +33,7 @@ def read_answers(path: Path) -> dict[str, str | None]:
     try:
         return TypeAdapter(dict[str, str | None]).validate_json(_read(path))
     except ValidationError as error:
-        raise LabelsFileError(f"{path} does not map image ids to texts: {error.errors()[0]['msg']}") from None
+        raise LabelsFileError(f"{path} does not map image ids to texts: {what_is_wrong(error)}") from None
 
 
 def _read(path: Path) -> bytes:

@@ -24,6 +24,7 @@ from bus.client import Bus
 from bus.errors import ConflictingEventError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
+from bus.words.problems import what_is_wrong
 from bus.words.subjects import events_of_type
 from bus.words.values import Ref
 from bus.work.worker import work
@@ -75,7 +76,7 @@ class Labeller:
         except ObjectMissingError as error:
             raise LabellingError(f"the run's dataset: {error.message}") from None
         except ValidationError as error:
-            raise LabellingError(f"the run's dataset object is malformed: {error.errors()[0]['msg']}") from None
+            raise LabellingError(f"the run's dataset object is malformed: {what_is_wrong(error)}") from None
         waiting = [user for user in dataset.users if user.user not in done]
         async with self._provider(started, dataset) as provider:
             await provider.check_cost(waiting)

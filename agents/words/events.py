@@ -8,11 +8,11 @@ from pydantic import AwareDatetime, Field
 
 from agents.words.engine_kinds import EngineKind, kind_of
 from agents.words.run_config import ManifestFiles, RunConfig, RunDataset, TaskSpec
-from bus.words.payload import EVERY_ROLE, GATEWAY, OPERATOR, Live, Payload, Token, Upgrades, roles
+from bus.words.payload import EVERY_ROLE, GATEWAY, OPERATOR, Live, Payload, Token, Upgrades, new_role, roles
 from bus.words.references import BULK, Document
 from bus.words.values import MAX_IMAGES_PER_USER, MAX_USERS, Frozen, Name, Ref, RoundNumber, Sha256, ShortText
 
-LABELLER, DISPATCHER, AGGREGATOR, EVALUATOR = "labeller", "dispatcher", "aggregator", "evaluator"
+LABELLER, DISPATCHER, AGGREGATOR, EVALUATOR = map(new_role, ("labeller", "dispatcher", "aggregator", "evaluator"))
 LARGEST_LOSS = 1e4
 """What the evaluator says of a model that diverged, nats."""
 RoundToken = Annotated[RoundNumber, Token("number of the round; 0 is the base model alone")]

@@ -94,7 +94,8 @@ class Connection:
         self.retries = 0
         self.user: str | None = None
         self.unreadable: set[int] = set()
-        self.on_denied: Callable[[str], object] = log.error
+        # Whose attempt it was is told by its own error.
+        self.on_denied: Callable[[str], object] = lambda _: None
         self._attempts: list[_Attempt] = []
         self._silent_since: float | None = None
         self._up = asyncio.Event()

@@ -22,6 +22,7 @@ from bus.client import Bus, CaughtUp
 from bus.errors import FedbusError, MalformedRecordingError
 from bus.recording.formats import FORMAT, upgraded
 from bus.words.envelope import Stored, parse_event
+from bus.words.problems import what_is_wrong
 from bus.words.references import Reference, references
 from bus.words.subjects import event_subject, events_of
 from bus.words.values import Name, Ref
@@ -29,6 +30,16 @@ from bus.words.values import Name, Ref
 MAX_LINE = 512 << 20
 MAX_TOTAL = 4 << 30
 Include = Literal["replay", "all"]
+
+
+class RecordingNameError(FedbusError):
+    """A file of this name cannot be a recording."""
+
+    code = "recording_name"
+
+
+class _NoHeaderError(ValueError):
+    """A file does not begin as recordings do."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,12 @@ class _ObjectLine(BaseModel):
     base64: str
 
 
+def check_recording_name(path: Path) -> None:
+    """Raises RecordingNameError for a file that could not be read back."""
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise RecordingNameError(f"{path.name} cannot be a recording", hint="let its name end in .jsonl or .jsonl.gz")
+
+
 async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay") -> RecordingCounts:
     """Writes ``run`` up to now to ``path`` (``.jsonl`` or ``.jsonl.gz``), complete or not at all.
 
@@ -84,10 +101,10 @@ async def record(bus: Bus, run: str, path: Path, *, include: Include = "replay")
 
     Raises:
         ObjectMissingError, ObjectCorruptError: an object that the recording needs cannot be read.
-        FedbusError: the run has no events, or ``path`` has another ending.
+        RecordingNameError: ``path`` has another ending.
+        FedbusError: the run has no events.
     """
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise FedbusError(f"{path.name} cannot be a recording", hint="let its name end in .jsonl or .jsonl.gz")
+    check_recording_name(path)
     events = await _events(bus, run)
     if not events:
         raise FedbusError(f"there is no run called {run!r}", hint="check its name; the page lists those that exist")
@@ -134,9 +151,11 @@ def load_recording(path: Path) -> Recording:
                 ref, data = _object(fields)
                 objects[ref.sha256] = data
         except (ValueError, RecursionError, FedbusError) as error:
+            if header is None and isinstance(error, json.JSONDecodeError | UnicodeDecodeError | _NoHeaderError):
+                raise _no_recording(path) from None
             raise _malformed(path, number, _reason(error)) from None
     if header is None:
-        raise _malformed(path, 1, "it is empty")
+        raise _no_recording(path)
     if (len(events), len(objects)) != (header.events, header.objects):
         raise _malformed(
             path,
@@ -177,7 +196,7 @@ async def _read(bus: Bus, ref: Ref, model: type[BaseModel]) -> BaseModel:
     try:
         return model.model_validate_json(await bus.objects.get(ref))
     except ValidationError as error:
-        raise FedbusError(f"object {ref.sha256} is no {model.__name__}: {_reason(error)}") from None
+        raise FedbusError(f"object {ref.sha256} is no {model.__name__}: {what_is_wrong(error)}") from None
 
 
 @contextlib.contextmanager
@@ -227,7 +246,7 @@ def _header(fields: object) -> _Header:
     if isinstance(version, int) and version > FORMAT:
         raise ValueError(f"it has format {version}, this version of fedbus reads up to {FORMAT}: install a later one")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError("it does not begin with the header of a recording")
+        raise _NoHeaderError
     return _Header.model_validate(fields)
 
 
@@ -249,12 +268,20 @@ def _object(fields: object) -> tuple[Ref, bytes]:
     return line.ref, data
 
 
+def _no_recording(path: Path) -> MalformedRecordingError:
+    return MalformedRecordingError(
+        f"{path.name} is no recording: it does not begin with the header of one",
+        hint="fedbus record RUN -o FILE.jsonl.gz writes one, and fedbus demo leaves one beside its report",
+    )
+
+
 def _malformed(path: Path, line: int, cause: str) -> MalformedRecordingError:
     return MalformedRecordingError(f"{path.name}, line {line}: {cause}", hint="record the run again")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return what_is_wrong(error)
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return "it is not JSON"
     return str(error) or type(error).__name__

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SerializeAsAny
 
 from bus.errors import MalformedEventError
 from bus.words.payload import Payload, payload_of
+from bus.words.problems import what_is_wrong
 from bus.words.subjects import event_subject
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -88,13 +89,13 @@ def parse_event(body: bytes) -> Event:
     try:
         outer = _Outer.model_validate_json(body)
     except ValidationError as error:
-        raise MalformedEventError(f"not a CloudEvents 1.0 event: {_first_line(error)}") from None
+        raise MalformedEventError(f"not a CloudEvents 1.0 event: {what_is_wrong(error)}") from None
     payload_class = payload_of(outer.type.removeprefix(TYPE_PREFIX))
     try:
         data = payload_class.model_validate(outer.data)
         return Event.model_validate({**outer.model_dump(exclude={"data"}), "data": data})
     except ValidationError as error:
-        raise MalformedEventError(f"{outer.type}: {_first_line(error)}") from None
+        raise MalformedEventError(f"{outer.type}: {what_is_wrong(error)}") from None
 
 
 class _Outer(BaseModel):
@@ -104,9 +105,3 @@ class _Outer(BaseModel):
 
     type: str
     data: dict[str, Any]
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "body"
-    return f"{where}: {first['msg']}"

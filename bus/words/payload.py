@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args
 
-from bus.errors import MalformedEventError, NoWordsError
+from bus.errors import FedbusError, MalformedEventError, NoWordsError
 from bus.words.values import Frozen, Name
 
 OPERATOR = "cli"
@@ -23,6 +23,14 @@ GATEWAY = "gateway"
 COLLECTOR = "gc"
 """The role that deletes what nothing leads to any more, and says nothing else."""
 EVERY_ROLE = ("*",)
+
+
+class UnknownRoleError(FedbusError):
+    """An event is declared to be said by a role that nobody declared."""
+
+    code = "role_unknown"
+
+
 Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
 """For each format of recordings that wrote an event in a way that is read no more: a pure function from the JSON of its
 data there to that of the next format, which raises ``ValueError`` with the reason where there is no way."""
@@ -70,6 +78,12 @@ class Word(Frozen):
             raise TypeError(f"{cls.__qualname__} and {_words[cls.TYPE].__qualname__} are both declared as {cls.TYPE}")
         if not cls.FORM.fullmatch(cls.TYPE) or not getattr(cls, "SAID_BY", ()):
             raise TypeError(f"{cls.__qualname__} needs a TYPE like {cls.FORM.pattern} and somebody in SAID_BY")
+        if unknown := [role for role in cls.SAID_BY if role not in _roles and cls.SAID_BY != EVERY_ROLE]:
+            wrong, known = ", ".join(unknown), ", ".join(_roles)
+            raise UnknownRoleError(
+                f"{cls.__qualname__}.SAID_BY names {wrong}, which is no role; there are {known}",
+                hint="correct it, or declare a new one before: new_role(NAME)",
+            )
         _words[cls.TYPE] = cls
 
 
@@ -94,6 +108,13 @@ class Live(Word):
 
 
 _words: dict[str, type[Word]] = {}
+_roles = dict.fromkeys((OPERATOR, GATEWAY, COLLECTOR))
+
+
+def new_role(name: str) -> str:
+    """Declares a role, that is a login at the broker, so that ``SAID_BY`` may name it."""
+    _roles[name] = None
+    return name
 
 
 def payloads() -> list[type[Payload]]:
@@ -139,12 +160,13 @@ def words_of(role: str) -> list[type[Word]]:
 @contextlib.contextmanager
 def declared_for_a_while() -> Iterator[None]:
     """What is declared inside is forgotten at the end, for tests that declare words of their own."""
-    before = dict(_words)
+    kept = [(known, dict(known)) for known in (_words, _roles)]
     try:
         yield
     finally:
-        _words.clear()
-        _words.update(before)
+        for known, before in kept:
+            known.clear()
+            known.update(before)  # type: ignore[arg-type]
 
 
 def _need_words() -> None:

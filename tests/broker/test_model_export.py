@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.audit.model_comparison import compare_models
-from agents.audit.model_export import Form, ModelUnknownError, fetched_model, write_model
+from agents.audit.model_export import Form, ModelUnknownError, fetched_model, listed, write_model
 from agents.cli.run_setup import RunSources, start_run
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.words.events import ModelPublished, RunStarted
@@ -49,6 +49,14 @@ async def started(bus: Bus, run: str) -> RunStarted:
             )
         )
     return event
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [((0,), "only round 0, the base"), ((0, 1), "0 (its base), 1"), ((2, 0, 1), ", 1, 2"), ((0, 1, 2, 3), ", 1 to 3")],
+)
+def test_the_rounds_that_have_a_model_are_listed(rounds: tuple[int, ...], said: str) -> None:
+    assert said in listed(rounds)
 
 
 async def test_every_form_of_a_model_is_the_same_model(bus: Bus, unique_run: str, tmp_path: Path, shard: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 
 from agents.runtime.connection import Surroundings, agreed_connection, read_connection
 from agents.runtime.joining import joined
-from bus.broker.server import embedded_server
+from bus.broker.server import EmbeddedServer, embedded_server
+from bus.client import Bus
 from tests.commands.conftest import Shell
 from tests.conftest import wait_for
 
@@ -84,6 +87,24 @@ async def test_a_login_that_is_mended_meanwhile_lets_the_waiting_process_in(tmp_
     assert "refuses" in said[0]
 
 
+async def test_who_comes_before_the_streams_waits_for_them_and_logs_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passwords = agreed_connection(tmp_path).passwords
+    async with embedded_server(tmp_path / "nats", passwords=passwords) as server:
+        assert isinstance(server, EmbeddedServer)
+
+        async def works_for(role: str) -> bool:
+            async with Bus.connect(server.settings_for(role), name=role, wait_s=10) as bus:
+                return bus.statistics().connected
+
+        early = asyncio.create_task(works_for("labeller"))
+        await wait_for(lambda: "until the operator has made the streams" in caplog.text)
+        assert await works_for("cli")
+        assert await early
+    assert [one.message for one in caplog.records if one.levelno >= logging.ERROR] == []
+
+
 async def test_the_folders_login_is_used_for_the_folders_broker_alone(shell: Shell) -> None:
     await (await shell.start("broker", "--nats-port", "0")).says("NATS on")
     url = broker_of(shell)
@@ -95,14 +116,17 @@ async def test_the_folders_login_is_used_for_the_folders_broker_alone(shell: She
 
 
 async def test_env_invents_nothing_in_an_unrelated_folder(shell: Shell) -> None:
-    said = await shell.run("env", code=1)
-    assert "no fedbus in this folder" in said
+    for command in ("env", "page"):
+        assert "no fedbus in this folder" in await shell.run(command, code=1)
     assert not (shell.folder / ".fedbus").exists()
 
 
 async def test_env_prints_what_the_broker_takes(shell: Shell) -> None:
     await (await shell.start("broker", "--nats-port", "0")).says("NATS on")
     assert f"export NATS_URL={broker_of(shell)}" in await shell.run("env")
+    known = read_connection(shell.folder / ".fedbus")
+    assert known is not None
+    assert (await shell.run("page")).strip() == f"{known.gateway_url}/#token={known.join_token}"
 
 
 def test_the_file_is_read_anew_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

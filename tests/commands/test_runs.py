@@ -27,6 +27,7 @@ async def events(shell: Shell, run: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (shell.folder / f"{run}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.timeout(180)
 async def test_runs_are_listed_shown_and_started_again(shell: Shell) -> None:
     await up(shell)
     assert "no runs" in await shell.run("run", "list")
@@ -45,6 +46,7 @@ async def test_runs_are_listed_shown_and_started_again(shell: Shell) -> None:
     first, second = [json.loads(await shell.run("run", "show", run, "--json")) for run in ("shop", "again")]
     assert {**first, "run": ""} == {**second, "run": ""}
     assert "run_unknown" in await shell.run("run", "show", "nobody", code=1)
+    assert "has made no model yet" in await shell.run("model", "export", "shop", "-o", "model", "--format", "raw")
     said = await shell.run("run", "start", "--config", "shop.toml", "--users", "4", code=2)
     assert "--users belongs into the file" in said
 

@@ -89,6 +89,7 @@ async def test_every_agent_ends_within_two_seconds(broker_now: str, shell: Shell
     # Its clients are processes of their own, which it waits for.
     took["client"] = await seconds_to_end(client) - 1.0
     if broker_now == "frozen":
+        # Or the broker's command would wait for it at the end of the test.
         os.kill(nats_server_of(shell), signal.SIGCONT)
     if max(took.values()) > SOON_S:
         assert max(took.values()) < await soon_now(shell), took

@@ -21,6 +21,7 @@ from agents.words.events import ModelPublished, RoundFailed, RunStarted
 from agents.words.run_config import RunDataset
 from bus.errors import MalformedRecordingError, ObjectMissingError
 from bus.words.envelope import Stored
+from bus.words.problems import what_is_wrong
 
 __all__ = ["ROLES", "Difference", "HeldOut", "Replay", "Role", "find_object", "replay_run"]
 
@@ -63,7 +64,7 @@ def replay_run(
         dataset = RunDataset.model_validate_json(find_object(objects, started.dataset))
     except ValidationError as error:
         raise MalformedRecordingError(
-            f"the run's dataset is none: {error.errors()[0]['msg']}", hint="record the run again"
+            f"the run's dataset is none: {what_is_wrong(error)}", hint="record the run again"
         ) from None
     replays: dict[Role, _RoleReplay] = {
         "labeller": LabellerReplay(started, dataset, objects),

@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from agents.words.events import TaskAssigned, UpdateMetrics
 from bus.errors import FedbusError
+from bus.words.problems import what_is_wrong
 from bus.words.values import Frozen, Name, Sha256, ShortText
 
 T = TypeVar("T")
@@ -210,9 +211,7 @@ def _parse(adapter: TypeAdapter[T], text: str) -> T:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError("bad_message", f"{where}: {first['msg']}"[:500]) from None
+        raise ProtocolError("bad_message", what_is_wrong(error)[:500]) from None
 
 
 def parse_chunk(frame: bytes) -> tuple[int, int, memoryview]:

@@ -33,6 +33,7 @@ from agents.words.run_config import RunConfig, RunDataset, TaskSpec
 from bus.errors import FedbusError
 from bus.words.envelope import Stored
 from bus.words.payload import Payload
+from bus.words.problems import what_is_wrong
 from bus.words.values import Ref
 
 
@@ -136,7 +137,7 @@ class RunState:
             check_settings(self.started.config)
             self.users = tuple(user.user for user in RunDataset.model_validate_json(dataset).users)
         except ValidationError as error:
-            self.problem = f"dataset: {error}"
+            self.problem = f"dataset: {what_is_wrong(error)}"
         except FedbusError as error:
             self.problem = f"{error.message} ({error.hint})"
 

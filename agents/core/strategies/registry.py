@@ -16,6 +16,7 @@ from pydantic import ValidationError
 import agents.core.strategies as package
 from agents.core.strategies.strategy import Strategy
 from bus.errors import FedbusError
+from bus.words.problems import what_is_wrong
 
 AnyStrategy = Strategy[Any]
 ALLOWED = "FEDBUS_STRATEGIES"
@@ -72,11 +73,8 @@ def strategy_named(name: str, settings: Mapping[str, object]) -> AnyStrategy:
     try:
         return found(**settings)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        said = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         known = ", ".join(found.model_fields) or "none"
-        raise StrategySettingsError(f"strategy {name}: {where}: {said}", hint=f"its settings: {known}") from None
+        raise StrategySettingsError(f"strategy {name}: {what_is_wrong(error)}", hint=f"its settings: {known}") from None
     except Exception as error:  # whatever a class of somebody's own raises when it is made
         known = ", ".join(found.model_fields) or "none"
         raise StrategySettingsError(

@@ -14,7 +14,7 @@ from bus.errors import FedbusError, MalformedEventError, MalformedSubjectError, 
 from bus.recording.files import load_recording, record
 from bus.words.asyncapi import document
 from bus.words.envelope import new_event, parse_event
-from bus.words.payload import OPERATOR, Payload, Token, declared_for_a_while, roles
+from bus.words.payload import OPERATOR, Payload, Token, declared_for_a_while, new_role, roles
 from bus.words.references import BULK, Document
 from bus.words.subjects import event_subject, events_of, events_of_type, parse_event_subject
 from bus.words.values import Frozen, Name, Ref
@@ -33,12 +33,13 @@ class Catalogue(Frozen):
 def hung() -> Iterator[Hang]:
     """The class of the event, declared for one test."""
     with declared_for_a_while():
+        curator = new_role("curator")
 
         class PictureHung(Payload):
             """A picture hangs on a wall."""
 
             TYPE = "picture.hung"
-            SAID_BY = (OPERATOR, "curator")
+            SAID_BY = (OPERATOR, curator)
             room: Annotated[Name, Token("name of the room")]
             wall: Annotated[int, Token("number of the wall")]
             catalogue: Annotated[Ref, Document(Catalogue)]

@@ -123,7 +123,7 @@ def changed(key: str, value: object) -> Callable[[list[dict[str, object]]], obje
 
 DAMAGES: dict[str, tuple[Callable[[list[dict[str, object]]], object], str]] = {
     "a later version": (changed("fedbus-recording", FORMAT + 1), f"line 1: it has format {FORMAT + 1}"),
-    "no header": (lambda lines: lines.pop(0), "line 1: it does not begin with the header"),
+    "no header": (lambda lines: lines.pop(0), "is no recording: it does not begin with the header"),
     "a missing event": (lambda lines: lines.pop(2), "4 of 5 events"),
     "a missing object": (lambda lines: lines.pop(), "5 of 6 objects"),
     "other bytes": (changed("base64", "AAAA"), "line 7: the bytes of sha256-"),
@@ -134,7 +134,7 @@ DAMAGES: dict[str, tuple[Callable[[list[dict[str, object]]], object], str]] = {
     ),
     "another subject": (changed("subject", "ev.x.run.finished"), "line 2: the event does not belong"),
     "another order": (lambda lines: lines.insert(1, lines.pop(2)), "line 3: sequence"),
-    "neither event nor object": (lambda lines: lines[3].pop("event"), "line 4: ref: Field required"),
+    "neither event nor object": (lambda lines: lines[3].pop("event"), "line 4: ref is missing"),
     "an unreadable time": (changed("time", "yesterday"), "line 2: time"),
 }
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import agents.engines
 from agents.core.learning.contracts import Engine
-from agents.engines import EngineUnavailableError, EngineUnknownError, choose, engines
+from agents.engines import EngineMalformedError, EngineUnavailableError, EngineUnknownError, choose, engines
 from artifacts.default_task import DEFAULT_DIRECTORY
 from artifacts.manifest import ArtifactManifest, load_manifest
 
@@ -84,3 +85,21 @@ def test_the_dispatcher_needs_neither_onnx_nor_an_engine() -> None:
     unwanted = {"onnx", "onnxruntime", "artifacts"}
     code = f"import sys, agents.dispatcher.service; sys.exit(bool({unwanted} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no ENGINE"),
+        ("class Half:\n    label = opens = 'half'\nENGINE = Half()\n", "without preference, why_not, open"),
+        ("import nothing_of_this_name\n", "cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_is_no_engine_is_named(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unfinished.py").write_text(text)
+    monkeypatch.setattr(agents.engines, "__path__", [*agents.engines.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "agents.engines.unfinished", raising=False)
+    with pytest.raises(EngineMalformedError, match=rf"agents/engines/unfinished\.py .*{said}"):
+        choose()

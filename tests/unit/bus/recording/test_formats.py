@@ -16,7 +16,7 @@ from bus.errors import MalformedRecordingError
 from bus.recording import formats
 from bus.recording.files import load_recording
 from bus.recording.formats import FORMAT, upgraded
-from bus.words.payload import Payload, declared_for_a_while, payloads
+from bus.words.payload import Payload, declared_for_a_while, new_role, payloads
 from tests.conftest import SMALL_RUN
 
 
@@ -85,6 +85,7 @@ def test_the_steps_of_an_event_follow_one_another(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(formats, "FORMAT", 4)
     steps = {1: lambda data: data | {"first": True}, 3: lambda data: data | {"third": "first" in data}}
     with declared_for_a_while():
+        new_role("porter")
         type(
             "DoorOpened",
             (Payload,),

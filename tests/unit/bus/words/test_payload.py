@@ -9,7 +9,16 @@ import pytest
 from pydantic import BaseModel
 
 from bus.words.envelope import new_event
-from bus.words.payload import EVERY_ROLE, Live, Payload, Token, declared_for_a_while, payloads
+from bus.words.payload import (
+    EVERY_ROLE,
+    Live,
+    Payload,
+    Token,
+    UnknownRoleError,
+    declared_for_a_while,
+    new_role,
+    payloads,
+)
 from bus.words.references import BULK, Document, references
 from bus.words.subjects import address, filter_of
 from bus.words.values import Name, Ref
@@ -19,6 +28,7 @@ from tests.builders import config, run_started
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
     with declared_for_a_while():
+        new_role("porter")
         yield
 
 
@@ -52,6 +62,18 @@ def test_two_words_cannot_have_one_type() -> None:
 def test_an_event_needs_a_noun_and_a_verb_and_somebody_who_says_it(type_: str, said_by: tuple[str, ...]) -> None:
     with pytest.raises(TypeError, match="needs a TYPE"):
         type("Bad", (Payload,), {"TYPE": type_, "SAID_BY": said_by, "__module__": __name__})
+
+
+def test_a_role_that_nobody_declared_is_refused_with_those_that_there_are() -> None:
+    def declare() -> None:
+        type("Bad", (Payload,), {"TYPE": "door.opened", "SAID_BY": ("dispatcer",), "__module__": __name__})
+
+    with pytest.raises(UnknownRoleError, match=r"Bad\.SAID_BY names dispatcer, which is no role; there are cli, "):
+        declare()
+    # What was refused is not declared, and may be once its role is.
+    assert "door.opened" not in [one.TYPE for one in payloads()]
+    new_role("dispatcer")
+    declare()
 
 
 def test_what_could_lead_to_another_subject_is_no_token() -> None:
