@@ -27,6 +27,8 @@ from data.shards import BROKEN_TENSORS
 
 MANIFEST_NAME = "manifest.json"
 PART_BYTES = 64 * 1024 * 1024
+MAX_ID, MAX_SOURCE = 500, 4_000
+"""Characters."""
 UNLABELLED = -1
 _TENSOR = "images"
 
@@ -46,15 +48,15 @@ class ImageFormat(Frozen):
 class ImageEntry(Frozen):
     """One image: a name that is unique in the dataset, where it came from, and its class if it is known."""
 
-    id: Annotated[str, Field(min_length=1, max_length=500)]
-    source: Annotated[str, Field(max_length=4_000)]
+    id: Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+    source: Annotated[str, Field(max_length=MAX_SOURCE)]
     label: str | None = None
 
 
 class SkippedEntry(Frozen):
     """A source that gave no image, and why."""
 
-    source: Annotated[str, Field(max_length=4_000)]
+    source: Annotated[str, Field(max_length=MAX_SOURCE)]
     reason: str
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from bus.process.files import write_atomically
 from data.dataset import Dataset
 from data.errors import ExchangeError, PictureError
+from data.files import printable, some_of
 from data.prepare import Source
 
 LABELS_NAME = "train.json"
@@ -61,12 +62,15 @@ def _data_url(image: Any) -> str:
 
 def _texts(path: Path) -> dict[str, str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ExchangeError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+    if not isinstance(content, dict):
         raise ExchangeError(f"{path} is not a JSON object from image id to text")
-    return content
+    other = [name for name, value in content.items() if not isinstance(value, str)]
+    if other:
+        raise ExchangeError(f"{path} has no text for {len(other)} of its images: {some_of(other)}")
+    return {printable(name): printable(value) for name, value in content.items()}
 
 
 def _opener(url: str) -> Callable[[], contextlib.AbstractContextManager[Path | IO[bytes]]]:

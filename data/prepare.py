@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from data.class_names import ClassLookup
 from data.dataset import (
     MANIFEST_NAME,
+    MAX_ID,
+    MAX_SOURCE,
     DatasetManifest,
     ImageEntry,
     ImageFormat,
@@ -167,10 +169,12 @@ class _Work:
     def take(self, source: Source) -> None:
         """Read one source's picture, or note why it gives none."""
         try:
+            if not 0 < len(source.name) <= MAX_ID:
+                raise PictureError(f"a name of {len(source.name)} characters, where 1 to {MAX_ID} can be kept")
             with source.open() as opened:
                 image = read_picture(opened, self.target.image, self.target.resizing)
         except PictureError as error:
-            self.skipped.append(SkippedEntry(source=source.name, reason=error.message))
+            self.skipped.append(SkippedEntry(source=source.name[:MAX_SOURCE], reason=error.message))
             return
         self.entries.append(ImageEntry(id=source.name, source=source.name, label=source.label))
         self.waiting.append(image)

@@ -78,7 +78,7 @@ def _check_size(model: ModelFacts, images: NDArray[np.uint8]) -> None:
 
 def _outputs(path: Path, folder: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.float32]:
     manifest = load_manifest(folder, verify=False)
-    parameters = read_parameters(path if path.is_file() else folder / manifest.files[TRAINABLE].path, manifest)
+    parameters = read_parameters(folder / manifest.files[TRAINABLE].path if path.is_dir() else path, manifest)
     engine = open_engine(manifest, artifact_paths(manifest, folder))
     kind = open_kind(manifest.kind, manifest.model)
     scorer = HeldOutScorer(engine, kind, images, labels, classes=manifest.model.classes)

@@ -198,7 +198,7 @@ class LabelApi:
         ) from None
 
     def _said(self, error: BaseException | None) -> str:
-        return self._line(f"{type(error).__name__}: {error}")
+        return self._line(str(error) if isinstance(error, _NoReply) else f"{type(error).__name__}: {error}")
 
     def _line(self, text: str) -> str:
         """Foreign text as one line; servers like to say the key that they refuse, and the line becomes an event."""

@@ -30,6 +30,8 @@ _INSTRUCTIONS = (
 _VALUE = re.compile(r"[{\[]")
 _MAX_VALUES, _MAX_DEPTH = 50, 4
 """How many brackets of a reply are tried, and how deep in a value answers may lie."""
+_SAYS_CLASS = frozenset({"class", "class_name", "label", "category", "answer", "prediction"})
+_SCHEMA_WORDS = frozenset({"$ref", "type", "enum"})
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -105,15 +107,16 @@ class Prompt:
     def read(self, text: str, images: int) -> list[str]:
         """The answer about each image.
 
-        They come from the first JSON value that has them, also in a code fence, among words, or in another value.
+        They come from the first JSON value that has them, also in a code fence, among words, or in another value; or
+        from several, as an object a line.
 
         Raises:
             MalformedReply: the text is cut off, has no JSON, or no answer for one of the images.
         """
         keys = [_key(index) for index in range(images)]
         values = list(_json_values(text))
-        for value in values:
-            if (answers := _answers(value, keys)) is not None:
+        for some in (*([value] for value in values), values):
+            if some and (answers := _answers(some, keys)) is not None:
                 return answers
         problem = f"its JSON lacks a text for one of {keys[0]} to {keys[-1]}" if values else "it is no JSON"
         raise MalformedReply(problem, incomplete=bool(values))
@@ -139,32 +142,56 @@ def _json_values(text: str) -> Iterator[Any]:
             yield value
 
 
-def _answers(value: Any, keys: Sequence[str]) -> list[str] | None:
-    """The answers by key that a JSON value holds at any depth, or those of a list that is all that it holds."""
+def _answers(values: Sequence[Any], keys: Sequence[str]) -> list[str] | None:
+    """The answers by key that JSON values hold at any depth, or those of a list that is all that one of them holds."""
     found: dict[str, str] = {}
-    level = [value]
+    level = list(values)
     for _ in range(_MAX_DEPTH):
         for one in level:
-            if isinstance(one, dict):
-                for key in one.keys() & set(keys):
-                    if (text := _text(one[key])) is not None:
-                        found.setdefault(key, text)
+            for key, answer in _named(one, keys):
+                if (text := _text(answer)) is not None:
+                    found.setdefault(key, text)
         level = [inner for one in level for inner in _inside(one)]
     if found.keys() == set(keys):
         return [found[key] for key in keys]
+    (value, *more) = values
     while isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
-    if not found and isinstance(value, list) and len(value) == len(keys):
+    if not found and not more and isinstance(value, list) and len(value) == len(keys):
         texts = [_text(one) for one in value]
         return [text for text in texts if text is not None] if None not in texts else None
     return None
 
 
+def _named(value: Any, keys: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """What an object says of images: ``{"image_1": "cat"}``, or ``{"image": "image_1", "label": "cat"}``."""
+    if not isinstance(value, dict):
+        return
+    for name, one in value.items():
+        if (key := _as_key(name)) in keys:
+            yield key, one
+        elif (key := _as_key(one)) in keys:
+            rest = {other: answer for other, answer in value.items() if other != name}
+            yield key, rest
+
+
+def _as_key(name: Any) -> str:
+    """``Image 1`` and ``image-1`` mean ``image_1``."""
+    return re.sub(r"^image[ _-]?(?=[0-9]+$)", "image_", name.strip().casefold()) if isinstance(name, str) else ""
+
+
 def _text(value: Any) -> str | None:
-    """A text, or the only one in an object, as ``{"class": "cat"}``; a schema's ``$ref`` is none."""
-    if isinstance(value, dict) and len(value) == 1 and "$ref" not in value:
-        (value,) = value.values()
-    return value if isinstance(value, str) else None
+    """A text, the only one in a list, or an object's: its only value, or the one under a name that says so.
+
+    What stands in a schema is none.
+    """
+    if isinstance(value, dict):
+        said = [one for name, one in value.items() if name in _SAYS_CLASS] if len(value) > 1 else list(value.values())
+        value = said[0] if len(said) == 1 and not value.keys() & _SCHEMA_WORDS else None
+    elif isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    # Half a character, which JSON can say and no file keeps, becomes a question mark.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
 
 
 def _inside(value: Any) -> Iterable[Any]:

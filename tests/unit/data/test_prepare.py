@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +229,12 @@ def test_links_to_folders_are_followed_and_one_that_leads_back_is_named(tmp_path
         "itself": "cannot be read",
     }
     assert len(run(folder, folder / "out").images) == 3
+
+
+@pytest.mark.parametrize(("characters", "kept"), [(0, False), (1, True), (500, True), (501, False), (5000, False)])
+def test_a_name_that_is_too_long_costs_its_picture_only(tmp_path: Path, characters: int, kept: bool) -> None:
+    save(picture(0), tmp_path / "0.png")
+    one = Source("other", None, lambda: contextlib.nullcontext(tmp_path / "0.png"))
+    manifest = prepare([replace(one, name="x" * characters), one], tmp_path / "out", TARGET)
+    assert len(manifest.images) == 1 + kept
+    assert kept or "characters" in manifest.skipped[0].reason

@@ -16,7 +16,7 @@ from agents.cli.data import app
 from artifacts.default_task import DEFAULT_DIRECTORY
 from data.dataset import load_dataset
 from data.errors import ExchangeError, PartitionError
-from data.exchange import IMAGES_NAME, LABELS_NAME
+from data.exchange import IMAGES_NAME, LABELS_NAME, import_sources
 from data.fashion_mnist import USERS
 from tests.unit.data.pictures import picture, save
 
@@ -110,7 +110,7 @@ def test_import_skips_broken_images_and_keeps_the_rest(tmp_path: Path) -> None:
         (None, None, "cannot read"),
         ("{", None, "cannot read"),
         ([1], None, "not a JSON object"),
-        ({"a": 1}, None, "not a JSON object"),
+        ({"a": 1}, None, "no text for 1 of its images: a"),
         ({"a": "x"}, {"b": "cat"}, "lacks, such as 'b'"),
     ],
 )
@@ -154,3 +154,11 @@ def test_file_names_with_line_breaks_and_other_bytes_stay_on_their_line(tmp_path
     assert {image["path"] for image in groups[0]["images"]} == {"a\nb \udcff [red].png", "c\x1b[2J.png"}
     prepared = run("prepare", tmp_path / "in\n0", "-o", tmp_path / "out")
     assert r"skipped no\npicture.txt" in prepared.stdout
+
+
+def test_import_names_what_has_no_text_and_reads_what_windows_wrote(tmp_path: Path) -> None:
+    (tmp_path / IMAGES_NAME).write_text("\ufeff{}", encoding="utf-8")
+    assert import_sources(None, tmp_path / IMAGES_NAME) == []
+    (tmp_path / LABELS_NAME).write_text('{"a": "cat", "b": null}', encoding="utf-8")
+    with pytest.raises(ExchangeError, match="no text for 1 of its images: b"):
+        import_sources(tmp_path / LABELS_NAME, tmp_path / IMAGES_NAME)

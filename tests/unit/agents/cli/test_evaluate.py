@@ -85,6 +85,12 @@ def test_a_file_of_another_size_is_no_model(shard: Path, tmp_path: Path, content
         compare_models(DEFAULT_ARTIFACTS, path, shard, artifacts=DEFAULT_ARTIFACTS)
 
 
+@pytest.mark.parametrize("name", ["typo", "typo.f32", "typo.onnx", "typo.safetensors"])
+def test_what_is_not_there_is_no_model(shard: Path, tmp_path: Path, name: str):
+    with pytest.raises(ComparisonError, match="No such file"):
+        compare_models(DEFAULT_ARTIFACTS, tmp_path / name, shard, artifacts=DEFAULT_ARTIFACTS)
+
+
 def test_parameters_with_other_names_are_no_model(shard: Path, tmp_path: Path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": np.zeros(3, np.float32)}, path)

@@ -29,6 +29,10 @@ WRAPPERS: dict[str, Callable[[dict[str, str]], str]] = {
     "objects": lambda answers: json.dumps([{key: value} for key, value in answers.items()]),
     "list": lambda answers: json.dumps({"labels": list(answers.values())}),
     "inner": lambda answers: json.dumps({key: {"class": value} for key, value in answers.items()}),
+    "beside": lambda answers: json.dumps({key: {"class": value, "sure": "very"} for key, value in answers.items()}),
+    "records": lambda answers: json.dumps({"all": [{"image": key, "label": value} for key, value in answers.items()]}),
+    "capitals": lambda answers: json.dumps({key.title().replace("_", " "): value for key, value in answers.items()}),
+    "lines": lambda answers: "\n".join(json.dumps({key: [value]}) for key, value in answers.items()),
     "twice": lambda answers: json.dumps(json.dumps(answers)),
     "prose": lambda answers: f"I see {' and '.join(answers.values())}.",
 }

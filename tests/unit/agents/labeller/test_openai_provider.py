@@ -212,6 +212,12 @@ async def test_an_answer_is_found_in_whatever_it_is_wrapped(labelling: Labelling
     assert len(server.requests) == 2
 
 
+async def test_half_a_character_in_an_answer_spoils_nothing(labelling: Labelling, server: LabelServer):
+    server.wrong = {2: "\ud800"}
+    said = await labelling.label(0, 1, 2, 3)
+    assert said.labels == (0, 1, None, 3)
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 async def test_when_no_reply_can_be_read_it_stops_early_with_the_reason_and_a_sample(
     labelling: Labelling, server: LabelServer, concurrency: int
