@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 
 import pytest
@@ -16,31 +15,14 @@ from agents.runtime.stopping import GONE_S
 from tests.commands.conftest import Running, Shell
 from tests.conftest import wait_for
 
-SOON_S = 2.0
-HANGS = """
-import asyncio
-from agents.runtime.stopping import GONE_S, set_by_signals
-
-async def main():
-    with set_by_signals(asyncio.Event(), gone_s=GONE_S):
-        print("hangs", flush=True)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
+BUSY_S = 4.0
+"""An agent ends itself ``GONE_S`` after the signal, whatever it waits for; the rest is for a busy machine."""
 
 
 async def seconds_to_end(running: Running) -> float:
     began = time.monotonic()
     assert await running.stop() == 0, running.said
     return time.monotonic() - began
-
-
-async def soon_now(shell: Shell) -> float:
-    """``SOON_S``, and by how much a process that only ends after ``GONE_S`` is late on this machine now."""
-    hanging = await shell.start_program(sys.executable, "-c", HANGS)
-    await hanging.says("hangs")
-    return SOON_S + max(0.0, await seconds_to_end(hanging) - GONE_S)
 
 
 async def gone(shell: Shell, broker: Running) -> None:
@@ -91,12 +73,11 @@ async def test_every_agent_ends_within_two_seconds(broker_now: str, shell: Shell
     if broker_now == "frozen":
         # Or the broker's command would wait for it at the end of the test.
         os.kill(nats_server_of(shell), signal.SIGCONT)
-    if max(took.values()) > SOON_S:
-        assert max(took.values()) < await soon_now(shell), took
+    assert GONE_S < 2
+    assert max(took.values()) < BUSY_S, took
 
 
 async def test_an_agent_that_never_had_a_broker_ends_within_two_seconds(shell: Shell) -> None:
     agent = await shell.start("agent", "dispatcher")
     await agent.says("no broker")
-    took = await seconds_to_end(agent)
-    assert took < SOON_S or took < await soon_now(shell)
+    assert await seconds_to_end(agent) < BUSY_S
