@@ -228,6 +228,8 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
                 assert self.core.next_tick_at <= lease.expires_at
             if not lease.committing and not lease.lapsed:
                 assert self.core.next_tick_at <= lease.lapses_at
+            if not lease.committing and not lease.shareable:
+                assert self.core.next_tick_at <= lease.backup_at
             if self.core.is_caught_up and self.read == len(self.ledger.events):
                 assert lease.committing or not self.ledger.is_over(lease.record.task)
 
@@ -317,13 +319,13 @@ class ConversationMachine(Simulation, RuleBasedStateMachine):
             if round == ENOUGH:
                 waits = idle
             for name in waits:
-                if not lines[name].hands and name not in self.core.pool._ready:
+                if not lines[name].hands and not self.core.pool.candidates.waits_for(name):
                     self.send(lines[name], Ready())
             for name in refusing:
                 for lease in list(lines[name].hands):
                     del lines[name].hands[lease]
                     self.send(lines[name], TaskFailed(lease=lease, reason="no"))
-                while self.core.pool._ready.count(name) < 2:
+                while self.core.pool.candidates.waits_for(name) < 2:
                     self.send(lines[name], Ready())
             self.now += 2.0
             self.ring()

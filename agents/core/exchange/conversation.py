@@ -95,7 +95,7 @@ class Conversation:
         return Statistics(
             clients=len(self.members),
             leases=len(self.pool.leases),
-            ready=self.pool.ready,
+            ready=len(self.pool.candidates),
             spooled_bytes=self._uploads.spooled_bytes,
             granted=self.pool.granted,
             returned=self.pool.returned,
@@ -149,7 +149,7 @@ class Conversation:
             case Ping():
                 self.effects.say(connection, Pong())
             case Ready():
-                self.pool.want(hello.client)
+                self.pool.want(hello.client, now)
             case ProgressMessage():
                 self._progress(connection, hello.client, message, now)
             case UploadBegin():

@@ -1,8 +1,8 @@
 """Who works on which task until when: the gateway's leases as a table without clocks, sockets or a bus.
 
 A lease belongs to a client by name. While the client is connected it does not end by time; when the connection goes,
-the lease waits for the client's return and expires after that. A lease whose time is over has lapsed: it is good still,
-but another client may get the task as well.
+the lease waits for the client's return and expires after that. A lease that takes a while is shareable, so that an idle
+client may get the task as well, and one whose time is over has lapsed, so that any may; both are good still.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Lease:
         granted_at: none when that was before this process.
         due_at: when its task's own time is over.
         away_at: when its client has been away for ``RETURN_S``; none while the client is connected.
+        backup_at: when an idle client may back it up.
         lapsed: one of the two has passed.
+        shareable: ``backup_at`` has passed, or the lease lapsed.
         done_at: when its upload was complete.
     """
 
@@ -60,7 +62,9 @@ class Lease:
     granted_at: float | None = None
     due_at: float = inf
     away_at: float | None = None
+    backup_at: float = inf
     lapsed: bool = False
+    shareable: bool = False
     done_at: float | None = None
     phase: int = -1
     committing: bool = False
@@ -110,16 +114,18 @@ class LeaseTable:
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._leases.values()))
 
-    def grant(self, record: LeaseRecord, *, granted_at: float | None = None, due_at: float = inf) -> Lease:
-        """A new lease; all others of the task must have lapsed.
+    def grant(
+        self, record: LeaseRecord, *, granted_at: float | None = None, due_at: float = inf, backup_at: float = inf
+    ) -> Lease:
+        """A new lease; all others of the task must be shareable.
 
         Raises:
-            ValueError: the task is leased already, twice or to this client or to one that has time left.
+            ValueError: the task is leased already, twice or to this client or to one that need not share it yet.
         """
-        lease = Lease(record, granted_at=granted_at, due_at=due_at)
+        lease = Lease(record, granted_at=granted_at, due_at=due_at, backup_at=backup_at)
         others = self.holders(lease.key)
         if len(others) == MOST_HOLDERS or any(
-            not other.lapsed or other.record.client == record.client for other in others
+            not other.shareable or other.record.client == record.client for other in others
         ):
             raise ValueError(f"{lease.id}: the task has a lease")
         return self._add(lease)
@@ -145,14 +151,19 @@ class LeaseTable:
         return list(self._by_key.get(key, ()))
 
     def under(self, token: str) -> int:
-        """How many leases a token's holders have together; those that lapsed block their holders alone."""
+        """How many leases a token's holders have together; those that are shareable take no room from others."""
         return self._by_token[token]
 
     def lapse(self, lease: Lease, *, lapsed: bool = True) -> None:
         """The lease's time is over, or not any more."""
-        if lease.lapsed != lapsed:
-            lease.lapsed = lapsed
-            self._by_token[lease.record.token] += -1 if lapsed else 1
+        lease.lapsed = lapsed
+        self.share(lease, shareable=lapsed)
+
+    def share(self, lease: Lease, *, shareable: bool = True) -> None:
+        """An idle client may back the lease up, or not any more."""
+        if lease.shareable != shareable:
+            lease.shareable = shareable
+            self._by_token[lease.record.token] += -1 if shareable else 1
 
     def of(self, client: str) -> list[Lease]:
         """The leases of a client, connected or not."""
@@ -200,9 +211,22 @@ class LeaseTable:
             if lease.lapses_at <= now and not lease.lapsed and not lease.committing
         ]
 
-    def lapses(self) -> Iterator[float]:
-        """When leases lapse, in no order."""
-        return (lease.lapses_at for lease in self._leases.values() if not lease.lapsed and not lease.committing)
+    def taking_long(self, now: float) -> list[Lease]:
+        """Those that become shareable now."""
+        return [
+            lease
+            for lease in self._leases.values()
+            if lease.backup_at <= now and not lease.shareable and not lease.committing
+        ]
+
+    def changes(self) -> Iterator[float]:
+        """When leases lapse or become shareable, in no order."""
+        for lease in self._leases.values():
+            if not lease.committing:
+                if not lease.lapsed:
+                    yield lease.lapses_at
+                if not lease.shareable:
+                    yield lease.backup_at
 
     def expiries(self) -> Iterator[float]:
         """When the leases of lost clients end, in no order."""
@@ -217,7 +241,7 @@ class LeaseTable:
         self._by_key[lease.key].remove(lease)
         if not self._by_key[lease.key]:
             del self._by_key[lease.key]
-        self._by_token[lease.record.token] -= not lease.lapsed
+        self._by_token[lease.record.token] -= not lease.shareable
         if not self._by_token[lease.record.token]:
             del self._by_token[lease.record.token]
         of_client = self._by_client[lease.record.client]

@@ -1,24 +1,22 @@
-"""Who gets which task: clients that wait for one, the broker's deliveries, and the leases between the two.
+"""The broker's deliveries and the clients' leases: tasks go out, come back, and are over.
 
-A task whose lease has lapsed goes back to the broker when somebody else waits for one, so that it comes again under an
-attempt, and so a lease, of its own. Its first valid update counts. When both holders let their time pass, the older
-makes room for a third; a task's time doubles with each that did, up to the round's, so that slow clients alone get it
-done at last.
+A task that somebody else may have too goes back to the broker, so that it comes again under an attempt, and so a lease,
+of its own. Its first valid update counts. A task's time doubles with each holder that let it pass, up to the round's,
+so that slow clients alone get it done at last.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import inf
 
-from agents.core.exchange.connections import Connection
+from agents.core.exchange.candidates import IDLE_S, Candidates, Choice, Fitness
 from agents.core.exchange.effects import Ack, Delivery, DropLease, Effects, Fetch, GiveBack, InProgress, KeepLease
 from agents.core.exchange.leases import MOST_HOLDERS, Lease, LeaseRecord, LeaseTable, Outcome, TaskKey, key_of
 from agents.core.exchange.limits import Limits
 from agents.core.exchange.members import Members
-from agents.core.exchange.messages import MAX_SLOTS, Assignment, ProtocolError, TaskRevoked
+from agents.core.exchange.messages import Assignment, TaskRevoked
 from agents.core.exchange.refusals import Refusals
 from agents.core.exchange.runs import Ended, Runs
 from agents.core.exchange.standing import Standing
@@ -32,6 +30,8 @@ FETCH_S = 5.0
 ACK_WAIT_S = 6.0
 """The broker gives a task again that nobody worked on for so long: what a killed gateway had taken and not leased."""
 SWEEP_S = 0.1
+LOOK_S = 0.05
+"""Who has become idle is looked at no more often than that."""
 
 
 class Pool:
@@ -41,6 +41,7 @@ class Pool:
         leases: all of this gateway's.
         standing: of the clients.
         refusals: of tasks that clients cannot do.
+        candidates: the clients that wait for tasks.
         granted: tasks handed to clients so far.
         returned: tasks that went back so far.
         next_tick_at: when ``tick`` has something to do at the latest.
@@ -63,6 +64,7 @@ class Pool:
         self.leases = LeaseTable(limits.lease_s)
         self.standing = Standing(limits.max_token_tasks)
         self.refusals = Refusals()
+        self.candidates = Candidates(members, self.leases, self.standing, self.refusals)
         self._times = TaskTimes()
         self.granted = self.returned = 0
         self.next_tick_at = self._tell_broker_at = now
@@ -70,10 +72,9 @@ class Pool:
         self._offered: set[TaskKey] = set()
         """Tasks with a holder that went back to the broker for another."""
         self._slow: dict[str, Lease] = {}
-        """Leases that lapsed, by name, in this order."""
+        """Shareable leases, by name, in the order in which they became so."""
         self._slowly: Counter[TaskKey] = Counter()
         """How often a task's own time passed."""
-        self._ready: deque[str] = deque()
         self._caught_up = self._fetching = self._sweep = False
         for record in sorted(kept, key=lambda one: -one.attempt):
             if len(self.leases.holders(key_of(record.task))) < MOST_HOLDERS:
@@ -82,11 +83,6 @@ class Pool:
                 # A process that died between ending one and granting the next; only the newest count.
                 effects.add(DropLease(Lease(record)))
 
-    @property
-    def ready(self) -> int:
-        """How many tasks clients wait for."""
-        return len(self._ready)
-
     def cause(self, lease: Lease) -> Event | None:
         """The event that assigned the lease's task; none after a restart, until the broker sends it again."""
         delivery = self._deliveries.get(lease.key)
@@ -94,34 +90,20 @@ class Pool:
 
     # Clients
 
-    def want(self, client: str) -> None:
+    def want(self, client: str, now: float) -> None:
         """A connected client wants one more task.
 
         Raises:
             ProtocolError: ``too_many`` when it has as many as it may.
         """
-        if len(self.leases.of(client)) + self._ready.count(client) >= MAX_SLOTS:
-            raise ProtocolError("too_many", f"a client holds or waits for at most {MAX_SLOTS} tasks")
-        self._ready.append(client)
+        self.candidates.want(client, now)
+        if self._slow:
+            self.next_tick_at = min(self.next_tick_at, now + IDLE_S)
         self._go_on()
 
     def able(self, key: TaskKey, now: float) -> set[str]:
-        """The clients that may do the task yet: they hold a task in its time, or wait for one that they may have.
-
-        Once the task was refused often enough, who shows nothing is counted on for the task's own time and no longer:
-        from then on only those whose last update that counts is not older than that.
-        """
-        patience_s = self._times.allowed_s(key[0], self._runs.deadline_s(key))
-        overdue = self.refusals.enough_for_s(key, now) >= patience_s
-        found = set()
-        for client, _ in self._members:
-            held = self.leases.of(client)
-            works = all(lease.committing or not lease.lapsed for lease in held)
-            if not works or not (held or (client in self._ready and self._may_take(client))):
-                continue
-            if not overdue or now - self.standing.worked_at(client) < patience_s:
-                found.add(client)
-        return found
+        """The clients that may do the task yet, as far as anybody can tell."""
+        return self.candidates.able(key, self._times.allowed_s(key[0], self._runs.deadline_s(key)), now)
 
     def resume(self, client: str, held: Iterable[str], now: float) -> tuple[str, ...]:
         """The client is back: it waits for nothing yet, and has those leases again that are among what it still holds.
@@ -136,6 +118,7 @@ class Pool:
             lease.due_at = min(lease.due_at, now + self._allowed_s(lease.key))
             if lease.lapses_at > now:
                 self.leases.lapse(lease, lapsed=False)
+                lease.backup_at = max(now, min(lease.backup_at, now + self._backup_s(lease.key)))
                 self._slow.pop(lease.id, None)
             self._wake(lease)
         return tuple(lease.id for lease in resumed)
@@ -154,8 +137,7 @@ class Pool:
                 self.give_back(lease)
 
     def _forget(self, client: str) -> None:
-        if client in self._ready:
-            self._ready = deque(name for name in self._ready if name != client)
+        if self.candidates.forget(client):
             # What the broker was asked for on its behalf may still come, and then goes back.
             self._sweep = True
             self._fetch()
@@ -166,8 +148,12 @@ class Pool:
         """Ends a lease; its task goes back to the pool."""
         self.returned += 1
         self._end(lease, None)
-        if holders := self.leases.holders(lease.key):
-            if delay_s and _lapsed(holders) and (delivery := self._deliveries.get(lease.key)) is not None:
+        if self.leases.holders(lease.key):
+            if (
+                delay_s
+                and self.candidates.wanted(lease.key) is not Fitness.NOBODY
+                and (delivery := self._deliveries.get(lease.key)) is not None
+            ):
                 # Offered to others, but not at once.
                 self._offered.add(lease.key)
                 self._effects.add(GiveBack(delivery, delay_s))
@@ -245,36 +231,31 @@ class Pool:
         self._fetch()
 
     def _offer(self) -> None:
-        """As many tasks that lapsed go back to the broker as clients wait that may do them."""
+        """As many tasks of shareable leases go back to the broker as clients wait that may have them."""
         if not self._slow or not self._caught_up:
             return
-        waiting = [client for client in self._ready if self._may_take(client)]
+        waiting = self.candidates.waiting()
         del waiting[: len(self._offered)]
-        for lease in list(self._slow.values()):
-            key = lease.key
-            delivery, holders = self._deliveries.get(key), self.leases.holders(key)
-            if delivery is None or key in self._offered or not _lapsed(holders):
+        for key in dict.fromkeys(lease.key for lease in self._slow.values()):
+            if not waiting:
+                break
+            delivery = self._deliveries.get(key)
+            wanted = self.candidates.wanted(key)
+            if delivery is None or key in self._offered or wanted is Fitness.NOBODY:
                 continue
-            other = next((client for client in waiting if client not in _clients(holders)), None)
-            if other is not None:
-                waiting.remove(other)
-                self._offered.add(key)
-                self._effects.add(GiveBack(delivery, 0.0))
-
-    def _may_take(self, client: str) -> bool:
-        """Whether a client may have one more task: nobody who lets a task lie gets another."""
-        connection, held = self._members.get(client), self.leases.of(client)
-        return (
-            connection is not None
-            and len(held) < self.standing.of_client(client)
-            and not any(lease.lapsed for lease in held)
-            and self.leases.under(connection.token) < self.standing.of_token(connection.token)
-        )
+            taker = next(
+                (one for one in waiting if one[1] >= wanted and self.candidates.fits(key, one[0], wanted)), None
+            )
+            if taker is None:
+                continue
+            waiting.remove(taker)
+            self._offered.add(key)
+            self._effects.add(GiveBack(delivery, 0.0))
 
     def _fetch(self) -> None:
         if self._fetching or not self._caught_up:
             return
-        wanted = sum(self._may_take(client) for client in self._ready)
+        wanted = len(self.candidates.waiting())
         if wanted or self._sweep:
             self._fetching, self._sweep = True, False
             self._effects.add(Fetch(max(1, wanted), FETCH_S if wanted else SWEEP_S))
@@ -296,42 +277,23 @@ class Pool:
             self._deliveries.pop(key, None)
             self._settle(key)
             self._effects.add(Ack(delivery))
-        elif _lapsed(holders) and (found := self._next_client(key, holders)) is not None:
-            for older in holders[: max(0, len(holders) - MOST_HOLDERS + 1)]:
+            return
+        if not holders:
+            self.candidates.open_task(now)
+        if (choice := self.candidates.choose(key)) is not None:
+            if (older := choice.instead_of) is not None:
                 self.returned += 1
                 self._end(older, None)
                 self._tell(older, "it took too long; others do it")
-            self._grant(delivery, task, *found, now)
+            self._grant(delivery, task, choice, now)
         elif holders:
             # Sent again because this gateway or its connection to the broker was away, or nobody waits any more.
             self._deliveries[key] = delivery
         else:
             self._effects.add(GiveBack(delivery, 0.0))
 
-    def _next_client(self, key: TaskKey, holders: Sequence[Lease]) -> tuple[str, Connection] | None:
-        """Whoever waits longest of the best: who did not refuse it, has another token, has worked, fails less."""
-        best: tuple[tuple[bool, bool, bool, int, int], int, str, Connection] | None = None
-        for place, client in enumerate(self._ready):
-            connection = self._members.get(client)
-            if connection is None or client in _clients(holders) or not self._may_take(client):
-                continue
-            rank = (
-                self.refusals.by(key, client),
-                any(lease.record.token == connection.token for lease in holders),
-                self.standing.worked_at(client) == -inf,
-                self.standing.faults(client, connection.token),
-                len(self.leases.of(client)),
-            )
-            if best is None or rank < best[0]:
-                best = rank, place, client, connection
-            if rank == (False, False, False, 0, 0):
-                break
-        if best is None:
-            return None
-        del self._ready[best[1]]
-        return best[2:]
-
-    def _grant(self, delivery: Delivery, task: TaskAssigned, client: str, connection: Connection, now: float) -> None:
+    def _grant(self, delivery: Delivery, task: TaskAssigned, choice: Choice, now: float) -> None:
+        client, connection = choice.client, choice.connection
         record = LeaseRecord(
             task=task,
             client=client,
@@ -339,7 +301,10 @@ class Pool:
             sequence=delivery.stored.sequence,
             attempt=delivery.attempt,
         )
-        lease = self.leases.grant(record, granted_at=now, due_at=now + self._allowed_s(key_of(task)))
+        key = key_of(task)
+        lease = self.leases.grant(
+            record, granted_at=now, due_at=now + self._allowed_s(key), backup_at=now + self._backup_s(key)
+        )
         lease.address = connection.address
         self._deliveries[lease.key] = delivery
         self.granted += 1
@@ -357,11 +322,19 @@ class Pool:
             return allowed_s
         return min(deadline_s, allowed_s * 2.0 ** min(20, self._slowly[key]))
 
+    def _backup_s(self, key: TaskKey) -> float:
+        return self._times.backup_s(key[0], self._runs.deadline_s(key))
+
     def _wake(self, lease: Lease) -> None:
-        self.next_tick_at = min(self.next_tick_at, lease.lapses_at, lease.expires_at or lease.lapses_at)
+        self.next_tick_at = min(
+            self.next_tick_at, lease.lapses_at, lease.backup_at, lease.expires_at or lease.lapses_at
+        )
 
     def tick(self, now: float) -> None:
-        """Lets leases lapse, those of lost clients expire, and tells the broker that the others are worked on."""
+        """Lets leases be shared, lapse, and of lost clients expire; tells the broker that the others are worked on."""
+        for lease in self.leases.taking_long(now):
+            self.leases.share(lease)
+            self._slow[lease.id] = lease
         for lease in self.leases.lapsing(now):
             self.leases.lapse(lease)
             self._slow[lease.id] = lease
@@ -377,14 +350,8 @@ class Pool:
             worked_on = tuple(one for key, one in self._deliveries.items() if key not in self._offered)
             if worked_on:
                 self._effects.add(InProgress(worked_on))
-        self.next_tick_at = min((self._tell_broker_at, *self.leases.expiries(), *self.leases.lapses()))
+        idle_at = self.candidates.notice_idle(now)
+        self.next_tick_at = min((self._tell_broker_at, *self.leases.expiries(), *self.leases.changes()))
+        if self._slow:
+            self.next_tick_at = min(self.next_tick_at, max(idle_at, now + LOOK_S))
         self._go_on()
-
-
-def _lapsed(holders: Sequence[Lease]) -> bool:
-    """Nobody holds the task, or only clients whose time is over."""
-    return all(lease.lapsed and not lease.committing for lease in holders)
-
-
-def _clients(holders: Sequence[Lease]) -> set[str]:
-    return {lease.record.client for lease in holders}

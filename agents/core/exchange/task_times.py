@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from statistics import median
 
 KNOWN, WINDOW, RUNS = 5, 100, 64
 SHARE, QUANTILE, FACTOR = 4, 0.9, 4.0
 LEAST_S = 5.0
+FIRST_BACKUP_S, BACKUP_FACTOR, LEAST_BACKUP_S = 3.0, 2.0, 1.0
 
 
 class TaskTimes:
     """A task's own time is ``FACTOR`` times what nine of ten of its run's last tasks took, and at least ``LEAST_S``.
 
-    Until ``KNOWN`` are done it is a quarter of the round's deadline; it is never more than half of that.
+    Until ``KNOWN`` are done it is a quarter of the round's deadline; it is never more than half of that. An idle client
+    backs it up after ``BACKUP_FACTOR`` times the median, or ``FIRST_BACKUP_S`` while nothing is known.
     """
 
     def __init__(self) -> None:
@@ -33,3 +36,9 @@ class TaskTimes:
             return deadline_s / SHARE
         learned = FACTOR * took[int(QUANTILE * (len(took) - 1))]
         return min(max(learned, LEAST_S), deadline_s / 2)
+
+    def backup_s(self, run: str, deadline_s: float) -> float:
+        """Seconds after which an idle client may back up a task of this run, in a round of so many."""
+        took = self._took.get(run)
+        after_s = max(LEAST_BACKUP_S, BACKUP_FACTOR * median(took)) if took else FIRST_BACKUP_S
+        return min(after_s, self.allowed_s(run, deadline_s))

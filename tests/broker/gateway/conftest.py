@@ -26,10 +26,11 @@ from agents.core.exchange.messages import (
     parse_server_message,
 )
 from agents.core.learning.encodings import encode_update
+from agents.core.rounds.state import RoundState
 from agents.gateway.service import running_gateway
 from agents.gateway.settings import GatewaySettings
 from agents.words.events import RoundPlanned, RunStarted, TaskAssigned, UpdateMetrics
-from agents.words.run_config import RunConfig, RunDataset, UserShard
+from agents.words.run_config import QuorumSpec, RunConfig, RunDataset, UserShard
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.words.payload import Payload
@@ -136,6 +137,16 @@ async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
         await wait_for(ready)
         yield client
+
+
+async def decided(gateway: Gateway) -> Payload | None:
+    """What the aggregator says of round 1 as the stream is now."""
+    state = RoundState(gateway.run, 1, QuorumSpec())
+    async with gateway.bus.follow(events_of(gateway.run), live=False) as items:
+        stored = [one async for one in items if hasattr(one, "event")]
+    for one in stored:
+        state.fold(one)
+    return state.decide(stored[-1].time) if state.plan else None
 
 
 class Talk:

@@ -20,24 +20,10 @@ from agents.core.exchange.messages import (
     UploadBegin,
     UploadRejected,
 )
-from agents.core.rounds.state import RoundState
 from agents.words.events import RoundClosed, RoundFailed, UpdateRejected, UpdateSubmitted
-from agents.words.run_config import QuorumSpec
 from bus.client import Bus
-from bus.words.payload import Payload
-from bus.words.subjects import events_of
-from tests.broker.gateway.conftest import Gateway, Talk, serving, talking, update
+from tests.broker.gateway.conftest import Gateway, Talk, decided, serving, talking, update
 from tests.conftest import wait_for
-
-
-async def decided(gateway: Gateway) -> Payload | None:
-    """What the aggregator says of round 1 as the stream is now."""
-    state = RoundState(gateway.run, 1, QuorumSpec())
-    async with gateway.bus.follow(events_of(gateway.run), live=False) as items:
-        stored = [one async for one in items if hasattr(one, "event")]
-    for one in stored:
-        state.fold(one)
-    return state.decide(stored[-1].time) if state.plan else None
 
 
 async def keeps_pinging(talk: Talk, heard: list[object]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from agents.core.exchange import effects
 from agents.core.exchange.access import Grant
+from agents.core.exchange.candidates import IDLE_S
 from agents.core.exchange.connections import Connection
 from agents.core.exchange.conversation import Conversation
 from agents.core.exchange.leases import RETURN_S, LeaseRecord
@@ -19,6 +20,7 @@ from agents.core.exchange.messages import (
     Leave,
     ProgressMessage,
     Ready,
+    TaskFailed,
     TaskRevoked,
     UploadAccepted,
     UploadBegin,
@@ -28,6 +30,7 @@ from agents.core.exchange.messages import (
     encode_chunk,
 )
 from agents.core.exchange.runs import MOST_REJECTIONS
+from agents.core.exchange.task_times import FIRST_BACKUP_S
 from agents.words.events import Payload, RoundClosed, RunFinished, TaskAssigned, UpdateMetrics
 from bus.words.envelope import Stored
 from bus.words.values import Frozen
@@ -36,6 +39,7 @@ from tests.builders import ANY_REF, RUN, Stream, assigned, config, planned, run_
 NOW, LATER = 100.0, 110.0
 DEADLINE_S = 60.0
 LAPSED = NOW + DEADLINE_S / 4
+SHARED = NOW + FIRST_BACKUP_S
 SIZE = 16
 METRICS = UpdateMetrics(predictions=(0, 0), examples=2, mismatched_images=2, trained_images=14)
 LIMITS = Limits(lease_s=30.0, max_spool_bytes=2 * SIZE)
@@ -87,9 +91,9 @@ class World:
         self.core.presence.admitted(connection, hello, Grant("token", "train"), NOW)
         return connection
 
-    def hears(self, connection: Connection, message: Frozen | bytes) -> None:
+    def hears(self, connection: Connection, message: Frozen | bytes, now: float = NOW) -> None:
         frame = message if isinstance(message, bytes) else message.model_dump_json()
-        self.core.received(connection, frame, NOW)
+        self.core.received(connection, frame, now)
 
     def holds(self, connection: Connection, task: int = 0) -> str:
         """The client gets this task; the lease's name."""
@@ -260,7 +264,7 @@ def test_a_lost_clients_lease_is_due_when_the_clock_says_so(world: World) -> Non
 def test_a_lease_lapses_when_its_tasks_time_is_over_and_not_before(world: World) -> None:
     slow, other = world.joins("slow"), world.joins("other")
     world.holds(slow)
-    world.hears(other, Ready())
+    world.hears(other, Ready(), LAPSED - IDLE_S / 2)
     world.core.pool.fetched([], NOW)
     world.wanted()
     world.core.tick(LAPSED - 0.001)
@@ -270,6 +274,81 @@ def test_a_lease_lapses_when_its_tasks_time_is_over_and_not_before(world: World)
     world.core.pool.fetched([Delivered(world.tasks[0], 2)], LAPSED)
     (second,) = [one for one in world.said() if isinstance(one, Assignment)]
     assert [lease.id for lease in world.core.pool.leases] == ["run.1.u0.1", second.lease]
+
+
+def offered(world: World) -> list[Stored]:
+    """Tasks that go back to the broker for somebody else."""
+    return [one.delivery.stored for one in world.wanted() if isinstance(one, effects.GiveBack)]
+
+
+def test_an_idle_client_backs_up_a_task_that_takes_a_while_and_not_before(world: World) -> None:
+    slow, idle = world.joins("slow"), world.joins("idle")
+    world.holds(slow)
+    world.hears(idle, Ready())
+    world.core.pool.fetched([], NOW)
+    world.core.tick(SHARED - 0.001)
+    assert offered(world) == []
+    world.core.tick(SHARED)
+    assert offered(world) == [world.tasks[0]]
+    world.core.pool.fetched([Delivered(world.tasks[0], 2)], SHARED)
+    assert [one.record.client for one in world.core.pool.leases] == ["slow", "idle"]
+    # The slow one has failed in nothing, and may still be first.
+    assert world.core.pool.standing.faults("slow", "token") == 0
+
+
+def test_who_has_waited_for_a_moment_only_backs_nobody_up(world: World) -> None:
+    slow, new = world.joins("slow"), world.joins("new")
+    world.holds(slow)
+    world.hears(new, Ready(), SHARED)
+    world.core.pool.fetched([], SHARED)
+    world.core.tick(SHARED + IDLE_S - 0.001)
+    assert offered(world) == []
+    world.core.tick(SHARED + IDLE_S)
+    assert offered(world) == [world.tasks[0]]
+
+
+def test_a_third_gets_a_task_only_when_it_has_delivered_and_a_holder_has_not(world: World) -> None:
+    works = world.joins("works")
+    commit = world.uploads(works, world.holds(works, 2))
+    world.core.commits.checked(commit, 1.0)
+    world.core.commits.stored(commit, ANY_REF)
+    world.core.commits.submitted(commit, False)
+    world.holds(world.joins("pings"))
+    world.hears(world.joins("pings-too"), Ready())
+    world.core.tick(SHARED)
+    world.core.pool.fetched([Delivered(world.tasks[0], 2)], SHARED)
+    assert len(world.core.pool.leases.holders((RUN, 1, "u0"))) == 2
+    world.wanted()
+    world.hears(world.joins("new"), Ready())
+    world.core.tick(NOW + 2 * FIRST_BACKUP_S)
+    assert offered(world) == []
+    world.hears(works, Ready())
+    world.core.tick(NOW + 2 * FIRST_BACKUP_S)
+    assert offered(world) == [world.tasks[0]]
+    world.core.pool.fetched([Delivered(world.tasks[0], 3)], NOW + 2 * FIRST_BACKUP_S)
+    holders = world.core.pool.leases.holders((RUN, 1, "u0"))
+    assert [one.record.client for one in holders] == ["pings-too", "works"]
+
+
+def test_who_takes_long_itself_backs_nobody_up(world: World) -> None:
+    one, two = world.joins("one"), world.joins("two")
+    world.holds(one, 0)
+    world.holds(two, 1)
+    for client in (one, two):
+        world.hears(client, Ready())
+    world.core.pool.fetched([], NOW)
+    world.core.tick(SHARED)
+    assert offered(world) == []
+
+
+def test_who_refused_a_task_does_not_back_it_up(world: World) -> None:
+    refuses, slow = world.joins("refuses"), world.joins("slow")
+    world.hears(refuses, TaskFailed(lease=world.holds(refuses), reason="no"))
+    world.holds(slow)
+    world.hears(refuses, Ready())
+    world.core.pool.fetched([], NOW)
+    world.core.tick(SHARED)
+    assert offered(world) == []
 
 
 def test_a_task_is_offered_once_more_only_when_somebody_else_waits_for_it(world: World) -> None:
@@ -313,7 +392,7 @@ def test_after_a_restart_a_task_waits_a_few_seconds_for_its_client_alone(returns
     world = World(kept_of(World()))
     if returns:
         world.joins("one", "run.1.u0.1")
-    world.hears(world.joins("other"), Ready())
+    world.hears(world.joins("other"), Ready(), NOW + RETURN_S - IDLE_S / 2)
     world.core.pool.fetched([Delivered(world.tasks[0], 2)], NOW)
     world.wanted()
     world.core.tick(NOW + RETURN_S)
