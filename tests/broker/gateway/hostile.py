@@ -60,7 +60,7 @@ async def attacked(url: str, token: str, names: int, kind: Kind, *, size: int) -
 async def _attack(url: str, token: str, name: str, kind: Kind, size: int, welcome: asyncio.Event) -> None:
     while True:
         with contextlib.suppress(OSError, TimeoutError, websockets.WebSocketException):
-            async with connect(url, compression=None) as socket:
+            async with connect(url, compression=None, close_timeout=PAUSE_S) as socket:
                 talk = Talk(socket)
                 await talk.say(Hello(protocol=1, token=token, client=name, engine="test"))
                 await talk.hear()
