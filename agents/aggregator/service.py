@@ -11,6 +11,7 @@ from agents.core.rounds.state import Candidate
 from agents.core.strategies.strategy import StrategyBrokenError
 from agents.runtime.follower import Follower
 from agents.runtime.model_files import local_parents, mapped_arrays, put_mapped
+from agents.runtime.past import Past
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.runtime.tasks import until
 from agents.words.events import RoundPayload, RunFinished, RunStarted
@@ -62,6 +63,9 @@ class Aggregator:
             )
             for (run, number), one in self._rounds.items()
         )
+
+    def begin(self, past: Past) -> None:
+        """Nothing is needed of runs that are over."""
 
     async def take(self, stored: Stored) -> None:
         """Folds one event into its round."""
