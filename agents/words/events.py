@@ -216,9 +216,10 @@ class RoundFailed(RoundPayload):
     TYPE = "round.failed"
     SAID_BY = (DISPATCHER, AGGREGATOR)
     reason: ShortText
-    code: Literal["strategy_failed", "strategy_result"] | None = Field(
+    code: Literal["strategy_failed", "strategy_result", "object_missing", "object_corrupt"] | None = Field(
         default=None,
-        description="the strategy is at fault; only such a failure counts after the round was closed",
+        description="the strategy is at fault, or what the model is made from is lost; only such a failure counts "
+        "after the round was closed",
         exclude_if=lambda code: code is None,
     )
 
