@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -17,7 +18,7 @@ from agents.words.run_config import RunDataset, UserShard
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.client import Bus
 from bus.words.payload import Payload
-from bus.words.subjects import events_of_type
+from bus.words.subjects import EVENT_STREAM, EVENTS, events_of_type
 from tests.builders import config, run_started
 from tests.conftest import wait_for
 
@@ -110,3 +111,42 @@ async def test_what_cannot_be_read_as_the_newest_word_on_what_is_open_makes_a_st
         await bus.connection.js.publish("ev.one.runs.settled", b"{}")
         past, _ = await read_anew(nats)
         assert (past.after, len(past.runs)) == (3, 2)
+
+
+@pytest.mark.timeout(60)
+async def test_what_a_damaged_store_lost_of_a_run_that_is_over_is_no_longer_asked_for_and_of_an_open_one_it_is(
+    tmp_path: Path,
+) -> None:
+    store = tmp_path / "nats"
+    async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
+        await bus.publish_many([one for number in range(SETTLE_EVERY) for one in begin_and_end(f"run-{number}")])
+        shard = await bus.objects.put(b"shard")
+        dataset = RunDataset(classes=("a", "b"), users=(UserShard(user="u0", shard=shard),), held_out=shard)
+        ref = await bus.objects.put(dataset.model_dump_json().encode())
+        opened = await bus.publish(run_started(config()).model_copy(update={"run": "left-open", "dataset": ref}))
+        first = await dispatched(server, until_settled_after=0)
+        assert first.open == ()
+        asked = await bus.publish(RoundStarted(run="left-open", round=1))
+        await bus.publish_many(begin_and_end("later"))
+    (block,) = store.rglob(f"{EVENT_STREAM}/msgs/*.blk")
+
+    def flip(what: bytes) -> None:
+        body = bytearray(block.read_bytes())
+        body[body.index(what) + len(what) // 2] ^= 1
+        block.write_bytes(body)
+
+    flip(b"ev.run-7.run.started")
+    async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
+        assert (await read_past(bus)).after == opened.sequence - 1
+        assert bus.unreadable == ()
+        # Whoever reads all of it meets the gap, and begins before it.
+        assert (await read_past(bus, whole=True)).after < opened.sequence - 1
+        assert len(bus.unreadable) == 1
+    flip(b"ev.left-open.round.started.1")
+    async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
+        past = await read_past(bus)
+        assert past.after == opened.sequence - 1
+        async with bus.follow(EVENTS, after=past.after, live=False) as items:
+            async for _ in items:
+                pass
+        assert bus.unreadable == (asked.sequence,)
