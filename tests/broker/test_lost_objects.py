@@ -30,7 +30,10 @@ from bus.client import Bus
 from bus.recording.files import needed
 from bus.words.values import Ref
 from tests.broker.test_agents import BODIES, DEADLINE_S, Trainer, answer_all, events, of, running, small, until_event
+from tests.builders import planned
 from tests.conftest import wait_for
+
+ENDING = ("base", "update", "state", "dataset", "held-out")
 
 
 def flip(store: Path, data: bytes) -> None:
@@ -99,6 +102,18 @@ async def test_a_lost_object_ends_the_runs_that_need_it_and_no_other(
         objects = {ref.sha256: await bus.objects.get(ref) async for ref in needs}
         await bus.publish(started.model_copy(update={"run": "dataset", "dataset": without_dataset}))
         await bus.publish(started.model_copy(update={"run": "held-out", "dataset": without_held_out}))
+        adaptive = started.config.model_copy(update={"strategy": "fedadam"})
+        state = await bus.objects.put(b"what the server kept" * 8)
+        plan = planned(1, 1).model_copy(
+            update={"run": "state", "base_model": started.base_model, "server_state": state}
+        )
+        for data in (
+            started.model_copy(update={"run": "state", "config": adaptive}),
+            RoundStarted(run="state", round=1),
+            plan,
+            RoundClosed(run="state", round=1, reason="deadline", accepted=0, missing=1, rejected=0, through=1),
+        ):
+            await bus.publish(data)
         for run in ("sound", "held-out"):
             await bus.publish(RoundStarted(run=run, round=1))
     for data in (other, hidden, listed):
@@ -107,20 +122,21 @@ async def test_a_lost_object_ends_the_runs_that_need_it_and_no_other(
         async with asyncio.timeout(DEADLINE_S), running(server, "dispatcher"):
             await until_event(bus, "dataset", RunFinished)
         async with running(server, "aggregator"), asyncio.timeout(DEADLINE_S):
-            await take_out(bus, lost)
+            for ref in (lost, state):
+                await take_out(bus, ref)
 
-            async def both() -> bool:
-                said = [of(await events(bus, run), RoundFailed) for run in ("base", "update")]
+            async def all_three() -> bool:
+                said = [of(await events(bus, run), RoundFailed) for run in ("base", "update", "state")]
                 return all(said)
 
-            await wait_for(both)
+            await wait_for(all_three)
         async with running(server, *BODIES), asyncio.timeout(DEADLINE_S):
             await asyncio.gather(
-                *(until_event(bus, run, RunFinished) for run in ("base", "update")),
+                *(until_event(bus, run, RunFinished) for run in ("base", "update", "state")),
                 *(answer_all(bus, run) for run in ("sound", "held-out")),
             )
-        ends = {run: of(await events(bus, run), RunFinished)[0] for run in ("base", "update", "dataset", "held-out")}
-        for run, name in (("base", base.sha256), ("update", lost.sha256)):
+        ends = {run: of(await events(bus, run), RunFinished)[0] for run in ENDING}
+        for run, name in (("base", base.sha256), ("update", lost.sha256), ("state", state.sha256)):
             (failed,) = of(await events(bus, run), RoundFailed)
             assert failed.code in ("object_missing", "object_corrupt")
             assert failed.reason.startswith("the model cannot be made: ")
