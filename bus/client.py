@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bus.broker.connection import Connection, connection
-from bus.broker.direct_get import stream_state
+from bus.broker.direct_get import stream_state, was_copied
 from bus.broker.pipelining import Pipeline
 from bus.broker.settings import BusSettings
 from bus.broker.tokens import TokenStore
@@ -22,7 +22,7 @@ from bus.objects.store import ObjectStore
 from bus.stream.dead_letters import DeadLetter, bury, dead_letters
 from bus.stream.event_reader import CaughtUp, EventReader
 from bus.stream.live_reader import LiveReader
-from bus.stream.publisher import Published, Publisher, find_event
+from bus.stream.publisher import Published, Publisher, find_event, parsed
 from bus.words.envelope import Event, Stored, new_event
 from bus.words.payload import Live, Payload
 from bus.words.subjects import EVENT_STREAM, event_subject, filter_of, live_subject
@@ -119,6 +119,14 @@ class Bus:
     async def find(self, subject: str) -> Stored | None:
         """The first event on ``subject`` that can be read: the one that counts; nothing when there is none."""
         return (await find_event(self.connection, subject))[0]
+
+    async def newest(self, filter: str) -> Stored | None:
+        """The newest message that matches ``filter``, from the stream's leader, if it is an event that can be read."""
+        last = await self.connection.last_message(EVENT_STREAM, filter)
+        if last is None or last.subject is None or last.seq is None or last.time is None or was_copied(last):
+            return None
+        event = parsed(last.data or b"", last.subject)
+        return None if event is None else Stored(last.seq, last.time, event)
 
     async def give_up(self, stored: Stored, reason: str, *, by: str) -> bool:
         """Makes an event that ``by`` cannot do anything with a dead letter, once; false when it is one already."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
+from weakref import WeakSet
 
 from agents.core.rounds.aggregation import MakeModel, RoundAggregation
 from agents.core.rounds.state import Candidate
 from agents.core.strategies.strategy import StrategyBrokenError
 from agents.runtime.follower import Follower
 from agents.runtime.model_files import local_parents, mapped_arrays, put_mapped
+from agents.runtime.past import Past
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.runtime.tasks import until
 from agents.words.events import RoundPayload, RunFinished, RunStarted
 from bus.client import Bus
-from bus.errors import BrokerUnavailableError, FedbusError, ObjectTimeoutError
+from bus.errors import BrokerUnavailableError, FedbusError, ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
 from bus.words.payload import Payload
@@ -37,6 +39,8 @@ class Aggregator:
         self._runs: dict[str, RunStarted] = {}
         self._rounds: dict[RoundKey, RoundAggregation] = {}
         self._since: dict[RoundKey, datetime] = {}
+        self._warned: WeakSet[RoundAggregation] = WeakSet()
+        """The rounds of which it was said that they wait."""
         self._changed: dict[RoundKey, Event] = {}
         """The rounds that something happened in since they were decided on, each with the last of it."""
 
@@ -62,6 +66,9 @@ class Aggregator:
             )
             for (run, number), one in self._rounds.items()
         )
+
+    def begin(self, past: Past) -> None:
+        """Nothing is needed of runs that are over."""
 
     async def take(self, stored: Stored) -> None:
         """Folds one event into its round."""
@@ -112,12 +119,16 @@ class Aggregator:
         decision = one.decide(datetime.now(UTC))
         if isinstance(decision, MakeModel):
             try:
-                await self._publish_model(one, decision, cause)
-                return
+                if await self._publish_model(one, decision, cause):
+                    return
             except StrategyBrokenError as error:
                 log.error("%s", error.message, exc_info=error, extra=_about(one))
-                decision = one.decide(datetime.now(UTC))
-                crash_point("aggregator.failing")
+            decision = one.decide(datetime.now(UTC))
+            crash_point("aggregator.failing")
+        elif (wanting := one.waits_for) is not None and one not in self._warned:
+            self._warned.add(one)
+            text = "the round is closed and waits for its strategy: %s [%s] (%s)"
+            log.warning(text, wanting.message, wanting.code, wanting.hint, extra=_about(one))
         if isinstance(decision, Payload):
             log.info("%s", decision.TYPE, extra=_about(one))
             crash_point("aggregator.closing")
@@ -138,25 +149,39 @@ class Aggregator:
             except FedbusError as error:
                 if one.state.closed is not None:
                     # It counts for ever: there is no model without it.
+                    if isinstance(error, ObjectMissingError | ObjectCorruptError):
+                        self._lost(one, error)
+                        return
                     raise
                 log.info("update of %s refused: %s", candidate.update.user, error.message, extra=_about(one))
                 await self._follower.say(one.refusal_of(candidate, error), cause=None)
             else:
                 crash_point("aggregator.added")
 
-    async def _publish_model(self, one: RoundAggregation, intent: MakeModel, cause: Event | None) -> None:
+    def _lost(self, one: RoundAggregation, error: ObjectMissingError | ObjectCorruptError) -> None:
+        log.error("%s [%s]", error.message, error.code, extra=_about(one))
+        one.lost(error)
+
+    async def _publish_model(self, one: RoundAggregation, intent: MakeModel, cause: Event | None) -> bool:
+        """Says the round's model; false where what it is made from is lost."""
         objects, model, state = self._bus.objects, intent.plan.base_model, intent.plan.server_state
-        async with local_parents(objects, intent.plan) as (parent, before):
-            with mapped_arrays() as new:
-                if (made := await asyncio.to_thread(one.made, parent, before, new)) is not None:
-                    model = await put_mapped(objects, made.model, model.media_type)
-                    crash_point("aggregator.model_put")
-                    kept = made.server_state
-                    state = await put_mapped(objects, kept, "application/octet-stream") if kept is not None else None
+        with mapped_arrays() as new:
+            try:
+                async with local_parents(objects, intent.plan) as (parent, before):
+                    made = await asyncio.to_thread(one.made, parent, before, new)
+            except (ObjectMissingError, ObjectCorruptError) as error:
+                self._lost(one, error)
+                return False
+            if made is not None:
+                model = await put_mapped(objects, made.model, model.media_type)
+                crash_point("aggregator.model_put")
+                kept = made.server_state
+                state = await put_mapped(objects, kept, "application/octet-stream") if kept is not None else None
         crash_point("aggregator.state_put")
         published = one.published(model, state)
         await self._follower.say(published, cause=cause)
         log.info("model %s from %d updates", model.sha256[:12], published.updates, extra=_about(one))
+        return True
 
 
 def _about(one: RoundAggregation) -> dict[str, object]:

@@ -16,6 +16,7 @@ from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
+    RoundFailed,
     RoundPayload,
     RunFinished,
     RunStarted,
@@ -25,6 +26,9 @@ from agents.words.events import (
 from agents.words.run_config import TaskSpec
 from bus.words.envelope import Stored
 from bus.words.subjects import event_subject
+
+LOST = ("object_missing", "object_corrupt")
+"""Codes of failures that follow from the store and not from the rules."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,27 @@ def _check_round(one: RoundAggregation, before: ModelPublished | None) -> list[P
         if total != state.plan.users:
             text = f"round {number}: {total} tasks are accounted for, {state.plan.users} were planned"
             problems.append(Problem("tasks", text))
+    if state.failed is not None and (wrong := _implausible(one, state.failed)):
+        problems.append(Problem("failure", f"round {number}: {wrong}"))
     if state.published is not None:
         problems += _check_published(one, state.published)
     return problems
+
+
+def _implausible(one: RoundAggregation, failed: RoundFailed) -> str:
+    """What speaks against a failure that was given a code; its form alone is looked at, the replay does the rest."""
+    state = one.state
+    if failed.code is None:
+        return ""
+    if state.plan is None:
+        return f"it failed with {failed.code} and was never planned"
+    if not failed.reason:
+        return f"it failed with {failed.code} and without a reason"
+    if failed.code in LOST and state.closed is None:
+        return f"it failed with {failed.code} before it was closed: such an update is refused, and the round goes on"
+    if failed.code not in LOST and not state.counted:
+        return f"it failed with {failed.code} and no update counts that the strategy could have been given"
+    return ""
 
 
 def _check_published(one: RoundAggregation, published: ModelPublished) -> list[Problem]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from agents.audit.ledger import Problem, check_decisions, check_events, check_model, check_sequence, rounds_of
+from agents.audit.ledger import LOST, Problem, check_decisions, check_events, check_model, check_sequence, rounds_of
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.runtime.model_files import local_parents, mapped_arrays
 from agents.words.events import RoundPlanned, RunStarted
@@ -76,6 +76,9 @@ async def _check_objects(bus: Bus, verdict: Verdict, started: RunStarted, events
         except (FedbusError, ValidationError) as error:
             verdict.problems.append(Problem("object", f"round {number}: its model cannot be made again: {error}"))
         one.release()
+        if one.state.failed is not None and one.state.failed.code in LOST:
+            for what, ref in (("base model", plan.base_model), ("server's state", plan.server_state)):
+                await _check_object(bus, verdict, f"round {number}: the {what}", ref)
         if (published := one.state.published) is not None:
             for what, ref in (("model", published.model), ("server's state", published.server_state)):
                 await _check_object(bus, verdict, f"round {number}: the {what}", ref)

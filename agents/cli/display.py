@@ -83,7 +83,11 @@ def render(view: RunView) -> RenderableType:
 
 def _headline(view: RunView) -> str:
     if view.finished is not None:
-        return f"{view.run}: {view.finished.status}"
+        codes = [
+            f" [{one.rules.failed.code}]" for one in view.rounds.values() if one.rules.failed and one.rules.failed.code
+        ]
+        reason = f": {view.finished.reason}" if view.finished.reason else ""
+        return f"{view.run}: {view.finished.status}{reason}{''.join(codes)}"
     if len(view.labelled) < view.users:
         return f"{view.run}: labelled the images of {len(view.labelled)} of {view.users} users"
     done = sum(one.published_at is not None for one in view.rounds.values())

@@ -39,7 +39,7 @@ def line_about(stored: Stored, view: RunView) -> str | None:
         case RoundClosed() as data:
             return f"round {data.round} closed ({data.reason}): {data.accepted} accepted, {data.missing} missing"
         case RoundFailed() as data:
-            return f"round {data.round} failed: {data.reason}"
+            return f"round {data.round} failed: {data.reason}{f' [{data.code}]' if data.code else ''}"
         case ModelEvaluated() as data:
             return _evaluated(data)
         case EvaluationFailed() as data:

@@ -9,19 +9,20 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from agents.cli.display import console
 from agents.cli.run_file import as_toml
 from agents.cli.runs import CONNECT_S, find_run
 from agents.runtime.connection import use_running_fedbus
-from agents.words.events import ModelEvaluated, ModelPublished, RoundStarted, RunFinished, RunStarted
+from agents.words.events import ModelEvaluated, ModelPublished, RoundFailed, RoundStarted, RunFinished, RunStarted
 from bus.client import Bus
 from bus.errors import ConflictingEventError
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of_type
 
 RunArgument = Annotated[str, typer.Argument(help="The run.")]
-LISTED = (RunStarted, RoundStarted, ModelPublished, ModelEvaluated, RunFinished)
+LISTED = (RunStarted, RoundStarted, RoundFailed, ModelPublished, ModelEvaluated, RunFinished)
 
 
 @dataclass
@@ -33,6 +34,7 @@ class RunLine:
     rounds_started: int = 0
     models: int = 0
     accuracy: float | None = None
+    code: str | None = None
     finished: RunFinished | None = None
 
     @property
@@ -75,8 +77,8 @@ def run_show(
         return
     config = line.started.config
     reason = f": {line.finished.reason}" if line.finished and line.finished.reason else ""
-    rows = {
-        "status": f"{line.status}{reason}",
+    rows: dict[str, str | Text] = {
+        "status": Text(f"{line.status}{reason}{f' [{line.code}]' if line.code else ''}"),
         "started": f"{line.time.astimezone():%Y-%m-%d %H:%M:%S}",
         "models": f"{line.models} of {config.rounds} rounds",
         "accuracy": "not evaluated yet" if line.accuracy is None else f"{line.accuracy:.1%}",
@@ -156,5 +158,7 @@ def _fold(found: dict[str, RunLine], stored: Stored) -> None:
             line.models += 1
         case ModelEvaluated():
             line.accuracy = data.updated.accuracy
+        case RoundFailed():
+            line.code = line.code or data.code
         case RunFinished():
             line.finished = line.finished or data

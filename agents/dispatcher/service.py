@@ -7,12 +7,14 @@ import logging
 from datetime import UTC, datetime
 
 from agents.core.rounds.plan import AssignTasks, PlanRound, ReadDataset, RunState, Say, over, task_spec, unknown
+from agents.core.rounds.settling import Settling
 from agents.runtime.follower import Follower
+from agents.runtime.past import Past
 from agents.runtime.round_figures import Figure, RoundFigure, Source, expose, round_figures
 from agents.runtime.tasks import until
-from agents.words.events import RoundStarted, RunFinished, RunStarted
+from agents.words.events import RoundStarted, RunFinished, RunsSettled, RunStarted
 from bus.client import Bus
-from bus.errors import ObjectCorruptError, ObjectMissingError
+from bus.errors import ObjectCorruptError, ObjectMissingError, PermissionDeniedError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
 from bus.words.subjects import events_of, events_of_type
@@ -27,6 +29,7 @@ class Dispatcher:
         self._bus = bus
         self._follower = Follower(bus, "dispatcher")
         self._runs: dict[str, RunState] = {}
+        self._settling = Settling()
         self._over: dict[str, str] = {}
         """Of each run that is finished, how it ended."""
         self._refused: list[tuple[Stored, str]] = []
@@ -64,9 +67,14 @@ class Dispatcher:
             for number, facts in state.rounds.items()
         )
 
+    def begin(self, past: Past) -> None:
+        """Counts what has ended since somebody last said what is open."""
+        self._settling = Settling(past.runs)
+
     async def take(self, stored: Stored) -> None:
         """Folds one event into its run."""
         data = stored.event.data
+        self._settling.fold(stored)
         if isinstance(data, RunStarted) and data.run not in self._runs:
             self._runs[data.run] = RunState(data)
         state = self._runs.get(data.run)
@@ -74,7 +82,7 @@ class Dispatcher:
             self._refused.append((stored, reason))
         if state is None:
             gap = any(lost < stored.sequence for lost in self._bus.unreadable)
-            if gap and data.run not in self._over and not isinstance(data, RoundStarted | RunFinished):
+            if gap and data.run not in self._over and not isinstance(data, RoundStarted | RunFinished | RunsSettled):
                 self._orphans.setdefault(data.run, stored.event)
             return
         state.fold(stored)
@@ -108,9 +116,22 @@ class Dispatcher:
                 log.warning("round not started: %s", reason, extra={"run": stored.event.data.run})
         if self._lost != self._bus.unreadable:
             await self._look_for_losses()
+        await self._settle()
         changed, self._changed = self._changed, {}
         for run, cause in changed.items():
             await self._act(self._runs[run], cause)
+
+    async def _settle(self) -> None:
+        """Says what is open, if it is time, and this agent can know it: a lost event may have been a run's start."""
+        due, self._settling.due = self._settling.due, None
+        if due is None or self._bus.unreadable:
+            return
+        try:
+            await self._follower.say(due, cause=None)
+            log.info("%d runs are open", len(due.open), extra={"run": due.run})
+        except PermissionDeniedError as error:
+            # A broker with the permissions of an earlier version: starting takes longer, and nothing else.
+            log.warning("%s: agents will take longer to start (%s)", error.message, error.hint)
 
     async def _look_for_losses(self) -> None:
         """Sees which runs lost an event with the broker's store: they cannot go on, and end with that reason."""

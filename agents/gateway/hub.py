@@ -178,7 +178,8 @@ class Hub:
     # What runs all the time
 
     async def _follow(self) -> None:
-        past = await read_past(self.bus)
+        # It lists every run, and must know what was secret in each.
+        past = await read_past(self.bus, whole=True)
         await self._recall(past)
         async with self.bus.follow(EVENTS, after=past.after) as items:
             async for item in items:

@@ -35,8 +35,9 @@ GATEWAY = (
     "gateway.submitted",
 )
 CLIENT = ("client.assigned", "client.trained", "client.upload_begun", "client.chunk_sent", "client.committed")
-RARE = ("aggregator.failing",)
-"""Reached by no run that goes well: a strategy failed, and the event that says so is not said yet."""
+RARE = ("aggregator.failing", "dispatcher.runs.settled")
+"""Reached by no single run that goes well: a strategy failed or an object is lost, and nothing has said so yet; many
+runs have ended, and it has just been said which are open."""
 POINTS = (*LABELLER, *DISPATCHER, *AGGREGATOR, *EVALUATOR, *GATEWAY, *CLIENT)
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
-from agents.runtime.past import read_past
+from agents.runtime.past import Past, read_past
 from agents.runtime.tasks import background
 from bus.client import Bus, CaughtUp
 from bus.errors import ConflictingEventError
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 class Decider(Protocol):
     """What an agent makes of the stream."""
+
+    def begin(self, past: Past) -> None:
+        """Called once, before the first event: what is known of the runs that are over."""
 
     async def take(self, stored: Stored) -> None:
         """Takes one event in; decides nothing yet."""
@@ -65,6 +68,7 @@ class Follower:
     async def serve(self, decider: Decider) -> None:
         """Follows the stream for ever, from the first event of the oldest run that is open."""
         past = await read_past(self._bus)
+        decider.begin(past)
         async with self._bus.follow(EVENTS, after=past.after) as items:
             waiting: asyncio.Queue[Stored | CaughtUp] = asyncio.Queue(CAPACITY)
             async with background(_pump(items, waiting)):

@@ -1,6 +1,7 @@
 """Where in the stream an agent has to begin: what is before that is about runs that are over.
 
-Two small events of each run tell, so that a start takes as long as what is open, and hardly longer for what has been.
+The newest ``runs.settled`` names the runs that were open; two small events of each run that came since tell the rest.
+So a start takes as long as what is open, whatever there has been.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agents.words.events import RunFinished, RunStarted
+from agents.words.events import RunFinished, RunsSettled, RunStarted
 from bus.client import Bus
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of_type
@@ -19,15 +20,18 @@ class Past:
     """What need not be read: everything up to the sequence ``after``.
 
     Attributes:
-        runs: the ``run.started`` and ``run.finished`` up to there, in stream order.
+        runs: the ``run.started`` and ``run.finished`` up to there, in stream order: all of them, or those that came
+            after the newest ``runs.settled``.
     """
 
     after: int
     runs: tuple[Stored, ...]
 
 
-def past_of(events: Iterable[Stored]) -> Past:
+def past_of(events: Iterable[Stored], settled: RunsSettled | None = None) -> Past:
     """The past, from every ``run.started`` and ``run.finished`` up to some place in the stream, in stream order.
+
+    With ``settled``, those after its ``sequence`` are enough.
 
     It ends before the first event of the oldest run that is open; without one, at the last of these events. Nothing of
     an open run comes before its ``run.started`` that anybody counts, and what came since is behind the last event that
@@ -35,7 +39,8 @@ def past_of(events: Iterable[Stored]) -> Past:
     replica.
     """
     known = sorted(events, key=lambda stored: stored.sequence)
-    opened: dict[str, int] = {}
+    opened = {one.run: one.sequence for one in settled.open} if settled is not None else {}
+    last = known[-1].sequence if known else settled.sequence if settled is not None else 0
     for stored in known:
         match stored.event.data:
             case RunStarted() as data:
@@ -44,14 +49,18 @@ def past_of(events: Iterable[Stored]) -> Past:
                 opened.pop(data.run, None)
             case _:
                 pass
-    after = min(opened.values()) - 1 if opened else known[-1].sequence if known else 0
+    after = min(opened.values()) - 1 if opened else last
     return Past(after, tuple(stored for stored in known if stored.sequence <= after))
 
 
-async def read_past(bus: Bus) -> Past:
-    """The past as the stream has it now."""
-    async with bus.follow([events_of_type("run.started"), events_of_type("run.finished")], live=False) as items:
+async def read_past(bus: Bus, *, whole: bool = False) -> Past:
+    """The past as the stream has it now; ``whole``, with every run that there has been."""
+    newest = None if whole else await bus.newest(events_of_type(RunsSettled.TYPE))
+    settled = newest.event.data if newest is not None and isinstance(newest.event.data, RunsSettled) else None
+    begin = settled.sequence if settled is not None else 0
+    filters = [events_of_type("run.started"), events_of_type("run.finished")]
+    async with bus.follow(filters, after=begin, live=False) as items:
         events = [item async for item in items if isinstance(item, Stored)]
     # What is lost may have been the start of a run, and what came after it is looked at.
-    lost = min(bus.unreadable, default=None)
-    return past_of(one for one in events if lost is None or one.sequence < lost)
+    lost = min((one for one in bus.unreadable if one > begin), default=None)
+    return past_of((one for one in events if lost is None or one.sequence < lost), settled)

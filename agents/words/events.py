@@ -15,6 +15,8 @@ from bus.words.values import MAX_IMAGES_PER_USER, MAX_USERS, Frozen, Name, Ref, 
 LABELLER, DISPATCHER, AGGREGATOR, EVALUATOR = map(new_role, ("labeller", "dispatcher", "aggregator", "evaluator"))
 LARGEST_LOSS = 1e4
 """What the evaluator says of a model that diverged, nats."""
+MAX_OPEN_RUNS = 400
+"""Open runs that one event can name."""
 RoundToken = Annotated[RoundNumber, Token("number of the round; 0 is the base model alone")]
 UserToken = Annotated[Name, Token("name of the user")]
 
@@ -214,9 +216,10 @@ class RoundFailed(RoundPayload):
     TYPE = "round.failed"
     SAID_BY = (DISPATCHER, AGGREGATOR)
     reason: ShortText
-    code: Literal["strategy_failed", "strategy_result"] | None = Field(
+    code: Literal["strategy_failed", "strategy_result", "object_missing", "object_corrupt"] | None = Field(
         default=None,
-        description="the strategy is at fault; only such a failure counts after the round was closed",
+        description="the strategy is at fault, or what the model is made from is lost; only such a failure counts "
+        "after the round was closed",
         exclude_if=lambda code: code is None,
     )
 
@@ -292,6 +295,25 @@ class RunFinished(Payload):
     reason: ShortText = ""
     rounds: int = Field(ge=0)
     final_model: Ref | None = None
+
+
+class OpenRun(Frozen):
+    """A run that is not finished, and where it began."""
+
+    run: Name
+    sequence: int = Field(ge=1, description="stream sequence of its run.started")
+
+
+class RunsSettled(Payload):
+    """Said now and then when a run has ended: of all runs of the stream, those that are not finished.
+
+    It is true for ever: every run that began at or before ``sequence`` and is not named here is finished.
+    """
+
+    TYPE = "runs.settled"
+    SAID_BY = (DISPATCHER,)
+    sequence: int = Field(ge=1, description="stream sequence of the run's run.finished")
+    open: Annotated[tuple[OpenRun, ...], Field(max_length=MAX_OPEN_RUNS)] = ()
 
 
 class Progress(Live):

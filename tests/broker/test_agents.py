@@ -49,6 +49,7 @@ from bus.words.values import Ref
 from tests import faulty_strategy
 from tests.builders import config as run_config
 from tests.builders import planned
+from tests.conftest import wait_for
 
 DEADLINE_S = 60.0
 
@@ -246,6 +247,33 @@ async def test_a_round_whose_strategy_the_aggregator_cannot_load_fails_with_the_
         failed = await until_event(bus, unique_run, RoundFailed)
     assert isinstance(failed.event.data, RoundFailed)
     assert "only_at_the_dispatcher:Class cannot be imported" in failed.event.data.reason
+
+
+async def test_a_closed_round_whose_strategy_cannot_be_loaded_any_more_says_so_and_others_go_on(
+    nats: EmbeddedServer, bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FEDBUS_STRATEGIES", "only_at_the_dispatcher")
+    sound = f"{unique_run}-sound"
+    started = await start_run(bus, sound, small(), RunSources())
+    config = started.config.model_copy(update={"strategy": "only_at_the_dispatcher:Class"})
+    await bus.publish(started.model_copy(update={"run": unique_run, "config": config}))
+    await bus.publish(planned(1, 1).model_copy(update={"run": unique_run, "base_model": started.base_model}))
+    closed = await bus.publish(
+        RoundClosed(run=unique_run, round=1, reason="all", accepted=0, missing=0, rejected=1, through=1)
+    )
+    with caplog.at_level("WARNING", logger=aggregator.__name__):
+        async with running(nats, "labeller", "aggregator", "evaluator"):
+            await wait_for(lambda: "waits for its strategy" in caplog.text)
+    (said,) = {one.getMessage() for one in caplog.records if "waits for its strategy" in one.getMessage()}
+    assert "only_at_the_dispatcher:Class cannot be imported" in said
+    assert "[strategy_unknown]" in said
+    assert of(await events(bus, unique_run), RoundFailed) == []
+    assert closed.created
+    # The dispatcher refuses such a run from its start, so that it is over here.
+    async with running(nats, *BODIES), asyncio.timeout(DEADLINE_S):
+        await bus.publish(RoundStarted(run=sound, round=1))
+        await answer_all(bus, sound)
+    assert of(await events(bus, sound), RunFinished)[0].status == "completed"
 
 
 @pytest.mark.parametrize(("fault", "code"), [("step", "strategy_failed"), ("nan", "strategy_result")])

@@ -170,3 +170,13 @@ async def test_a_labeller_that_says_nothing_refuses_nothing(bus: Bus, monkeypatc
     result = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert result.exit_code == 0
     assert await bus.find(f"ev.{RUN}.round.started.1") is not None
+
+
+async def test_run_show_tells_why_a_run_has_failed_with_its_code(bus: Bus) -> None:
+    reason = "the model cannot be made: the chunks are gone"
+    failed = RoundFailed(run=RUN, round=1, reason=reason, code="object_missing")
+    await started(bus, RoundStarted(run=RUN, round=1), failed)
+    await bus.publish(RunFinished(run=RUN, status="failed", reason=f"round 1: {reason}", rounds=0))
+    shown = await asyncio.to_thread(CliRunner().invoke, app, ["run", "show", RUN])
+    assert shown.exit_code == 0
+    assert f"failed: round 1: {reason} [object_missing]" in " ".join(shown.output.split())

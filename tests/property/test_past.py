@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from agents.core.exchange.runs import Runs
 from agents.core.rounds.plan import RunState
+from agents.core.rounds.settling import SETTLE_EVERY, Settling
 from agents.runtime.past import past_of
-from agents.words.events import RunFinished, RunStarted
+from agents.words.events import MAX_OPEN_RUNS, RunFinished, RunsSettled, RunStarted
 from bus.words.envelope import Stored, new_event
 from bus.words.payload import Payload
 from tests.builders import START, config, labelled, planned, run_started
@@ -77,6 +78,44 @@ def test_open_runs_are_the_same_from_the_end_of_the_past_on(stream: list[tuple[s
     assert [run["run"] for run in short.listing()] == [run["run"] for run in whole.listing()]
     if events and events[-1].sequence >= past.after:
         assert short.sequence == whole.sequence
+
+
+@given(streams, st.data())
+def test_what_came_since_somebody_said_what_is_open_is_enough(
+    stream: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    events = stored_all(stream)
+    told = data.draw(st.integers(0, len(events)))
+    settling = Settling(events[:told])
+    # As if it were said at every end.
+    settling._ended = SETTLE_EVERY
+    end = Stored(3 * told + 1, START, new_event(said("finished", "nobody"), source="test"))
+    settling.fold(end)
+    assert settling.due is not None
+    ends = [one for one in events if isinstance(one.event.data, RunStarted | RunFinished)]
+    whole = past_of(ends)
+    past = past_of((one for one in ends if one.sequence > end.sequence), settling.due)
+    assert past.after == max(whole.after, 0) or whole.after < past.after <= end.sequence
+    assert dispatched([one for one in events if one.sequence > past.after]) == dispatched(events)
+
+
+def test_what_is_open_is_said_after_so_many_ends_and_not_one_sooner_nor_while_too_many_are_open() -> None:
+    settling = Settling()
+    for at in range(1, SETTLE_EVERY + 1):
+        assert settling.due is None
+        settling.fold(Stored(at, START, new_event(said("finished", f"r{at}"), source="test")))
+    assert settling.due == RunsSettled(run=f"r{SETTLE_EVERY}", sequence=SETTLE_EVERY)
+    settling.fold(Stored(SETTLE_EVERY + 1, START, new_event(settling.due, source="test")))
+    assert settling.due is None
+    full = Settling(
+        Stored(at, START, new_event(said("started", f"o{at}"), source="test")) for at in range(1, MAX_OPEN_RUNS + 2)
+    )
+    for at in range(1, SETTLE_EVERY + 1):
+        full.fold(Stored(1_000 + at, START, new_event(said("finished", f"r{at}"), source="test")))
+    assert full.due is None
+    full.fold(Stored(2_000, START, new_event(said("finished", "o1"), source="test")))
+    assert full.due is not None
+    assert len(full.due.open) == MAX_OPEN_RUNS
 
 
 def test_a_stream_of_runs_that_are_over_need_not_be_read_again() -> None:

@@ -15,14 +15,17 @@ from typing import Any
 
 import pytest
 
+from agents.audit.ledger import check_events
 from agents.audit.replay import ROLES, Replay, Role, replay_run
 from agents.words.events import (
     ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
+    OpenRun,
     RoundClosed,
     RoundPlanned,
     RunFinished,
+    RunsSettled,
     Score,
     TaskAssigned,
     UpdateRejected,
@@ -42,6 +45,16 @@ def test_the_recorded_run_replays_to_the_same_models(recorded_run: Recording) ->
     outcome = replay_run(recorded_run.events, recorded_run.objects)
     assert outcome.differences == []
     assert list(outcome.models.values()) == [one.model.sha256 for one in published(recorded_run)]
+
+
+def test_a_recording_with_a_word_on_what_was_open_replays_the_same(recorded_run: Recording) -> None:
+    last = recorded_run.events[-1]
+    said = RunsSettled(run=recorded_run.run, sequence=last.sequence, open=(OpenRun(run="another", sequence=1),))
+    event = last.event.model_copy(update={"data": said, "type": "fedbus.runs.settled"})
+    settled = dataclasses.replace(last, sequence=last.sequence + 1, event=event)
+    outcome = replay_run([*recorded_run.events, settled], recorded_run.objects)
+    assert outcome.differences == []
+    assert check_events([*recorded_run.events, settled]) == check_events(recorded_run.events)
 
 
 def test_browser_and_native_client_both_took_part(recorded_run: Recording) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from agents.audit.ledger import LOST
 from agents.audit.replay.aggregator import AggregatorReplay
 from agents.audit.replay.dispatcher import DispatcherReplay
 from agents.audit.replay.evaluator import EvaluatorReplay, HeldOut
@@ -32,7 +33,8 @@ class _RoleReplay(Protocol):
 
 def _needs_strategy(stored: Stored) -> bool:
     data = stored.event.data
-    return isinstance(data, ModelPublished) or (isinstance(data, RoundFailed) and data.code is not None)
+    failed = isinstance(data, RoundFailed) and data.code is not None and data.code not in LOST
+    return failed or isinstance(data, ModelPublished)
 
 
 def replay_run(

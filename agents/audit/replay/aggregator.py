@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agents.audit.ledger import LOST
 from agents.audit.replay.outcome import Objects, Replay, find_object
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.core.rounds.state import attempt_of, is_attempt_of_stream
@@ -69,6 +70,10 @@ class AggregatorReplay:
     def _broken(self, data: RoundFailed, one: RoundAggregation, stored: Stored, outcome: Replay) -> None:
         """The strategy's failure: it fails here in the same way, whatever the words, or makes a model after all."""
         expected: object = None
+        if data.code in LOST:
+            # What could not be read was found in the store, which the rules do not see.
+            _said(outcome, stored, f"the failure of round {data.round}", data if one.state.closed else None)
+            return
         try:
             expected = f"a model {remade(one, self._objects)[0]}" if one.state.closed else None
             if expected is None:

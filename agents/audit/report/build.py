@@ -92,6 +92,7 @@ def _round_report(one: RoundView) -> RoundReport:
         evaluation_seconds=one.evaluation_seconds,
         model_sha256=published.model.sha256 if published else None,
         failed=failed.reason if failed else None,
+        code=failed.code if failed else None,
     )
 
 

@@ -42,6 +42,11 @@ class RoundReport(Frozen):
     evaluation_seconds: float | None = Field(default=None, description="from model.published to model.evaluated")
     model_sha256: str | None = None
     failed: str | None = Field(default=None, description="why the round ended without a model")
+    code: str | None = Field(
+        default=None,
+        description="what is at fault, where that has a name (docs/errors.md)",
+        exclude_if=lambda code: code is None,
+    )
 
 
 class FinalModel(Frozen):

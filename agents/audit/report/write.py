@@ -136,7 +136,7 @@ def _rounds(report: Report) -> str:
         rows.append(
             [
                 f"round {one.round}",
-                percent(one.accuracy) if one.failed is None else "failed",
+                percent(one.accuracy) if one.failed is None else " ".join(filter(None, ["failed", one.code])),
                 number(one.loss, 3),
                 str(one.mismatched_images),
                 str(one.trained_images),

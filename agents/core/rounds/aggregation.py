@@ -86,7 +86,7 @@ class RoundAggregation:
         self.state = state or RoundState(started.run, number, started.config.quorum)
         self._config = started.config
         self._gathered: Gathering | None = None
-        self._broken: StrategyBrokenError | None = None
+        self._broken: StrategyBrokenError | ObjectMissingError | ObjectCorruptError | None = None
         self._added: dict[int, float | None] = {}
         """By sequence what was added, and the norm that it was scaled down to, if it was larger."""
 
@@ -187,6 +187,10 @@ class RoundAggregation:
             data, update.encoding, self._parameters, limit, norm=update.norm, largest=bound, check=False
         )
 
+    def lost(self, error: ObjectMissingError | ObjectCorruptError) -> None:
+        """What the closed round's model is made from cannot be read: there will be none, and ``decide`` says so."""
+        self._broken = error
+
     def refusal_of(self, candidate: Candidate, error: FedbusError) -> UpdateRejected:
         """The event that says that this update does not count because of its bytes."""
         return Refusal(candidate.sequence, candidate.update, _code_of(error), error.message[:500]).as_event()
@@ -199,8 +203,11 @@ class RoundAggregation:
         if self._problem and state.open:
             return RoundFailed(run=state.run, round=state.round, reason=self._problem[:500])
         if self._broken is not None and state.plan is not None:
-            reason = self._broken.message[:500]
-            return RoundFailed(run=state.run, round=state.round, reason=reason, code=self._broken.code)
+            text, code = self._broken.message, self._broken.code
+            reason = text if isinstance(self._broken, StrategyBrokenError) else f"the model cannot be made: {text}"
+            return RoundFailed.model_validate(
+                {"run": state.run, "round": state.round, "reason": reason[:500], "code": code}
+            )
         if state.plan is not None and state.closed is not None and not self._problem:
             return MakeModel(state.plan)
         return state.decide(now)
@@ -276,6 +283,11 @@ class RoundAggregation:
             server_state=server_state,
             clip_norm=self.clip_norm if self._config.clip_to_median is not None else None,
         )
+
+    @property
+    def waits_for(self) -> FedbusError | None:
+        """What keeps a closed round from its model until this agent starts again with what is wanting: a strategy."""
+        return self._found if self.state.closed and not self.is_over and isinstance(self._found, FedbusError) else None
 
     @property
     def is_over(self) -> bool:

@@ -137,7 +137,7 @@ class RoundState:
                     self.closed = data
                     self._mark_late(data.through)
             case RoundFailed():
-                # Once it is closed, only the strategy's failure can keep a round from its model.
+                # Once it is closed, only the strategy or a lost object can keep a round from its model.
                 if self.failed is None and self.published is None and (self.closed is None or data.code is not None):
                     self.failed = data
             case ModelPublished():

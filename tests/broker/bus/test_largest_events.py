@@ -124,6 +124,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "evaluation.failed": {"model": "f" * 64},
     "round.closed": {"reason": "deadline"},
     "round.failed": {"code": "strategy_failed"},
+    "runs.settled": {"sequence": MANY, "open": ({"run": NAME, "sequence": MANY},) * words.MAX_OPEN_RUNS},
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from agents.runtime.follower import Follower
+from agents.runtime.past import Past
 from agents.runtime.tasks import background
 from agents.words.events import Payload, RoundFailed, RoundStarted
 from bus.broker.server import EmbeddedServer, embedded_server
@@ -41,6 +42,9 @@ class Counter:
         self.read = 0
         self.wake_at: datetime | None = None
         self.woken: datetime | None = None
+
+    def begin(self, past: Past) -> None:
+        """Needs nothing of it."""
 
     async def take(self, stored: Stored) -> None:
         data = stored.event.data

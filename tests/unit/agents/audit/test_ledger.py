@@ -13,9 +13,11 @@ from agents.audit.replay.aggregator import remade
 from agents.core.learning.augment import default_augmentation
 from agents.core.rounds.aggregation import RoundAggregation
 from agents.words.events import (
+    ImagesLabelled,
     ModelEvaluated,
     ModelPublished,
     RoundClosed,
+    RoundFailed,
     RoundPlanned,
     RoundStarted,
     RunFinished,
@@ -129,6 +131,37 @@ def test_a_sound_run_has_no_problem() -> None:
 def test_each_corruption_of_the_stream_is_found(corrupt: Callable[[list[Stored]], list[Stored]], code: str) -> None:
     events, _ = sound_run()
     assert code in {problem.code for problem in check_events(corrupt(events))}
+
+
+def failed_run(code: str, *kept: type[Payload]) -> list[Stored]:
+    """A run whose round has failed with this code, with only such of the events between as are kept."""
+    events, _ = sound_run()
+    stream = Stream([one for one in events if isinstance(one.event.data, (RunStarted, ImagesLabelled, *kept))])
+    reason = "strategy own:Own raised in step"
+    stream.add(RoundFailed.model_validate({"run": RUN, "round": 1, "reason": reason, "code": code}))
+    stream.add(RunFinished(run=RUN, status="failed", reason=f"round 1: {reason}", rounds=0))
+    return stream.events
+
+
+UPDATES = (RoundStarted, RoundPlanned, TaskAssigned, UpdateSubmitted)
+
+
+@pytest.mark.parametrize(
+    ("code", "kept", "plausible"),
+    [
+        ("strategy_failed", (*UPDATES, UpdateRejected, RoundClosed), True),
+        ("strategy_failed", UPDATES, True),
+        ("strategy_result", UPDATES[:3], False),
+        ("strategy_failed", (), False),
+        ("object_missing", (*UPDATES, UpdateRejected, RoundClosed), True),
+        ("object_corrupt", UPDATES, False),
+    ],
+)
+def test_a_failure_with_a_code_that_cannot_have_been_is_found(
+    code: str, kept: tuple[type[Payload], ...], plausible: bool
+) -> None:
+    problems = check_events(failed_run(code, *kept))
+    assert [one.code for one in problems if one.code != "unsaid_refusal"] == ([] if plausible else ["failure"])
 
 
 def test_a_gap_in_the_stream_is_found() -> None:

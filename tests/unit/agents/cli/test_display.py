@@ -10,6 +10,7 @@ from rich.console import Console
 from agents.cli.display import render, run_display
 from agents.cli.lines import line_about
 from agents.core.views.run import RunView
+from agents.words.events import RoundFailed, RunFinished
 from bus.recording.files import Recording
 from bus.words.envelope import Stored
 from tests.builders import RUN
@@ -93,3 +94,11 @@ def test_more_time_for_a_round_is_worth_a_line() -> None:
     case = begun()
     stored = case.add(extended(1))
     assert line_about(stored, case.view) == "round 1: no quorum yet, extended until 00:02:00"
+
+
+def test_a_failure_is_told_with_its_reason_and_code() -> None:
+    case, reason = begun(), "the model cannot be made: the chunks are gone"
+    stored = case.add(RoundFailed(run=RUN, round=1, reason=reason, code="object_missing"))
+    assert line_about(stored, case.view) == f"round 1 failed: {reason} [object_missing]"
+    case.add(RunFinished(run=RUN, status="failed", reason=f"round 1: {reason}", rounds=0))
+    assert text_of(case.view).splitlines()[0].strip() == f"{RUN}: failed: round 1: {reason} [object_missing]"

@@ -133,6 +133,17 @@ def test_a_failed_round_says_why():
     assert "failed" in render_html(report)
 
 
+def test_a_failure_with_a_code_is_reported_with_it_and_no_other_has_one():
+    stream, details = a_run(rounds=1, finished=False)
+    stream.add(RoundStarted(run=RUN, round=2))
+    stream.add(planned(3, 2).model_copy(update={"round": 2}))
+    stream.add(RoundFailed(run=RUN, round=2, reason="the chunks are gone", code="object_missing"))
+    report = report_on(stream, details)
+    assert (report.rounds[1].failed, report.rounds[1].code) == ("the chunks are gone", "object_missing")
+    assert "failed object_missing" in render_html(report)
+    assert report.model_dump_json().count('"code"') == 1
+
+
 def test_events_without_a_start_are_refused():
     stream, _ = a_run()
     with pytest.raises(NoSuchRunError):
