@@ -279,7 +279,8 @@ class Connection:
         """The newest message on ``subject``, or nothing.
 
         The stream's leader is asked: a direct get may be answered by a replica that is behind, and whoever decides
-        from what is not there yet decides wrongly.
+        from what is not there yet decides wrongly. It may be what the broker copied there (``direct_get.was_copied``):
+        that has a place, and says nothing.
         """
         try:
             return await self.persist(lambda: self.js.get_last_msg(stream, subject))

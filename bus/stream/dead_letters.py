@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from weakref import WeakKeyDictionary
 
-from nats.js.errors import APIError
+from nats.js.api import RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
 
 from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
 from bus.broker.direct_get import was_copied
 from bus.broker.topology import DLQ_STREAM
 from bus.process.logs import escaped
-from bus.words.subjects import LetterSubject, newest_letters, sender_of
+from bus.words.subjects import EVENT_STREAM, LetterSubject, newest_letters, sender_of
 
 REASON, SUBJECT = "Fedbus-Reason", "Fedbus-Subject"
 SEQUENCE, COUNT = "Fedbus-Sequence", "Fedbus-Count"
@@ -86,7 +87,8 @@ async def _has_place(connection: Connection, sender: str, sequence: int) -> bool
     """Whether the letter gets a place of its own, as the first ones of its sender do."""
     placed = _placed.setdefault(connection, {})
     if sender not in placed:
-        flooded = await connection.last_message(DLQ_STREAM, newest_letters(sender)) is not None
+        last = await connection.last_message(DLQ_STREAM, newest_letters(sender))
+        flooded = last is not None and not was_copied(last)
         # What is below every sequence fills the set.
         placed[sender] = set(range(-FIRST, 0)) if flooded else set()
     if sequence not in placed[sender] and len(placed[sender]) >= FIRST:
@@ -100,12 +102,27 @@ async def _put_newest(connection: Connection, sender: str, sequence: int, body: 
     while True:
         last = await connection.last_message(DLQ_STREAM, newest_letters(sender))
         said = dict((last.headers if last else None) or {})
-        if last is not None and not was_copied(last) and number(said, SEQUENCE) >= sequence:
-            return False
+        if number(said, SEQUENCE) >= sequence:
+            if await _is_letter(connection, sender, last):
+                return False
+            # Whoever may write letters can write a false one. It silences nobody.
+            said = {}
         numbers = {SEQUENCE: str(sequence), COUNT: str(number(said, COUNT) + 1)}
         place = (last.seq if last else None) or 0
         if await put_once(connection, newest_letters(sender), body, headers | numbers, replaces=place):
             return True
+
+
+async def _is_letter(connection: Connection, sender: str, message: RawStreamMsg | None) -> bool:
+    """Whether a letter among the newest is of an event that there is, and of its sender."""
+    headers = dict((message.headers if message else None) or {})
+    if message is None or was_copied(message):
+        return False
+    try:
+        found = await connection.persist(lambda: connection.js.get_msg(EVENT_STREAM, number(headers, SEQUENCE)))
+    except NotFoundError:
+        return False
+    return sender_of(found.subject or "") == sender and (found.data or b"")[:MAX_BODY] == (message.data or b"")
 
 
 def number(headers: dict[str, str], name: str) -> int:
@@ -137,7 +154,10 @@ async def put_once(
     return await connection.persist(attempt)
 
 
-async def letter_at(connection: Connection, subject: LetterSubject) -> int:
-    """The place on the DLQ of the newest message with this subject; 0 when there is none."""
+async def letter_at(connection: Connection, subject: LetterSubject) -> tuple[int, bool]:
+    """The place on the DLQ of the newest message with this subject, 0 without any, and whether it says anything.
+
+    What the broker copied there has a place, which the next message has to name, and says nothing.
+    """
     message = await connection.last_message(DLQ_STREAM, str(subject))
-    return message.seq or 0 if message else 0
+    return (message.seq or 0 if message else 0), message is not None and not was_copied(message)

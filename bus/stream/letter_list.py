@@ -186,8 +186,10 @@ class _Fold:
         """Drops letters that were written again since: they are read at their newer places."""
         for key, one in list(self._letters.items()):
             subject = LetterSubject("given_up" if one.consumer else "malformed", one.consumer, one.sequence)
-            if (self._subjects or {}).get(str(subject), 0) > 1 and await letter_at(connection, subject) != one.place:
-                del self._letters[key]
+            if (self._subjects or {}).get(str(subject), 0) > 1:
+                place, _ = await letter_at(connection, subject)
+                if place != one.place:
+                    del self._letters[key]
 
     async def forget_copied(self, connection: Connection) -> None:
         """Takes no answer of the broker for a note that a worker handled a letter: it would hide the letter."""

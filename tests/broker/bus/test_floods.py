@@ -14,9 +14,9 @@ from bus.broker.direct_get import stream_state
 from bus.broker.server import embedded_server
 from bus.broker.topology import DLQ_STREAM, MAX_LETTER_BYTES, MAX_LETTERS, NEWEST_LETTERS
 from bus.client import Bus, CaughtUp
-from bus.stream.dead_letters import FIRST, MAX_BODY, REASON
+from bus.stream.dead_letters import COUNT, FIRST, MAX_BODY, REASON, SEQUENCE, SUBJECT
 from bus.stream.letter_list import count_open
-from bus.words.subjects import EVENTS, sender_of
+from bus.words.subjects import EVENTS, newest_letters, sender_of
 
 REST = 20
 FLOOD = FIRST + REST + NEWEST_LETTERS
@@ -116,3 +116,18 @@ async def test_of_a_full_stream_of_letters_only_those_are_read_that_are_listed(t
         everything = await bus.dead_letters()
         assert await bus.ends_of_dead_letters(full, full) == (everything, full - 1)
         assert letters == [*everything[:first], *everything[-newest:]]
+
+
+async def test_a_letter_that_claims_a_sequence_to_come_silences_no_later_one(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path / "nats") as server, Bus.connect(server.settings, name="one") as bus:
+        js = bus.connection.js
+        false = {SEQUENCE: str(10**17), COUNT: str(10**17), SUBJECT: "ev.shop.round.started.1"}
+        await js.publish(newest_letters("round-started"), b"false", headers=false)
+        for n in range(1, FIRST + 3):
+            await js.publish(f"ev.shop.round.started.{n}", b"{")
+        for _ in range(2):
+            assert await read_all(bus) == 0
+        letters = [one for one in await bus.dead_letters() if one.body != b"false"]
+        assert sorted(one.sequence for one in letters) == list(range(1, FIRST + 3))
+        assert not any(one.unkept for one in letters)
+        assert sum((await stream_state(bus.connection, DLQ_STREAM, ">")).subjects.values()) == FIRST + 3
