@@ -19,30 +19,16 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
+from bus.broker.answers import OUTAGES, is_outage, reason, refusal
 from bus.broker.settings import BusSettings
+from bus.broker.stopping import briefly, cancellable
 from bus.errors import BrokerUnavailableError, PermissionDeniedError
 
 T = TypeVar("T")
 REMIND_S = 10.0
-FAREWELL_S = 0.4
 LEAVE_S = 5.0
 """How long one broker of several may give no answer before another one is tried: it may be cut off from the rest."""
-WRONG_LAST_SEQUENCE = 10071
-"""The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
-_UNSETTLED = frozenset({10005, 10006, 10007, 10008, 10041, 10118, 10119, 10158, 10164})
-"""Codes of what a cluster answers before it knows: it has no leader, too few nodes, or something else for the same
-subject (10164) or of the same id (10158) is under way and may yet fail."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
-# What a request meets while the broker restarts or is busy; anything else is an answer.
-_OUTAGES = (
-    nats.errors.TimeoutError,
-    nats.errors.NoRespondersError,
-    nats.errors.OutboundBufferLimitError,
-    nats.errors.ConnectionReconnectingError,
-    nats.errors.StaleConnectionError,
-    nats.js.errors.NoStreamResponseError,
-    nats.js.errors.ServiceUnavailableError,
-)
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 log = logging.getLogger(__name__)
 
@@ -126,19 +112,19 @@ class Connection:
                 while not connecting.done():
                     self._raise_if_refused(settings)
                     if on_waiting is not None:
-                        on_waiting(f"waiting for the broker at {settings.place}: {_reason(self._last_error)}")
+                        on_waiting(f"waiting for the broker at {settings.place}: {reason(self._last_error)}")
                     await self._remind(connecting)
             await connecting
         except TimeoutError:
             raise BrokerUnavailableError(
-                f"no broker at {settings.place} within {wait_s:g} s: {_reason(self._last_error)}",
+                f"no broker at {settings.place} within {wait_s:g} s: {reason(self._last_error)}",
                 hint="start one, or set NATS_URL to where it listens",
             ) from None
         except (nats.errors.Error, ValueError, OSError) as error:
             # Its text may hold what it is about: an address with a login, or credentials.
             raise BrokerUnavailableError(
                 f"cannot connect to {settings.place}: {type(error).__name__}",
-                hint=_refusal(error) or "check that NATS_URL is nats://HOST:PORT, and the file of NATS_CREDS",
+                hint=refusal(error) or "check that NATS_URL is nats://HOST:PORT, and the file of NATS_CREDS",
             ) from None
         finally:
             if not self.nc.is_connected:
@@ -178,14 +164,14 @@ class Connection:
     async def _remind(self, connecting: asyncio.Task[None]) -> None:
         """Waits until it is time to say again that the broker is away, or an error is final."""
         for _ in range(int(REMIND_S / 0.25)):
-            if connecting.done() or _refusal(self._last_error):
+            if connecting.done() or refusal(self._last_error):
                 return
             await asyncio.wait({connecting}, timeout=0.25)
 
     def _raise_if_refused(self, settings: BusSettings) -> None:
-        if hint := _refusal(self._last_error):
+        if hint := refusal(self._last_error):
             raise BrokerUnavailableError(
-                f"the broker at {settings.place} refuses the connection: {_reason(self._last_error)}", hint=hint
+                f"the broker at {settings.place} refuses the connection: {reason(self._last_error)}", hint=hint
             )
 
     async def close(self) -> None:
@@ -230,7 +216,7 @@ class Connection:
                 answer = await cancellable(attempt())
                 self._silent_since = None
                 return answer
-            except (*_OUTAGES, nats.js.errors.APIError) as error:
+            except (*OUTAGES, nats.js.errors.APIError) as error:
                 if not is_outage(error):
                     self._silent_since = None
                     raise
@@ -243,7 +229,7 @@ class Connection:
                     ) from None
                 if delay >= _LAST_RETRY_S and not warned:
                     warned = True
-                    log.warning("the broker does not answer (%s); trying on", _reason(error))
+                    log.warning("the broker does not answer (%s); trying on", reason(error))
             except nats.errors.ConnectionClosedError:
                 if self.nc.is_closed:
                     await self.connected()
@@ -310,8 +296,8 @@ class Connection:
             self.on_denied(subject)
         if not self._first_error.done():
             self._first_error.set_result(None)
-        refused = bool(_refusal(error)) and self.losses > 0
-        log.log(logging.WARNING if refused else logging.DEBUG, "broker: %s %s", _reason(error), _refusal(error))
+        refused = bool(refusal(error)) and self.losses > 0
+        log.log(logging.WARNING if refused else logging.DEBUG, "broker: %s %s", reason(error), refusal(error))
 
     async def _on_lost(self) -> None:
         self.losses += 1
@@ -327,38 +313,11 @@ class Connection:
 
     async def _on_closed(self) -> None:
         self._over = BrokerUnavailableError(
-            f"the connection to the broker is closed: {_reason(self.nc.last_error)}",
-            hint=_refusal(self.nc.last_error) or "start the agent again",
+            f"the connection to the broker is closed: {reason(self.nc.last_error)}",
+            hint=refusal(self.nc.last_error) or "start the agent again",
         )
         self._up.set()
         self._wake_all()
-
-
-def is_outage(error: Exception) -> bool:
-    """Whether this says nothing but that the broker cannot answer now."""
-    return isinstance(error, _OUTAGES) or (isinstance(error, nats.js.errors.APIError) and error.err_code in _UNSETTLED)
-
-
-async def cancellable(call: Awaitable[T]) -> T:
-    """The result of a call of nats-py, or the cancellation that came meanwhile even where the call swallowed it.
-
-    Its requests wait with ``asyncio.wait_for``, which in Python 3.11 returns the answer instead when both come at once;
-    its ``drain`` and full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
-    """
-    task = asyncio.current_task()
-    cancels = task.cancelling() if task else 0
-    try:
-        return await call
-    finally:
-        if task and task.cancelling() > cancels:
-            raise asyncio.CancelledError
-
-
-async def briefly(farewell: Awaitable[object]) -> None:
-    """Waits for last words to the broker for a moment only: it may be frozen, and nothing depends on them."""
-    with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
-        async with asyncio.timeout(FAREWELL_S):
-            await cancellable(farewell)
 
 
 @contextlib.asynccontextmanager
@@ -372,20 +331,3 @@ async def connection(
         yield link
     finally:
         await link.close()
-
-
-def _refusal(error: Exception | None) -> str:
-    """What to do about an error that waiting does not heal, or an empty string."""
-    text = str(error).lower()
-    if "authorization" in text or "authentication" in text:
-        return (
-            "log in as the broker expects with NATS_USER and NATS_PASSWORD, which `fedbus env` prints in the folder of "
-            "a fedbus, or with NATS_TOKEN or NATS_CREDS"
-        )
-    if isinstance(error, ssl.SSLCertVerificationError) or "tls" in text:
-        return "set NATS_CA to the authority that signed the broker's certificate, and NATS_CERT and NATS_KEY if asked"
-    return ""
-
-
-def _reason(error: Exception | None) -> str:
-    return str(error).removeprefix("nats: ") or type(error).__name__ if error is not None else "no answer"

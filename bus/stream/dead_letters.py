@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 from nats.js.api import RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
-from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
+from bus.broker.answers import WRONG_LAST_SEQUENCE
+from bus.broker.connection import Connection
 from bus.broker.direct_get import was_copied
 from bus.broker.topology import DLQ_STREAM
 from bus.process.logs import escaped
