@@ -9,8 +9,6 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import nats.errors
@@ -20,6 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from bus.broker.answers import OUTAGES, is_outage, reason, refusal
+from bus.broker.attempts import Attempt, AttemptingClient, current
 from bus.broker.settings import BusSettings
 from bus.broker.stopping import briefly, cancellable
 from bus.errors import BrokerUnavailableError, PermissionDeniedError
@@ -31,26 +30,6 @@ LEAVE_S = 5.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Attempt:
-    """One try of a request: what it published on, and what of that the broker refused."""
-
-    subjects: set[str] = field(default_factory=set)
-    denied: str | None = None
-
-
-_attempt: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)
-
-
-class _Client(Client):
-    """Notes what an attempt publishes on: the broker's refusal names a subject alone, and says it to the connection."""
-
-    async def publish(self, subject: str, *args: Any, **options: Any) -> None:
-        if (attempt := _attempt.get()) is not None:
-            attempt.subjects.add(subject)
-        await super().publish(subject, *args, **options)
 
 
 class Wakeable(Protocol):
@@ -74,7 +53,7 @@ class Connection:
     """
 
     def __init__(self) -> None:
-        self.nc: Client = _Client()
+        self.nc: Client = AttemptingClient()
         self.js: JetStreamContext = self.nc.jetstream()
         self.losses = 0
         self.retries = 0
@@ -82,7 +61,7 @@ class Connection:
         self.unreadable: set[int] = set()
         # Whose attempt it was is told by its own error.
         self.on_denied: Callable[[str], object] = lambda _: None
-        self._attempts: list[_Attempt] = []
+        self._attempts: list[Attempt] = []
         self._silent_since: float | None = None
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
@@ -136,14 +115,6 @@ class Connection:
         self._up.set()
 
     async def _connect(self, settings: BusSettings, name: str, tls: ssl.SSLContext | None) -> None:
-        options: dict[str, Any] = {
-            "tls": tls,
-            "token": settings.token.get_secret_value() if settings.token else None,
-            "user": settings.user,
-            "password": settings.password.get_secret_value() if settings.password else None,
-            "user_credentials": str(settings.creds) if settings.creds else None,
-            "inbox_prefix": settings.inbox_prefix,
-        }
         await self.nc.connect(
             settings.servers,
             name=name,
@@ -158,7 +129,7 @@ class Connection:
             ping_interval=3,
             max_outstanding_pings=2,
             drain_timeout=5,
-            **{key: value for key, value in options.items() if value is not None},
+            **settings.options(tls),
         )
 
     async def _remind(self, connecting: asyncio.Task[None]) -> None:
@@ -209,9 +180,9 @@ class Connection:
         delay, warned = _FIRST_RETRY_S, False
         while True:
             await self.connected()
-            this = _Attempt()
+            this = Attempt()
             self._attempts.append(this)
-            outer = _attempt.set(this)
+            outer = current.set(this)
             try:
                 answer = await cancellable(attempt())
                 self._silent_since = None
@@ -235,7 +206,7 @@ class Connection:
                     await self.connected()
                     raise BrokerUnavailableError("the connection to the broker is closed") from None
             finally:
-                _attempt.reset(outer)
+                current.reset(outer)
                 self._attempts.remove(this)
             await self._leave_if_silent()
             await asyncio.sleep(delay)
