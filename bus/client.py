@@ -19,8 +19,9 @@ from bus.broker.topology import ensure_topology
 from bus.errors import PermissionDeniedError
 from bus.objects.collection import collect
 from bus.objects.store import ObjectStore
-from bus.stream.dead_letters import DeadLetter, bury, dead_letters
+from bus.stream.dead_letters import DeadLetter, bury
 from bus.stream.event_reader import CaughtUp, EventReader
+from bus.stream.letter_list import dead_letters, ends_of_dead_letters
 from bus.stream.live_reader import LiveReader
 from bus.stream.publisher import Published, Publisher, find_event, parsed
 from bus.words.envelope import Event, Stored, new_event
@@ -138,6 +139,10 @@ class Bus:
     async def dead_letters(self) -> list[DeadLetter]:
         """Every message that was given up and not handled since, oldest first."""
         return await dead_letters(self.connection)
+
+    async def ends_of_dead_letters(self, first: int, newest: int) -> tuple[list[DeadLetter], int]:
+        """So many of the oldest and of the newest dead letters, oldest first, and the number of all."""
+        return await ends_of_dead_letters(self.connection, first, newest)
 
     async def retry(self, letter: DeadLetter) -> Retry:
         """Gives a dead letter back to the workers that gave it up; safe to repeat. It stays one until it is handled.

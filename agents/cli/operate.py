@@ -62,10 +62,8 @@ def dlq_list(all_: Annotated[bool, typer.Option("--all", help="However many they
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("sequence", "when", "given up by", "what and why"):
         table.add_column(name, overflow="fold")
-    letters = asyncio.run(_dead_letters())
-    left_out = 0 if all_ else max(0, len(letters) - FIRST_SHOWN - NEWEST_SHOWN)
-    shown = [*letters[:FIRST_SHOWN], *letters[FIRST_SHOWN + left_out :]]
-    for one in shown:
+    letters, count = asyncio.run(_listed(all_=all_))
+    for one in letters:
         table.add_row(
             str(one.sequence),
             f"{one.time.astimezone():%m-%d %H:%M:%S}",
@@ -73,8 +71,8 @@ def dlq_list(all_: Annotated[bool, typer.Option("--all", help="However many they
             Text(f"{escaped(one.subject)}: {escaped(one.reason)}{_asked(one)}{_unkept(one)}"),
         )
     console.print(table if letters else "no dead letters")
-    if left_out:
-        console.print(f"{left_out} between them are left out (--all shows them)")
+    if count > len(letters):
+        console.print(f"{count - len(letters)} between them are left out (--all shows them)")
 
 
 def _asked(letter: DeadLetter) -> str:
@@ -140,6 +138,15 @@ def _with_sequence(letters: list[DeadLetter], sequence: int) -> list[DeadLetter]
     if found := [one for one in letters if one.sequence == sequence]:
         return found
     raise LetterUnknownError(f"there is no dead letter {sequence}", hint="fedbus dlq list")
+
+
+async def _listed(*, all_: bool) -> tuple[list[DeadLetter], int]:
+    """What is to be shown, and how many there are."""
+    if all_:
+        letters = await _dead_letters()
+        return letters, len(letters)
+    async with Bus.connect(name="dlq", wait_s=CONNECT_S) as bus:
+        return await bus.ends_of_dead_letters(FIRST_SHOWN, NEWEST_SHOWN)
 
 
 async def _dead_letters() -> list[DeadLetter]:

@@ -61,13 +61,37 @@ def new_run_name(prefix: str = "run") -> str:
     return f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+class RunStartLostError(FedbusError):
+    """There is such a run, and what started it cannot be read any more."""
+
+    code = "run_start_lost"
+
+
+async def _is_told_of(bus: Bus, run: str) -> bool:
+    """Whether a damaged stream has, or had, any event of this run."""
+    if await bus.unreadable_subjects(events_of(run)):
+        return True
+    if not bus.unreadable:
+        return False
+    async with bus.follow(events_of(run), live=False) as items:
+        async for item in items:
+            if isinstance(item, Stored):
+                return True
+    return False
+
+
 async def find_run(bus: Bus, run: str) -> RunStarted:
     """The event that started ``run``.
 
     Raises:
+        RunStartLostError: the broker has lost it.
         RunUnknownError: there is no such run.
     """
     stored = await bus.find(events_of_type("run.started", checked(run)))
+    if stored is None and await _is_told_of(bus, run):
+        raise RunStartLostError(
+            f"run {run} has lost its first event: the broker's store is damaged", hint="start another run"
+        )
     if stored is None or not isinstance(stored.event.data, RunStarted):
         raise RunUnknownError(unknown(run), hint="start one: fedbus run start")
     return stored.event.data

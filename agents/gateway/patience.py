@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -14,8 +16,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets import exceptions
 from websockets.frames import DATA_OPCODES, Frame
 
+from agents.gateway.shares import LEAST_S, Shares
+
 log = logging.getLogger(__name__)
-NO_REQUEST, NOT_READ = "no request came", "what it asked for is not read"
+NO_REQUEST, NOT_READ, NO_ROOM = "no request came", "what it asked for is not read", "others need its place"
 MAX_UNREAD_PONGS = 1 << 17
 """Bytes that may wait in front of a pong."""
 FRAMES_PER_S, FRAMES_AT_ONCE = 2_000.0, 4_000
@@ -33,7 +37,7 @@ class Patience:
     Attributes:
         request_s: from a connection, or from the first byte of a later request, to the end of the request's head.
         stall_s: how long a peer may take nothing of what waits for it.
-        connections: open sockets of all kinds; one more is cut at once.
+        connections: open sockets of all kinds; for one more another one goes, by ``Room``, or it is cut at once.
     """
 
     request_s: float
@@ -88,8 +92,61 @@ class _Counted:
         self._take(frame)
 
 
+class Room:
+    """The sockets that may be cut so that somebody else gets in.
+
+    First go those on which no request is: that never sent one, or only its beginning, or have had their answer. Then,
+    only for an address that has fewer, those whose request is being answered or whose WebSocket is not open yet.
+    Whoever has an open WebSocket stays: who has not said hello there is bounded by ``Strangers``.
+    """
+
+    def __init__(self) -> None:
+        self._idle: Shares[asyncio.Transport] = Shares()
+        self._served: Shares[asyncio.Transport] = Shares()
+        self._places: dict[asyncio.Transport, tuple[Shares[asyncio.Transport], str]] = {}
+
+    def idle(self, transport: asyncio.Transport) -> None:
+        """The next request of this socket is waited for."""
+        self._enter(self._idle, transport)
+
+    def served(self, transport: asyncio.Transport) -> None:
+        """It has sent one."""
+        self._enter(self._served, transport)
+
+    def _enter(self, shares: Shares[asyncio.Transport], transport: asyncio.Transport) -> None:
+        self.leave(transport)
+        address = _address(transport)
+        shares.enter(transport, address)
+        self._places[transport] = shares, address
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        """It is gone, or stays."""
+        if (place := self._places.pop(transport, None)) is not None:
+            shares, address = place
+            shares.leave(transport, address)
+
+    def make(self, newcomer: asyncio.Transport) -> bool:
+        """Cuts somebody for a newcomer; whether that was possible."""
+        address = _address(newcomer)
+        held = self._idle.held(address) + self._served.held(address)
+        for shares, least_s in ((self._idle, LEAST_S), (self._served, math.inf)):
+            match shares.next_to_go(held, least_s):
+                case (transport, _, 0.0):
+                    self.leave(transport)
+                    log.debug("cut a connection: %s", NO_ROOM)
+                    transport.abort()
+                    return True
+        return False
+
+
+def _address(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else "unknown"
+
+
 def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSocketsSansIOProtocol]]:
     """uvicorn's protocol classes for HTTP and WebSocket with these bounds."""
+    room = Room()
 
     class Read(asyncio.Protocol):
         """Cuts a peer that takes nothing of what waits for it; stands before one of uvicorn's classes."""
@@ -116,9 +173,10 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             self._request = _Deadline(NO_REQUEST)
             super().connection_made(transport)
-            if len(self.connections) > patience.connections:
+            if len(self.connections) > patience.connections and not room.make(self.transport):
                 self.transport.abort()
                 return
+            room.idle(self.transport)
             self._request.set(patience.request_s, self.transport)
 
         def data_received(self, data: bytes) -> None:
@@ -127,8 +185,19 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
                 self._request.set(patience.request_s, self.transport)
             super().data_received(data)
             # A request has begun, or the connection is a WebSocket from now on.
-            if self.cycle is not before or self.transport.get_protocol() is not self:
+            if self.transport.get_protocol() is not self:
                 self._request.lift()
+            elif self.cycle is not before:
+                self._request.lift()
+                if not self.cycle.response_complete:
+                    room.served(self.transport)
+
+        def on_response_complete(self) -> None:
+            before = self.cycle
+            super().on_response_complete()
+            # What came with the request, or behind it, may have begun another.
+            if self.cycle is before and self.transport.get_protocol() is self and not self.transport.is_closing():
+                room.idle(self.transport)
 
         def send_400_response(self, msg: str) -> None:
             # What follows a request is no request: where an answer to that one is under way, nothing else can be said.
@@ -142,11 +211,13 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._request.lift()
+            room.leave(self.transport)
             super().connection_lost(exc)
 
     class PatientWebSocket(Read, WebSocketsSansIOProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
+            room.served(self.transport)
             self.close_timeout = GOODBYE_S
             counted = _Counted(self.conn.recv_frame)
             # Where a read's frames are taken apart: later they have all been paid for.
@@ -158,5 +229,14 @@ def patient_protocols(patience: Patience) -> tuple[type[H11Protocol], type[WebSo
                 self.transport.abort()
                 return
             super().handle_ping()
+
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if self.handshake_complete:
+                room.leave(self.transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            room.leave(self.transport)
+            super().connection_lost(exc)
 
     return PatientHttp, PatientWebSocket

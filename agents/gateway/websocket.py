@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -17,69 +15,48 @@ from agents.core.exchange.connections import Connection
 from agents.gateway.access import address_of
 from agents.gateway.hub import Hub
 from agents.gateway.outbox import Outbox
+from agents.gateway.shares import LEAST_S, Shares
 from agents.runtime.tasks import background
 
 log = logging.getLogger(__name__)
 FAREWELL_S = 5.0
 MAX_STRANGERS = 1_024
-LEAST_S = 1.0
-"""For hello, of which nobody is robbed by others from the same address."""
-
 ROUNDS = 4
 """Of the event loop, from bytes that wait in a socket to a message that was read."""
-
-
-@dataclass(eq=False)
-class Stranger:
-    """A connection that has not said hello yet; ``out`` is set when it has to go."""
-
-    since: float
-    out: asyncio.Event
 
 
 class Strangers:
     """Those who have not said hello: at most ``limit``, which keep no room from those with a token.
 
-    One more takes the place of the one that has waited longest, of those from the address that has most; where that is
-    its own address, only of one that has had ``least_s``, until which it waits, in order. So who opens many sockets
-    delays his own address by seconds and nobody else, and hello needs but a moment.
+    One more takes the place of the one that ``Shares`` names, or waits for it, in order: hello needs but a moment.
     """
 
     def __init__(self, limit: int, least_s: float) -> None:
         self._limit = limit
         self._least_s = least_s
-        self._by_address: dict[str, dict[WebSocket, Stranger]] = {}
+        self._waiting: Shares[asyncio.Event] = Shares()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def enter(self, socket: WebSocket, address: str) -> asyncio.Event:
-        """A connection has come, and has a place when this returns."""
+    async def enter(self, address: str) -> asyncio.Event:
+        """A connection has a place when this returns, until what it returns is set."""
         turn = self._turns.setdefault(address, asyncio.Lock())
         async with turn:
-            while sum(map(len, self._by_address.values())) >= self._limit:
-                if (wait_s := self._wait_s(address)) > 0:
+            while len(self._waiting) >= self._limit:
+                next_ = self._waiting.next_to_go(self._waiting.held(address), self._least_s)
+                assert next_ is not None
+                out, of, wait_s = next_
+                if wait_s > 0:
                     await asyncio.sleep(wait_s)
                 else:
-                    most = self._greediest()
-                    most.pop(next(iter(most))).out.set()
-        stranger = Stranger(time.monotonic(), asyncio.Event())
-        self._by_address.setdefault(address, {})[socket] = stranger
-        return stranger.out
+                    self._waiting.leave(out, of)
+                    out.set()
+        place = asyncio.Event()
+        self._waiting.enter(place, address)
+        return place
 
-    def _wait_s(self, address: str) -> float:
-        most = self._greediest()
-        if len(most) > 1 + len(self._by_address.get(address, ())):
-            return 0.0
-        return next(iter(most.values())).since + self._least_s - time.monotonic()
-
-    def _greediest(self) -> dict[WebSocket, Stranger]:
-        return max(self._by_address.values(), key=len)
-
-    def leave(self, socket: WebSocket, address: str) -> None:
+    def leave(self, place: asyncio.Event, address: str) -> None:
         """It has said hello and was let in, or is gone."""
-        waiting = self._by_address.get(address, {})
-        waiting.pop(socket, None)
-        if not waiting:
-            self._by_address.pop(address, None)
+        self._waiting.leave(place, address)
 
 
 class ClientSocket:
@@ -87,7 +64,7 @@ class ClientSocket:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._strangers = Strangers(MAX_STRANGERS, LEAST_S)
+        self._strangers = Strangers(min(MAX_STRANGERS, hub.settings.max_connections // 2), LEAST_S)
 
     async def __call__(self, socket: WebSocket) -> None:
         """Serves one connection to its end."""
@@ -95,7 +72,7 @@ class ClientSocket:
         if not origin_allowed(socket, settings.origins):
             await socket.close(1008)
             return
-        out = await self._strangers.enter(socket, address)
+        out = await self._strangers.enter(address)
         connection: Connection | None = None
         try:
             await socket.accept()
@@ -103,13 +80,13 @@ class ClientSocket:
             connection = self._hub.connect(outbox, address)
             async with background(_write(socket, outbox)):
                 if await self._introduced(socket, connection, out):
-                    self._strangers.leave(socket, address)
+                    self._strangers.leave(out, address)
                     await self._read(socket, connection)
         except WebSocketDisconnect:
             # The writer met a connection that was gone.
             pass
         finally:
-            self._strangers.leave(socket, address)
+            self._strangers.leave(out, address)
             if connection is not None:
                 self._hub.disconnect(connection)
 

@@ -9,8 +9,6 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import nats.errors
@@ -19,52 +17,19 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
+from bus.broker.answers import OUTAGES, is_outage, reason, refusal
+from bus.broker.attempts import Attempt, AttemptingClient, current
 from bus.broker.settings import BusSettings
+from bus.broker.stopping import briefly, cancellable
 from bus.errors import BrokerUnavailableError, PermissionDeniedError
 
 T = TypeVar("T")
 REMIND_S = 10.0
-FAREWELL_S = 0.4
 LEAVE_S = 5.0
 """How long one broker of several may give no answer before another one is tried: it may be cut off from the rest."""
-WRONG_LAST_SEQUENCE = 10071
-"""The code of JetStream's refusal of a message that is not the first, or the next, on its subject."""
-_UNSETTLED = frozenset({10005, 10006, 10007, 10008, 10041, 10118, 10119, 10158, 10164})
-"""Codes of what a cluster answers before it knows: it has no leader, too few nodes, or something else for the same
-subject (10164) or of the same id (10158) is under way and may yet fail."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 1.0
-# What a request meets while the broker restarts or is busy; anything else is an answer.
-_OUTAGES = (
-    nats.errors.TimeoutError,
-    nats.errors.NoRespondersError,
-    nats.errors.OutboundBufferLimitError,
-    nats.errors.ConnectionReconnectingError,
-    nats.errors.StaleConnectionError,
-    nats.js.errors.NoStreamResponseError,
-    nats.js.errors.ServiceUnavailableError,
-)
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Attempt:
-    """One try of a request: what it published on, and what of that the broker refused."""
-
-    subjects: set[str] = field(default_factory=set)
-    denied: str | None = None
-
-
-_attempt: ContextVar[_Attempt | None] = ContextVar("attempt", default=None)
-
-
-class _Client(Client):
-    """Notes what an attempt publishes on: the broker's refusal names a subject alone, and says it to the connection."""
-
-    async def publish(self, subject: str, *args: Any, **options: Any) -> None:
-        if (attempt := _attempt.get()) is not None:
-            attempt.subjects.add(subject)
-        await super().publish(subject, *args, **options)
 
 
 class Wakeable(Protocol):
@@ -88,7 +53,7 @@ class Connection:
     """
 
     def __init__(self) -> None:
-        self.nc: Client = _Client()
+        self.nc: Client = AttemptingClient()
         self.js: JetStreamContext = self.nc.jetstream()
         self.losses = 0
         self.retries = 0
@@ -96,7 +61,7 @@ class Connection:
         self.unreadable: set[int] = set()
         # Whose attempt it was is told by its own error.
         self.on_denied: Callable[[str], object] = lambda _: None
-        self._attempts: list[_Attempt] = []
+        self._attempts: list[Attempt] = []
         self._silent_since: float | None = None
         self._up = asyncio.Event()
         self._over: BrokerUnavailableError | None = None
@@ -126,19 +91,19 @@ class Connection:
                 while not connecting.done():
                     self._raise_if_refused(settings)
                     if on_waiting is not None:
-                        on_waiting(f"waiting for the broker at {settings.place}: {_reason(self._last_error)}")
+                        on_waiting(f"waiting for the broker at {settings.place}: {reason(self._last_error)}")
                     await self._remind(connecting)
             await connecting
         except TimeoutError:
             raise BrokerUnavailableError(
-                f"no broker at {settings.place} within {wait_s:g} s: {_reason(self._last_error)}",
+                f"no broker at {settings.place} within {wait_s:g} s: {reason(self._last_error)}",
                 hint="start one, or set NATS_URL to where it listens",
             ) from None
         except (nats.errors.Error, ValueError, OSError) as error:
             # Its text may hold what it is about: an address with a login, or credentials.
             raise BrokerUnavailableError(
                 f"cannot connect to {settings.place}: {type(error).__name__}",
-                hint=_refusal(error) or "check that NATS_URL is nats://HOST:PORT, and the file of NATS_CREDS",
+                hint=refusal(error) or "check that NATS_URL is nats://HOST:PORT, and the file of NATS_CREDS",
             ) from None
         finally:
             if not self.nc.is_connected:
@@ -150,14 +115,6 @@ class Connection:
         self._up.set()
 
     async def _connect(self, settings: BusSettings, name: str, tls: ssl.SSLContext | None) -> None:
-        options: dict[str, Any] = {
-            "tls": tls,
-            "token": settings.token.get_secret_value() if settings.token else None,
-            "user": settings.user,
-            "password": settings.password.get_secret_value() if settings.password else None,
-            "user_credentials": str(settings.creds) if settings.creds else None,
-            "inbox_prefix": settings.inbox_prefix,
-        }
         await self.nc.connect(
             settings.servers,
             name=name,
@@ -172,20 +129,20 @@ class Connection:
             ping_interval=3,
             max_outstanding_pings=2,
             drain_timeout=5,
-            **{key: value for key, value in options.items() if value is not None},
+            **settings.options(tls),
         )
 
     async def _remind(self, connecting: asyncio.Task[None]) -> None:
         """Waits until it is time to say again that the broker is away, or an error is final."""
         for _ in range(int(REMIND_S / 0.25)):
-            if connecting.done() or _refusal(self._last_error):
+            if connecting.done() or refusal(self._last_error):
                 return
             await asyncio.wait({connecting}, timeout=0.25)
 
     def _raise_if_refused(self, settings: BusSettings) -> None:
-        if hint := _refusal(self._last_error):
+        if hint := refusal(self._last_error):
             raise BrokerUnavailableError(
-                f"the broker at {settings.place} refuses the connection: {_reason(self._last_error)}", hint=hint
+                f"the broker at {settings.place} refuses the connection: {reason(self._last_error)}", hint=hint
             )
 
     async def close(self) -> None:
@@ -223,14 +180,14 @@ class Connection:
         delay, warned = _FIRST_RETRY_S, False
         while True:
             await self.connected()
-            this = _Attempt()
+            this = Attempt()
             self._attempts.append(this)
-            outer = _attempt.set(this)
+            outer = current.set(this)
             try:
                 answer = await cancellable(attempt())
                 self._silent_since = None
                 return answer
-            except (*_OUTAGES, nats.js.errors.APIError) as error:
+            except (*OUTAGES, nats.js.errors.APIError) as error:
                 if not is_outage(error):
                     self._silent_since = None
                     raise
@@ -243,13 +200,13 @@ class Connection:
                     ) from None
                 if delay >= _LAST_RETRY_S and not warned:
                     warned = True
-                    log.warning("the broker does not answer (%s); trying on", _reason(error))
+                    log.warning("the broker does not answer (%s); trying on", reason(error))
             except nats.errors.ConnectionClosedError:
                 if self.nc.is_closed:
                     await self.connected()
                     raise BrokerUnavailableError("the connection to the broker is closed") from None
             finally:
-                _attempt.reset(outer)
+                current.reset(outer)
                 self._attempts.remove(this)
             await self._leave_if_silent()
             await asyncio.sleep(delay)
@@ -279,7 +236,8 @@ class Connection:
         """The newest message on ``subject``, or nothing.
 
         The stream's leader is asked: a direct get may be answered by a replica that is behind, and whoever decides
-        from what is not there yet decides wrongly.
+        from what is not there yet decides wrongly. It may be what the broker copied there (``direct_get.was_copied``):
+        that has a place, and says nothing.
         """
         try:
             return await self.persist(lambda: self.js.get_last_msg(stream, subject))
@@ -309,8 +267,8 @@ class Connection:
             self.on_denied(subject)
         if not self._first_error.done():
             self._first_error.set_result(None)
-        refused = bool(_refusal(error)) and self.losses > 0
-        log.log(logging.WARNING if refused else logging.DEBUG, "broker: %s %s", _reason(error), _refusal(error))
+        refused = bool(refusal(error)) and self.losses > 0
+        log.log(logging.WARNING if refused else logging.DEBUG, "broker: %s %s", reason(error), refusal(error))
 
     async def _on_lost(self) -> None:
         self.losses += 1
@@ -326,38 +284,11 @@ class Connection:
 
     async def _on_closed(self) -> None:
         self._over = BrokerUnavailableError(
-            f"the connection to the broker is closed: {_reason(self.nc.last_error)}",
-            hint=_refusal(self.nc.last_error) or "start the agent again",
+            f"the connection to the broker is closed: {reason(self.nc.last_error)}",
+            hint=refusal(self.nc.last_error) or "start the agent again",
         )
         self._up.set()
         self._wake_all()
-
-
-def is_outage(error: Exception) -> bool:
-    """Whether this says nothing but that the broker cannot answer now."""
-    return isinstance(error, _OUTAGES) or (isinstance(error, nats.js.errors.APIError) and error.err_code in _UNSETTLED)
-
-
-async def cancellable(call: Awaitable[T]) -> T:
-    """The result of a call of nats-py, or the cancellation that came meanwhile even where the call swallowed it.
-
-    Its requests wait with ``asyncio.wait_for``, which in Python 3.11 returns the answer instead when both come at once;
-    its ``drain`` and full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
-    """
-    task = asyncio.current_task()
-    cancels = task.cancelling() if task else 0
-    try:
-        return await call
-    finally:
-        if task and task.cancelling() > cancels:
-            raise asyncio.CancelledError
-
-
-async def briefly(farewell: Awaitable[object]) -> None:
-    """Waits for last words to the broker for a moment only: it may be frozen, and nothing depends on them."""
-    with contextlib.suppress(TimeoutError, nats.errors.Error, OSError):
-        async with asyncio.timeout(FAREWELL_S):
-            await cancellable(farewell)
 
 
 @contextlib.asynccontextmanager
@@ -371,20 +302,3 @@ async def connection(
         yield link
     finally:
         await link.close()
-
-
-def _refusal(error: Exception | None) -> str:
-    """What to do about an error that waiting does not heal, or an empty string."""
-    text = str(error).lower()
-    if "authorization" in text or "authentication" in text:
-        return (
-            "log in as the broker expects with NATS_USER and NATS_PASSWORD, which `fedbus env` prints in the folder of "
-            "a fedbus, or with NATS_TOKEN or NATS_CREDS"
-        )
-    if isinstance(error, ssl.SSLCertVerificationError) or "tls" in text:
-        return "set NATS_CA to the authority that signed the broker's certificate, and NATS_CERT and NATS_KEY if asked"
-    return ""
-
-
-def _reason(error: Exception | None) -> str:
-    return str(error).removeprefix("nats: ") or type(error).__name__ if error is not None else "no answer"

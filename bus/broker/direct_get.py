@@ -146,9 +146,11 @@ async def _next_at_leader(connection: Connection, stream: str, subject: str, sta
 
 @dataclass(frozen=True)
 class StreamState:
-    """Subjects of a stream with the number of their messages, and the time by the broker's clock."""
+    """Subjects of a stream with the number of their messages, its first and last sequence, and the broker's time."""
 
     subjects: dict[str, int]
+    first: int
+    last: int
     now: datetime
 
 
@@ -161,7 +163,8 @@ async def stream_state(connection: Connection, stream: str, filter_: str) -> Str
         page = info["state"].get("subjects") or {}
         subjects |= page
         if not page or len(subjects) >= info.get("total", 0):
-            return StreamState(subjects, datetime.fromisoformat(info["ts"]))
+            state = info["state"]
+            return StreamState(subjects, state["first_seq"], state["last_seq"], datetime.fromisoformat(info["ts"]))
 
 
 async def lost_sequences(connection: Connection, stream: str) -> list[int]:

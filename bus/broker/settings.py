@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -57,6 +58,18 @@ class BusSettings(BaseSettings):
     def place(self) -> str:
         """Where the broker is, without the login that ``url`` may hold: for logs and messages."""
         return without_login(self.url)
+
+    def options(self, tls: ssl.SSLContext | None) -> dict[str, Any]:
+        """How nats-py is to log in: its options that are set."""
+        options = {
+            "tls": tls,
+            "token": self.token.get_secret_value() if self.token else None,
+            "user": self.user,
+            "password": self.password.get_secret_value() if self.password else None,
+            "user_credentials": str(self.creds) if self.creds else None,
+            "inbox_prefix": self.inbox_prefix,
+        }
+        return {key: value for key, value in options.items() if value is not None}
 
     def tls(self) -> ssl.SSLContext | None:
         """The TLS context that the files ask for, or nothing: then ``tls://`` trusts the system's authorities.

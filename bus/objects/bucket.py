@@ -15,7 +15,8 @@ from nats.js.api import PubAck
 from nats.js.errors import APIError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
+from bus.broker.answers import WRONG_LAST_SEQUENCE
+from bus.broker.connection import Connection
 from bus.broker.direct_get import DirectMessage, read_at_leader, read_stored, stream_state
 from bus.broker.pipelining import Ack, Pipeline
 from bus.broker.topology import BUCKET, DELETION_STREAM, OBJECT_STREAM

@@ -14,7 +14,8 @@ import nats.errors
 from nats.js.errors import APIError
 from nats.nuid import NUID
 
-from bus.broker.connection import Connection, is_outage
+from bus.broker.answers import is_outage
+from bus.broker.connection import Connection
 from bus.broker.pipelining import Pipeline
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
 from bus.objects.bucket import CHUNK, Bucket

@@ -1,7 +1,7 @@
 """Keeps what nobody could understand or handle, once for each message and consumer, with the reason.
 
 The DLQ is a log like any other: that an event was given up, that somebody wants it tried again and that it was handled
-then are messages of their own, and what is left to be done is a fold over them.
+then are messages of their own, and what is left to be done is a fold over them (``letter_list``).
 
 It is bounded, in all and by sender: of what is malformed on subjects of one type, ``FIRST`` letters have places of
 their own, the newest ``NEWEST_LETTERS`` after these share a subject, and the others are counted there.
@@ -9,22 +9,19 @@ their own, the newest ``NEWEST_LETTERS`` after these share a subject, and the ot
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
 from weakref import WeakKeyDictionary
 
-from nats.js.errors import APIError
+from nats.js.api import RawStreamMsg
+from nats.js.errors import APIError, NotFoundError
 
-from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
-from bus.broker.direct_get import DirectMessage, lies_copied, read_stored, was_copied
+from bus.broker.answers import WRONG_LAST_SEQUENCE
+from bus.broker.connection import Connection
+from bus.broker.direct_get import was_copied
 from bus.broker.topology import DLQ_STREAM
 from bus.process.logs import escaped
-from bus.words.subjects import LetterSubject, is_newest, newest_letters, parse_letter_subject, sender_of
+from bus.words.subjects import EVENT_STREAM, LetterSubject, newest_letters, sender_of
 
 REASON, SUBJECT = "Fedbus-Reason", "Fedbus-Subject"
 SEQUENCE, COUNT = "Fedbus-Sequence", "Fedbus-Count"
@@ -32,11 +29,6 @@ SEQUENCE, COUNT = "Fedbus-Sequence", "Fedbus-Count"
 FIRST = 32
 MAX_BODY = 4_096
 """Bytes of a message that its letter repeats: the stream has it whole."""
-_ALL = ">"
-_BATCH = 1_000
-_STALL_S = 10.0
-_AT_ONCE = 256
-Key = tuple[int, str]
 _placed: WeakKeyDictionary[Connection, dict[str, set[int]]] = WeakKeyDictionary()
 """Of each sender, the events for which a connection found places of their own, new or old; nothing where earlier ones
 took them all."""
@@ -96,7 +88,8 @@ async def _has_place(connection: Connection, sender: str, sequence: int) -> bool
     """Whether the letter gets a place of its own, as the first ones of its sender do."""
     placed = _placed.setdefault(connection, {})
     if sender not in placed:
-        flooded = await connection.last_message(DLQ_STREAM, newest_letters(sender)) is not None
+        last = await connection.last_message(DLQ_STREAM, newest_letters(sender))
+        flooded = last is not None and not was_copied(last)
         # What is below every sequence fills the set.
         placed[sender] = set(range(-FIRST, 0)) if flooded else set()
     if sequence not in placed[sender] and len(placed[sender]) >= FIRST:
@@ -110,15 +103,31 @@ async def _put_newest(connection: Connection, sender: str, sequence: int, body: 
     while True:
         last = await connection.last_message(DLQ_STREAM, newest_letters(sender))
         said = dict((last.headers if last else None) or {})
-        if last is not None and not was_copied(last) and _number(said, SEQUENCE) >= sequence:
-            return False
-        numbers = {SEQUENCE: str(sequence), COUNT: str(_number(said, COUNT) + 1)}
+        if number(said, SEQUENCE) >= sequence:
+            if await _is_letter(connection, sender, last):
+                return False
+            # Whoever may write letters can write a false one. It silences nobody.
+            said = {}
+        numbers = {SEQUENCE: str(sequence), COUNT: str(number(said, COUNT) + 1)}
         place = (last.seq if last else None) or 0
         if await put_once(connection, newest_letters(sender), body, headers | numbers, replaces=place):
             return True
 
 
-def _number(headers: dict[str, str], name: str) -> int:
+async def _is_letter(connection: Connection, sender: str, message: RawStreamMsg | None) -> bool:
+    """Whether a letter among the newest is of an event that there is, and of its sender."""
+    headers = dict((message.headers if message else None) or {})
+    if message is None or was_copied(message):
+        return False
+    try:
+        found = await connection.persist(lambda: connection.js.get_msg(EVENT_STREAM, number(headers, SEQUENCE)))
+    except NotFoundError:
+        return False
+    return sender_of(found.subject or "") == sender and (found.data or b"")[:MAX_BODY] == (message.data or b"")
+
+
+def number(headers: dict[str, str], name: str) -> int:
+    """What a header says; 0 when that is no number."""
     text = headers.get(name, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
 
@@ -146,160 +155,10 @@ async def put_once(
     return await connection.persist(attempt)
 
 
-async def dead_letters(connection: Connection) -> list[DeadLetter]:
-    """Every message that was given up and not handled since, oldest first."""
-    fold = _Fold()
-    async with contextlib.aclosing(_stored(connection, _ALL)) as messages:
-        async for message in messages:
-            fold.take(message)
-    await fold.forget_copied(connection)
-    return fold.open_letters()
+async def letter_at(connection: Connection, subject: LetterSubject) -> tuple[int, bool]:
+    """The place on the DLQ of the newest message with this subject, 0 without any, and whether it says anything.
 
-
-async def letter_at(connection: Connection, subject: LetterSubject) -> int:
-    """The place on the DLQ of the newest message with this subject; 0 when there is none."""
-    message = await connection.last_message(DLQ_STREAM, str(subject))
-    return message.seq or 0 if message else 0
-
-
-async def count_open(connection: Connection, subjects: Iterable[str]) -> int:
-    """How many dead letters wait, from the subjects of the DLQ alone; reads only the broker's advisories."""
-    noted = _Noted()
-    unparsed = set[str]()
-    for subject in subjects:
-        if (letter := parse_letter_subject(subject)) is not None:
-            noted.take(letter)
-        else:
-            unparsed.add(newest_letters() if is_newest(subject) else "$JS.EVENT.ADVISORY.>")
-    given_up = set(noted.given_up)
-    for filter_ in unparsed:
-        async with contextlib.aclosing(_stored(connection, filter_)) as messages:
-            given_up |= {(one.sequence, one.consumer) async for one in _letters(messages)}
-    return sum(not noted.is_settled(key) for key in given_up)
-
-
-@dataclass
-class _Noted:
-    """What was said of which event and consumer, whenever that was."""
-
-    given_up: set[Key] = field(default_factory=set)
-    wanted: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
-    handled: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
-
-    def take(self, letter: LetterSubject) -> None:
-        match letter.kind:
-            case "retry":
-                self.wanted[letter.sequence].add(letter.consumer)
-            case "handled":
-                self.handled[letter.sequence].add(letter.consumer)
-            case _:
-                self.given_up.add((letter.sequence, letter.consumer))
-
-    def is_settled(self, key: Key) -> bool:
-        """Its consumer handled it after all; for what nobody understood, all that were asked to try again did."""
-        sequence, consumer = key
-        handled = self.handled.get(sequence, set())
-        if consumer:
-            return consumer in handled
-        wanted = self.wanted.get(sequence, set())
-        return bool(wanted) and wanted <= handled
-
-
-class _Fold:
-    """The letters, and what became of them."""
-
-    def __init__(self) -> None:
-        self._letters: dict[Key, DeadLetter] = {}
-        self._noted = _Noted()
-        self._retried: dict[Key, tuple[int, datetime]] = {}
-        self._handled: dict[Key, int] = {}
-        self._unkept: dict[str, int] = {}
-        self._senders: dict[Key, str] = {}
-
-    def take(self, message: DirectMessage) -> None:
-        subject = parse_letter_subject(message.subject)
-        if subject is None:
-            if (letter := _newest(message) or _advisory(message)) is not None:
-                key = letter.sequence, letter.consumer
-                if is_newest(message.subject) and key not in self._letters:
-                    self._unkept.setdefault(message.subject, max(0, _number(message.headers, COUNT) - 1))
-                    self._senders[key] = message.subject
-                self._letters.setdefault(key, letter)
-            return
-        self._noted.take(subject)
-        key = subject.sequence, subject.consumer
-        if subject.kind == "retry":
-            self._retried[key] = message.sequence, message.time
-        elif subject.kind == "handled":
-            self._handled[key] = message.sequence
-        else:
-            self._letters[key] = _letter(subject, message)
-
-    async def forget_copied(self, connection: Connection) -> None:
-        """Takes no answer of the broker for a note that a worker handled a letter: it would hide the letter."""
-        for part in range(0, len(self._handled), _AT_ONCE):
-            keys = list(self._handled)[part : part + _AT_ONCE]
-            copied = await asyncio.gather(*(lies_copied(connection, DLQ_STREAM, self._handled[key]) for key in keys))
-            for (sequence, consumer), was in zip(keys, copied, strict=True):
-                if was:
-                    self._noted.handled[sequence].discard(consumer)
-
-    def open_letters(self) -> list[DeadLetter]:
-        found = [self._with_retry(one) for key, one in self._letters.items() if not self._noted.is_settled(key)]
-        unkept, letters = dict(self._unkept), list[DeadLetter]()
-        for one in sorted(found, key=lambda one: one.place):
-            # Those that are not kept are counted at the oldest that is.
-            sender = self._senders.get((one.sequence, one.consumer), "")
-            letters.append(replace(one, unkept=unkept.pop(sender, 0)))
-        return letters
-
-    def _with_retry(self, letter: DeadLetter) -> DeadLetter:
-        consumers = {letter.consumer} if letter.consumer else self._noted.wanted.get(letter.sequence, set())
-        asked = [self._retried[key] for one in consumers if (key := (letter.sequence, one)) in self._retried]
-        place, time = max(asked, default=(0, None))
-        return replace(letter, retry_at=time) if place > letter.place else letter
-
-
-def _letter(subject: LetterSubject, message: DirectMessage) -> DeadLetter:
-    return DeadLetter(
-        subject.sequence,
-        message.headers.get(SUBJECT, ""),
-        message.time,
-        message.headers.get(REASON, ""),
-        message.data,
-        subject.consumer,
-        message.sequence,
-    )
-
-
-def _advisory(message: DirectMessage) -> DeadLetter | None:
-    """The letter that the broker's advisory stands for: a worker ended again and again with the event in its hands.
-
-    Nothing when it is none of the broker's: whatever else somebody put on the DLQ is not about an event.
+    What the broker copied there has a place, which the next message has to name, and says nothing.
     """
-    if not message.subject.startswith("$JS."):
-        return None
-    try:
-        fields = json.loads(message.data)
-        sequence, consumer = int(fields["stream_seq"]), str(fields["consumer"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    reason = f"consumer {consumer} gave it up after {fields.get('deliveries')} deliveries"
-    return DeadLetter(sequence, message.subject, message.time, reason, message.data, consumer, message.sequence)
-
-
-def _newest(message: DirectMessage) -> DeadLetter | None:
-    """A letter among the newest of a flood."""
-    if not is_newest(message.subject) or not (sequence := _number(message.headers, SEQUENCE)):
-        return None
-    return _letter(LetterSubject("malformed", "", sequence), message)
-
-
-async def _letters(messages: AsyncGenerator[DirectMessage, None]) -> AsyncGenerator[DeadLetter, None]:
-    async for message in messages:
-        if (letter := _newest(message) or _advisory(message)) is not None:
-            yield letter
-
-
-def _stored(connection: Connection, subject: str) -> AsyncGenerator[DirectMessage, None]:
-    return read_stored(connection, DLQ_STREAM, subject, start=1, batch=_BATCH, stall_s=_STALL_S)
+    message = await connection.last_message(DLQ_STREAM, str(subject))
+    return (message.seq or 0 if message else 0), message is not None and not was_copied(message)

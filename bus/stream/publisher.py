@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import nats.errors
 from nats.js.errors import APIError
 
-from bus.broker.connection import WRONG_LAST_SEQUENCE, Connection
+from bus.broker.answers import WRONG_LAST_SEQUENCE
+from bus.broker.connection import Connection
 from bus.broker.direct_get import lies_copied, read_stored
 from bus.broker.pipelining import Ack, Pipeline
 from bus.broker.topology import MAX_EVENT_BYTES

@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 from nats.aio.msg import Msg
 
-from bus.broker.connection import Connection, briefly
+from bus.broker.connection import Connection
+from bus.broker.stopping import briefly
 
 # The broker ends each request after this time, which also tells a live consumer from a dead one.
 EXPIRES_S = 10.0

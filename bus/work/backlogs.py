@@ -12,7 +12,7 @@ import nats.errors
 from bus.broker.connection import Connection
 from bus.broker.direct_get import stream_state
 from bus.broker.topology import DLQ_STREAM
-from bus.stream.dead_letters import count_open
+from bus.stream.letter_list import count_open
 from bus.work.consumer import Backlog, PullConsumer
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
-from bus.broker.connection import Connection, cancellable
+from bus.broker.connection import Connection
+from bus.broker.stopping import cancellable
 from bus.errors import MalformedEventError
 from bus.process.crash_points import crash_point
 from bus.stream.dead_letters import bury

@@ -77,9 +77,8 @@ class RetryConsumer(PullConsumer):
             await self._end(message)
             return None
         sequence, attempt = _wanted(message).sequence, place_of(message).delivered
-        handled = str(LetterSubject("handled", self.name, sequence))
-        note = await self.connection.last_message(DLQ_STREAM, handled)
-        if note is not None and not was_copied(note):
+        _, is_handled = await letter_at(self.connection, LetterSubject("handled", self.name, sequence))
+        if is_handled:
             # Only the acknowledgement was lost.
             await super().settle(message)
             return None
@@ -96,7 +95,9 @@ class RetryConsumer(PullConsumer):
         """Notes that the event was handled, and only then ends the wish: a crash between has it handled again."""
         crash_point("worker.handled_again")
         handled = LetterSubject("handled", self.name, _wanted(message).sequence)
-        await put_once(self.connection, handled, b"", replaces=0)
+        place, is_noted = await letter_at(self.connection, handled)
+        if not is_noted:
+            await put_once(self.connection, handled, b"", replaces=place)
         crash_point("worker.noted")
         await super().settle(message)
 
@@ -171,10 +172,10 @@ async def _event_at(connection: Connection, sequence: int) -> RawStreamMsg | Non
 async def _ask(connection: Connection, letter: DeadLetter, consumer: str) -> bool:
     """Says that ``consumer`` should try again; false when somebody said so since the event was given up."""
     wish = LetterSubject("retry", consumer, letter.sequence)
-    before = await letter_at(connection, wish)
-    if before > letter.place:
+    before, is_wish = await letter_at(connection, wish)
+    if is_wish and before > letter.place:
         return False
-    replaced = await letter_at(connection, LetterSubject("given_up", consumer, letter.sequence))
+    replaced, _ = await letter_at(connection, LetterSubject("given_up", consumer, letter.sequence))
     return await put_once(connection, wish, json.dumps({"letter": replaced}).encode(), replaces=before)
 
 

@@ -14,8 +14,9 @@ from bus.broker.direct_get import stream_state
 from bus.broker.server import embedded_server
 from bus.broker.topology import DLQ_STREAM, MAX_LETTER_BYTES, MAX_LETTERS, NEWEST_LETTERS
 from bus.client import Bus, CaughtUp
-from bus.stream.dead_letters import FIRST, MAX_BODY, REASON, count_open
-from bus.words.subjects import EVENTS, sender_of
+from bus.stream.dead_letters import COUNT, FIRST, MAX_BODY, REASON, SEQUENCE, SUBJECT
+from bus.stream.letter_list import count_open
+from bus.words.subjects import EVENTS, newest_letters, sender_of
 
 REST = 20
 FLOOD = FIRST + REST + NEWEST_LETTERS
@@ -84,3 +85,49 @@ async def test_dead_letters_are_read_a_thousand_with_a_request_and_the_stream_ta
         assert sorted(one.sequence for one in letters) == list(range(more + 1, full + more + 1))
         # Two batches, and a look whether there is more.
         assert len(requests) <= 3, requests
+
+
+async def test_of_a_full_stream_of_letters_only_those_are_read_that_are_listed(tmp_path: Path) -> None:
+    first, newest, full = 20, 80, 1_500
+    async with embedded_server(tmp_path / "nats") as server, Bus.connect(server.settings, name="one") as bus:
+        js = bus.connection.js
+        for n in range(1, full + 1):
+            await js.publish_async(f"dlq.given_up.labeller.{n}", b"x" * 1_000, headers={REASON: "no"})
+        await js.publish_async_completed()
+        # The oldest was handled, the second asked for again, the third given up again.
+        await js.publish("dlq.handled.labeller.1", b"")
+        await js.publish("dlq.retry.labeller.2", b'{"letter": 2}')
+        await js.publish("dlq.given_up.labeller.3", b"again")
+        before = dict(bus.connection.nc.stats)
+        letters, count = await bus.ends_of_dead_letters(first, newest)
+        after = bus.connection.nc.stats
+        assert count == full - 1
+        assert [one.sequence for one in letters] == [
+            2,
+            *range(4, 4 + first - 1),
+            *range(full - newest + 2, full + 1),
+            3,
+        ]
+        assert [one.sequence for one in letters if one.retry_at] == [2]
+        # The state of the stream, a part at each end and whether there is more, and three notes.
+        assert after["out_msgs"] - before["out_msgs"] <= 10
+        assert after["in_msgs"] - before["in_msgs"] <= 2 * (first + newest) + 20
+        # Everything is what both ends come to when they meet.
+        everything = await bus.dead_letters()
+        assert await bus.ends_of_dead_letters(full, full) == (everything, full - 1)
+        assert letters == [*everything[:first], *everything[-newest:]]
+
+
+async def test_a_letter_that_claims_a_sequence_to_come_silences_no_later_one(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path / "nats") as server, Bus.connect(server.settings, name="one") as bus:
+        js = bus.connection.js
+        false = {SEQUENCE: str(10**17), COUNT: str(10**17), SUBJECT: "ev.shop.round.started.1"}
+        await js.publish(newest_letters("round-started"), b"false", headers=false)
+        for n in range(1, FIRST + 3):
+            await js.publish(f"ev.shop.round.started.{n}", b"{")
+        for _ in range(2):
+            assert await read_all(bus) == 0
+        letters = [one for one in await bus.dead_letters() if one.body != b"false"]
+        assert sorted(one.sequence for one in letters) == list(range(1, FIRST + 3))
+        assert not any(one.unkept for one in letters)
+        assert sum((await stream_state(bus.connection, DLQ_STREAM, ">")).subjects.values()) == FIRST + 3

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import nats.errors
@@ -27,7 +28,7 @@ from bus.stream.event_reader import EventReader
 from bus.words.envelope import Stored, new_event
 from bus.words.payload import COLLECTOR, OPERATOR, payloads, roles
 from bus.words.subjects import LetterSubject, event_subject, events_of, live_subject
-from bus.work.retries import stored_at
+from bus.work.retries import retries_of, stored_at
 from bus.work.worker import work
 from tests.broker.bus.conftest import failed, nats_client
 from tests.builders import subject_example
@@ -331,6 +332,23 @@ async def test_no_reader_takes_what_the_broker_copied_for_what_stands_there(
         await forge(b"", "dlq.handled.evaluator.1")
         await wait_for(lambda: _is_stored(operator, "dlq.handled.evaluator.1", stream="DLQ"))
         assert 1 in [one.sequence for one in await operator.dead_letters() if one.consumer == "evaluator"]
+        # A wish to have it tried again, which would keep out a true one, and the note, when it is handled.
+        event = await operator.publish(RoundStarted(run=unique_run, round=2))
+        assert await worker.give_up(event, "no", by="evaluator")
+        (letter,) = [one for one in await operator.dead_letters() if one.sequence == event.sequence]
+        for kind in ("retry", "handled"):
+            forged = f"dlq.{kind}.evaluator.{event.sequence}"
+            await forge(b"", forged)
+            await wait_for(partial(_is_stored, operator, forged, stream="DLQ"))
+        async with (
+            worker.pull("evaluator", events_of(unique_run), max_deliver=2, ack_wait_s=5) as consumer,
+            retries_of(consumer) as retries,
+        ):
+            assert (await operator.retry(letter)).asked == ("evaluator",)
+            (delivery,) = await retries.fetch(1, timeout_s=10)
+            assert delivery.stored.sequence == event.sequence
+            await delivery.ack()
+            assert event.sequence not in [one.sequence for one in await operator.dead_letters()]
         # What is said live.
         beat = Heartbeat(role="gateway", id="7", time=datetime.now(UTC), uptime_s=1.0)
         async with operator.hear(Heartbeat) as beats:

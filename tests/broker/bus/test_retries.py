@@ -19,7 +19,8 @@ from bus.broker.server import EmbeddedServer, embedded_server
 from bus.broker.topology import DLQ_STREAM
 from bus.client import Bus
 from bus.errors import FedbusError
-from bus.stream.dead_letters import DeadLetter, count_open
+from bus.stream.dead_letters import DeadLetter
+from bus.stream.letter_list import count_open
 from bus.words.envelope import Stored, new_event
 from bus.words.subjects import event_subject, events_of
 from bus.work.consumer import PullConsumer

@@ -7,10 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agents.cli.run_setup import RunSources, start_run
 from agents.dispatcher import service as dispatcher
+from agents.gateway.service import running_gateway
+from agents.gateway.settings import GatewaySettings
 from agents.labeller import service as labeller
 from agents.runtime.tasks import background
 from agents.words.events import ImagesLabelled, RoundStarted, RunFinished, RunStarted, TaskAssigned
@@ -21,6 +24,7 @@ from bus.words.payload import Payload
 from bus.words.subjects import EVENT_STREAM, event_subject, events_of_type
 from tests.broker.test_telemetry import agent
 from tests.chaos.system import small
+from tests.conftest import wait_for
 
 WITHIN_S = 20.0
 USERS = 2
@@ -88,6 +92,30 @@ async def test_watch_and_verify_name_a_lost_event_and_go_on(tmp_path: Path) -> N
     assert f"event {lost.sequence} of the stream cannot be read" in watched
     assert "run.finished" in watched
     assert f"the stream has no event {lost.sequence}" in verified
+
+
+@pytest.mark.timeout(120)
+async def test_a_lost_start_is_named_by_watch_and_by_the_gateway(tmp_path: Path) -> None:
+    store = tmp_path / "nats"
+    async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
+        await start_run(bus, "hurt", small(users=USERS, images=1), RunSources())
+        await bus.publish(RoundStarted(run="hurt", round=1))
+        (lost,) = await until(bus, RunStarted, 1)
+    damage(store, event_subject(lost.event.data))
+    async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
+        watched, unknown = await asyncio.gather(command(server, "watch", "hurt"), command(server, "watch", "never"))
+        settings = GatewaySettings(port=0, spool_dir=tmp_path / "spool", static_dir=tmp_path)
+        async with running_gateway(bus, settings) as url, httpx.AsyncClient(base_url=url) as http:
+
+            async def told() -> bool:
+                answer = await http.get("/readyz")
+                named = f"event {lost.sequence} of the stream cannot be read" in answer.text
+                return named and answer.status_code == 200
+
+            await wait_for(told, within_s=WITHIN_S)
+    assert "[run_start_lost]" in watched
+    assert f"event {lost.sequence} of the stream cannot be read" in watched
+    assert "[run_unknown]" in unknown
 
 
 async def command(server: EmbeddedServer, *words: str) -> str:

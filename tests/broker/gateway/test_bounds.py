@@ -13,10 +13,10 @@ import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import websockets
-from starlette.websockets import WebSocket
 from websockets.asyncio.client import connect
 
 from agents.core.exchange.messages import (
@@ -37,6 +37,10 @@ from tests.conftest import wait_for
 REQUEST_S = 0.5
 SOCKETS = 16
 BIG = 32 << 20
+UPGRADE = (
+    "GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
 @contextlib.asynccontextmanager
@@ -52,10 +56,13 @@ async def opened(gateway: Gateway) -> AsyncIterator[tuple[asyncio.StreamReader, 
 
 
 @contextlib.contextmanager
-def silent(gateway: Gateway, count: int) -> Iterator[list[socket.socket]]:
+def silent(gateway: Gateway, count: int, *, of: str = "127.0.0.1") -> Iterator[list[socket.socket]]:
     """Connections of which nobody says or reads anything."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(_address(gateway))) for _ in range(count)]
+        yield [
+            stack.enter_context(socket.create_connection(_address(gateway), source_address=(of, 0)))
+            for _ in range(count)
+        ]
 
 
 def _address(gateway: Gateway) -> tuple[str, int]:
@@ -118,15 +125,71 @@ async def test_the_head_of_a_request_has_a_limit(gateway: Gateway) -> None:
         assert (await cut(reader))[:12] in (b"HTTP/1.1 400", b"")
 
 
-async def test_only_so_many_sockets_are_open_at_once(bus: Bus, tmp_path: Path) -> None:
+async def test_only_so_many_sockets_are_open_at_once(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.gateway.patience.LEAST_S", 60.0)
     async with serving(bus, tmp_path, max_connections=SOCKETS) as gateway, opened(gateway) as (reader, writer):
         with silent(gateway, SOCKETS - 1):
             async with opened(gateway) as (refused, _):
                 assert await cut(refused) == b""
-            # Those that were there before are left alone.
+            # Those of one address that were there before are left alone for a while.
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert (await cut(reader)).endswith(b"ok\n")
         await wait_for(lambda: welcome(gateway))
+
+
+BEGUN = {
+    "nothing": b"",
+    "a slow head": b"GET /healthz HTTP/1.1\r\nX-Slow: ",
+    "an idle connection": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an answer that is not read": b"GET /runs/shop/events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a socket that waits for its turn": UPGRADE.format(host="localhost").encode(),
+}
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+async def test_one_address_cannot_hold_all_sockets(bus: Bus, tmp_path: Path, begun: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("agents.gateway.websocket.LEAST_S", 60.0)
+    hog, limits = "127.0.0.2", {"max_connections": SOCKETS, "max_watchers": SOCKETS, "max_token_watchers": SOCKETS}
+    async with serving(bus, tmp_path, request_s=60, stall_s=60, **limits) as gateway:
+        with silent(gateway, SOCKETS, of=hog) as sockets:
+            for one in sockets:
+                one.sendall(BEGUN[begun])
+            if begun == "an idle connection":
+                for one in sockets:
+                    while not (await asyncio.to_thread(one.recv, 1_000)).endswith(b"ok\n"):
+                        pass
+            assert await welcome(gateway)
+            assert await cut_of(sockets) == 1
+            # Whoever is there keeps its place against those who come again and again.
+            async with talking(gateway) as talk:
+                with silent(gateway, 2 * SOCKETS, of=hog):
+                    await talk.say(Ping())
+                    assert (await talk.hear()).type == "pong"
+
+
+async def test_of_one_address_a_socket_without_a_request_goes_after_a_moment(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.gateway.patience.LEAST_S", 0.3)
+    async with serving(bus, tmp_path, max_connections=SOCKETS, request_s=60) as gateway:
+        with silent(gateway, SOCKETS) as sockets:
+            await wait_for(lambda: welcome(gateway))
+            assert await cut_of(sockets) >= 1
+
+
+async def cut_of(sockets: list[socket.socket]) -> int:
+    """How many of these the gateway has cut."""
+    cut = 0
+    for one in sockets:
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while one.recv(1 << 16):
+                    pass
+                cut += 1
+            except ConnectionResetError:
+                cut += 1
+    return cut
 
 
 async def test_a_thousand_idle_sockets_keep_nobody_out_for_long(bus: Bus, tmp_path: Path) -> None:
@@ -249,10 +312,6 @@ def test_the_size_of_a_chunk_is_part_of_the_contract() -> None:
 
 
 LOOPS = 160
-UPGRADE = (
-    "GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
@@ -310,9 +369,8 @@ async def test_malformed_messages_before_hello_buy_no_time(
 
 async def test_of_those_who_say_nothing_the_oldest_of_the_greediest_address_goes() -> None:
     strangers = Strangers(4, least_s=60)
-    sockets = [WebSocket({"type": "websocket"}, None, None) for _ in range(6)]  # type: ignore[arg-type]
     async with asyncio.timeout(DEADLINE_S):
-        out = [await strangers.enter(one, at) for one, at in zip(sockets, "aaabcd", strict=True)]
+        out = [await strangers.enter(address) for address in "aaabcd"]
     assert [one.is_set() for one in out] == [True, True, False, False, False, False]
 
 
@@ -321,7 +379,7 @@ async def test_of_one_address_nobody_goes_before_his_time_and_the_next_comes_in_
     began = time.monotonic()
 
     async def come(number: int) -> asyncio.Event:
-        out = await strangers.enter(WebSocket({"type": "websocket"}, None, None), "a")  # type: ignore[arg-type]
+        out = await strangers.enter("a")
         came.append(number)
         return out
 
