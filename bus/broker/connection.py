@@ -191,7 +191,8 @@ class Connection:
     async def close(self) -> None:
         """Sends what is waiting and closes; a broker that is away is not waited for."""
         if self.is_up:
-            await briefly(self.nc.drain())
+            # And no drain: nobody reads any more, and one that is cut short logs a traceback (2.16).
+            await briefly(self.nc.flush())
         # Its last words may meet a socket that the broker's end has closed.
         await briefly(self.nc.close())
 
@@ -342,7 +343,7 @@ async def cancellable(call: Awaitable[T]) -> T:
     """The result of a call of nats-py, or the cancellation that came meanwhile even where the call swallowed it.
 
     Its requests wait with ``asyncio.wait_for``, which in Python 3.11 returns the answer instead when both come at once;
-    its ``drain`` and full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
+    its full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
     """
     task = asyncio.current_task()
     cancels = task.cancelling() if task else 0
@@ -364,7 +365,7 @@ async def briefly(farewell: Awaitable[object]) -> None:
 async def connection(
     settings: BusSettings, *, name: str, wait_s: float | None, on_waiting: Callable[[str], object] | None
 ) -> AsyncIterator[Connection]:
-    """An open connection, drained and closed at the end."""
+    """An open connection, flushed and closed at the end."""
     link = Connection()
     await link.open(settings, name=name, wait_s=wait_s, on_waiting=on_waiting)
     try:
