@@ -12,30 +12,23 @@ from typing import Annotated
 import typer
 
 from agents.cli import options as o
-from agents.cli.display import console
+from agents.cli.console import console
+from agents.cli.finding import CONNECT_S, find_run
 from agents.cli.run_file import RunObjects, read_run_file
 from agents.cli.run_setup import RunSources, start_run, start_run_again
-from agents.core.rounds.plan import RunState, unknown
+from agents.core.rounds.plan import RunState
 from agents.runtime.connection import use_running_fedbus
-from agents.words.events import ImagesLabelled, RoundStarted, RunFinished, RunStarted
+from agents.words.events import ImagesLabelled, RoundStarted, RunFinished
 from agents.words.run_config import RunConfig
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.envelope import Stored
 from bus.words.subjects import checked, events_of, events_of_type
 
-CONNECT_S = 5.0
 REFUSAL_S = 3.0
-run_app = typer.Typer(no_args_is_help=True, help="Start runs, and look after them.")
 TELLING = ("round.started", "round.failed", "model.published", "run.finished")
 """The events that say which round of a run comes next."""
 round_app = typer.Typer(no_args_is_help=True, help="Start rounds.")
-
-
-class RunUnknownError(FedbusError):
-    """There is no run of this name on the bus."""
-
-    code = "run_unknown"
 
 
 class RunNameTakenError(FedbusError):
@@ -61,19 +54,6 @@ def new_run_name(prefix: str = "run") -> str:
     return f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-async def find_run(bus: Bus, run: str) -> RunStarted:
-    """The event that started ``run``.
-
-    Raises:
-        RunUnknownError: there is no such run.
-    """
-    stored = await bus.find(events_of_type("run.started", checked(run)))
-    if stored is None or not isinstance(stored.event.data, RunStarted):
-        raise RunUnknownError(unknown(run), hint="start one: fedbus run start")
-    return stored.event.data
-
-
-@run_app.command("start")
 def run_start(
     context: typer.Context,
     name: Annotated[str, typer.Option("--name", help="Name of the run; default: made from the time.")] = "",

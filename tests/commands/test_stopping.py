@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from agents.cli.system import AGENTS
+from agents.cli.here import AGENTS
 from agents.runtime.connection import read_connection
 from agents.runtime.stopping import GONE_S
 from tests.commands.conftest import Running, Shell
