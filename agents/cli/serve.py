@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import signal
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -91,11 +92,25 @@ async def _up(running: AbstractAsyncContextManager[System], mix: ClientMix, thre
             ports = ", ".join(f"{name} {metrics_port + index}" for index, name in enumerate(AGENTS))
             said = ports if metrics_port else "free ports, see the logs"
             console.print(f"figures on /metrics of {metrics_host()}: {said}", soft_wrap=True)
-        console.print("Start a run in another terminal: fedbus run start --go    Stop with Ctrl-C.")
+        console.print(
+            f"Start a run in another terminal: {_starts_a_run(system.store)}    Stop with Ctrl-C.", soft_wrap=True
+        )
         system.start_clients(mix, threads=threads)
         if reload:
             await reload_on_change(system)
         await asyncio.Event().wait()
+
+
+def _starts_a_run(store: Path) -> str:
+    """The command for a terminal in this folder, where commands find the usual store by themselves."""
+    option = _of(store)
+    return f'eval "$(fedbus env{option})" && fedbus run start --go' if option else "fedbus run start --go"
+
+
+def _of(store: Path) -> str:
+    """The option that names a store to other commands; nothing for the one where they look themselves."""
+    usual = store.absolute() == DEFAULT_STORE.absolute()
+    return "" if usual else f" --store {shlex.quote(str(store))}"
 
 
 def broker(
@@ -114,8 +129,11 @@ async def _broker(store: Path, port: int | None, cluster: int) -> None:
         agreed = agreed.model_copy(update={"nats_url": servers.url})
         agreed.write(store)
         await make_streams(agreed, "broker", replicas=servers.replicas)
-        console.print(f"NATS on {servers.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
-        console.print('For programs of your own: eval "$(fedbus env)"')
+        option = _of(store)
+        found = "; fedbus commands in this folder find it by themselves." if not option else ""
+        console.print(f"NATS on {servers.url}{found}", soft_wrap=True)
+        who = "programs of your own" if not option else "fedbus commands and programs of your own"
+        console.print(f'For {who}: eval "$(fedbus env{option})"', soft_wrap=True)
         code = await servers.wait()
         log.error("the broker ended with code %s", code)
         raise typer.Exit(1)
