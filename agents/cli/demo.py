@@ -16,7 +16,7 @@ from agents.cli.console import console
 from agents.cli.display import run_display
 from agents.cli.finding import CONNECT_S
 from agents.cli.inspect_run import follow_to_the_end, make_report
-from agents.cli.run_setup import RunSources, start_run
+from agents.cli.run_setup import RunSources, read_sources, start_run
 from agents.cli.runs import new_run_name
 from agents.cli.serve import until_interrupted
 from agents.cli.system import running_system
@@ -89,6 +89,8 @@ def demo(
     configure("demo")
     run = new_run_name("demo")
     sources = RunSources(artifacts, data, held_out)
+    # Before anything is started: what does not fit is told at once.
+    read_sources(config, sources)
     status = asyncio.run(
         until_interrupted(_demo(run, config, sources, mix, out or Path("runs") / run, threads=threads, port=port))
     )
