@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from artifacts.errors import TakeOutError
 from artifacts.manifest import DEFAULT_KIND, ArtifactManifest, ModelFacts
-from artifacts.onnxruntime_alone import InferenceSession, ort
 from artifacts.pixels import pixel_table, to_pixel_values
 from artifacts.weights import Weights
 
@@ -32,6 +30,9 @@ def inference_model(manifest: ArtifactManifest, eval_model: Path, weights: Weigh
     Raises:
         TakeOutError: the graph of the artifacts cannot be read, or needs a weight that is not there.
     """
+    # Here, because it is heavy, and who only names the forms of a model does without.
+    import onnx
+
     try:
         whole = onnx.load(eval_model)
         whole.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
@@ -52,6 +53,9 @@ class InferenceModel:
 
     def __init__(self, model: bytes | Path) -> None:
         """Raises TakeOutError when it is none; ``facts`` are what its metadata says of it."""
+        # Here, for the same reason.
+        from artifacts.onnxruntime_alone import InferenceSession, ort
+
         try:
             self._session: Any = InferenceSession(str(model) if isinstance(model, Path) else model)
             properties: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from artifacts.errors import TakeOutError
 from artifacts.manifest import ArtifactFile, ArtifactManifest
 from artifacts.modes import LORA_SCALE
-from artifacts.onnxruntime_alone import ort
 
 Weights = dict[str, NDArray[np.float32]]
 """Parameters by the names that the artifacts' graphs give them."""
@@ -59,6 +58,9 @@ def read_weights(manifest: ArtifactManifest, checkpoint: Path, trained: NDArray[
     """
     if trained.shape != (manifest.trainable_count,):
         raise TakeOutError(f"{trained.size} parameters were given, the model trains {manifest.trainable_count}")
+    # Here, because it is heavy, and who only names the forms of a model does without.
+    from artifacts.onnxruntime_alone import ort
+
     try:
         state = ort.load_checkpoint(str(checkpoint))
     except RuntimeError as error:

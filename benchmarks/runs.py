@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from agents.cli.client_mix import ClientMix
 from agents.cli.inspect_run import events_so_far
-from agents.cli.options import ClientMix, make_config
+from agents.cli.options import make_config
 from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import client_commands, running_system
 from agents.runtime.shipped import DEFAULT_ARTIFACTS

@@ -86,7 +86,7 @@ class Bus:
         wait_s: float | None = None,
         on_waiting: Callable[[str], object] | None = None,
     ) -> AsyncIterator[Bus]:
-        """A connected bus whose streams exist; drained and closed at the end.
+        """A connected bus whose streams exist; flushed and closed at the end.
 
         Waits for the broker for ever, or ``wait_s`` seconds, and calls ``on_waiting`` with a line that says why at
         first and then every ten seconds. A connection that is lost later comes back by itself.

@@ -16,6 +16,7 @@ from agents.words.run_config import TaskSpec
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.envelope import Stored
+from bus.words.problems import what_is_wrong
 from bus.words.subjects import EVENTS
 from bus.words.values import Ref
 
@@ -74,7 +75,8 @@ async def _check_objects(bus: Bus, verdict: Verdict, started: RunStarted, events
                 verdict.models += 1
                 verdict.problems += check_model(one, *await _digests(bus, one, plan))
         except (FedbusError, ValidationError) as error:
-            verdict.problems.append(Problem("object", f"round {number}: its model cannot be made again: {error}"))
+            why = what_is_wrong(error) if isinstance(error, ValidationError) else str(error)
+            verdict.problems.append(Problem("object", f"round {number}: its model cannot be made again: {why}"))
         one.release()
         if one.state.failed is not None and one.state.failed.code in LOST:
             for what, ref in (("base model", plan.base_model), ("server's state", plan.server_state)):

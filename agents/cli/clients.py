@@ -19,10 +19,10 @@ import typer
 import websockets
 from rich.table import Table
 
-from agents.cli import options as o
-from agents.cli.display import console, errors
+from agents.cli.client_mix import ClientMix, Threads
+from agents.cli.console import console, errors
+from agents.cli.finding import CONNECT_S
 from agents.cli.processes import supervisor
-from agents.cli.runs import CONNECT_S
 from agents.cli.serve import until_interrupted
 from agents.cli.system import client_commands
 from agents.client.address import Address
@@ -66,7 +66,7 @@ def client(
     browser: Annotated[int, typer.Option("--browser", min=0, max=64, help="Headless Chromium clients to run.")] = 0,
     gateway: Gateway = "",
     token: Token = "",
-    threads: o.Threads = 1,
+    threads: Threads = 1,
     engine: Annotated[
         str, typer.Option("--engine", help="Engine to train with; default: the best that can be used.")
     ] = "",
@@ -80,7 +80,7 @@ def client(
     configure("client")
     if not gateway:
         agreed_connection()
-    asyncio.run(until_interrupted(_train(o.ClientMix(browser, native), gateway, token, threads, engine, logs)))
+    asyncio.run(until_interrupted(_train(ClientMix(browser, native), gateway, token, threads, engine, logs)))
 
 
 def list_clients(
@@ -161,7 +161,7 @@ def find_gateway(gateway: str, token: str, store: Path = DEFAULT_STORE) -> Conne
     return Connection(nats_url="nats://unused", gateway_url=url.rstrip("/"), join_token=token or own)
 
 
-async def _train(mix: o.ClientMix, gateway: str, token: str, threads: int, engine: str, logs: Path) -> None:
+async def _train(mix: ClientMix, gateway: str, token: str, threads: int, engine: str, logs: Path) -> None:
     found = await reach(lambda: find_gateway(gateway, token), patience=1 if token else REFUSALS)
     prefix = f"{os.uname().nodename.split('.')[0][:20]}-{os.getpid()}-"
     store = logs.absolute().parent

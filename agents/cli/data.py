@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from agents.cli import labels
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from artifacts.model_input import model_input
 from bus.process.files import write_atomically
@@ -26,6 +27,7 @@ from data.prepare import Source, Target, folder_sources, labelled_as
 from data.prepare import prepare as prepare_dataset
 
 app = typer.Typer(help="Images: prepare, clean, share out, exchange.", no_args_is_help=True)
+app.add_typer(labels.app, name="labels")
 console = Console(highlight=False)
 
 _SHOWN = 10

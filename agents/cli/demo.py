@@ -11,10 +11,13 @@ import typer
 from agents.audit.model_export import Form, fetched_model, write_model
 from agents.cli import options as o
 from agents.cli.chromium import find_chromium
-from agents.cli.display import console, run_display
+from agents.cli.client_mix import ClientMix, Threads, parse_clients
+from agents.cli.console import console
+from agents.cli.display import run_display
+from agents.cli.finding import CONNECT_S
 from agents.cli.inspect_run import follow_to_the_end, make_report
-from agents.cli.run_setup import RunSources, start_run
-from agents.cli.runs import CONNECT_S, new_run_name
+from agents.cli.run_setup import RunSources, read_sources, start_run
+from agents.cli.runs import new_run_name
 from agents.cli.serve import until_interrupted
 from agents.cli.system import running_system
 from agents.labeller.providers import check_provider
@@ -58,11 +61,11 @@ def demo(
     clip_to_median: o.ClipToMedian = o.CLIP_TO_MEDIAN,
     strategy: o.StrategyName = "fedavg",
     strategy_set: o.StrategySet = None,
-    threads: o.Threads = 1,
+    threads: Threads = 1,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port of the page; 0: a free one.")] = 0,
 ) -> None:
     """Run everything once: broker, agents, clients, all rounds; then the report, and exit 0 if the run completed."""
-    mix = o.parse_clients(clients) if clients else usual_clients()
+    mix = parse_clients(clients) if clients else usual_clients()
     if mix.browser:
         find_chromium()
         check_page()
@@ -86,6 +89,8 @@ def demo(
     configure("demo")
     run = new_run_name("demo")
     sources = RunSources(artifacts, data, held_out)
+    # Before anything is started: what does not fit is told at once.
+    read_sources(config, sources)
     status = asyncio.run(
         until_interrupted(_demo(run, config, sources, mix, out or Path("runs") / run, threads=threads, port=port))
     )
@@ -93,15 +98,15 @@ def demo(
         raise typer.Exit(1)
 
 
-def usual_clients() -> o.ClientMix:
+def usual_clients() -> ClientMix:
     """Two headless browsers where there are Chromium and the page, else two native clients, and says why."""
     try:
         find_chromium()
         check_page()
     except FedbusError as error:
         console.print(f"{error.message}: two native clients train instead ({error.hint})", soft_wrap=True)
-        return o.ClientMix(native=2)
-    return o.ClientMix(browser=2)
+        return ClientMix(native=2)
+    return ClientMix(browser=2)
 
 
 def check_page() -> str:
@@ -120,7 +125,7 @@ def check_page() -> str:
 
 
 async def _demo(
-    run: str, config: RunConfig, sources: RunSources, mix: o.ClientMix, out: Path, *, threads: int, port: int
+    run: str, config: RunConfig, sources: RunSources, mix: ClientMix, out: Path, *, threads: int, port: int
 ) -> str:
     """Runs the demo and answers with the run's final status."""
     out.mkdir(parents=True, exist_ok=True)

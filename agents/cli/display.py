@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from agents.cli.console import console
 from agents.cli.lines import line_about
 from agents.core.views.run import RunView
 from agents.words.events import Progress
 from bus.words.envelope import Stored
-
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 
 class RunDisplay:

@@ -14,8 +14,8 @@ import typer
 from rich.text import Text
 
 from agents.cli.chromium import find_chromium
+from agents.cli.console import console
 from agents.cli.demo import check_page
-from agents.cli.display import console
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEFAULT_USERS_DATA
 from artifacts.manifest import load_manifest
 from bus.broker.server import find_nats_server

@@ -15,9 +15,10 @@ import typer
 from agents.audit.replay import ROLES, replay_run
 from agents.audit.report import build_report, summary_table, write_report
 from agents.audit.rescoring import recorded_held_out
-from agents.cli.display import RunDisplay, console, errors, run_display
-from agents.cli.options import ClientMix
-from agents.cli.runs import CONNECT_S, find_run
+from agents.cli.client_mix import ClientMix
+from agents.cli.console import console, errors
+from agents.cli.display import RunDisplay, run_display
+from agents.cli.finding import CONNECT_S, find_run
 from agents.core.learning.scores import EvaluationDetails
 from agents.core.strategies.registry import ALLOWED
 from agents.core.views.run import RunView

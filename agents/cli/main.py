@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from agents.cli import clients, demo, doctor, inspect_run, nats_config, operate, run_list, runs, serve, token
-from agents.cli.artifacts import app as artifacts_app
-from agents.cli.data import app as data_app
-from agents.cli.display import errors
-from agents.cli.evaluate import evaluate
-from agents.cli.labels import app as labels_app
-from agents.cli.model import app as model_app
+from agents.cli.console import errors
+from agents.cli.lazy import lazy
 from bus.errors import FedbusError
-from bus.words.problems import what_is_wrong
+
+COMMANDS = {
+    "demo": "agents.cli.demo:demo",
+    "up": "agents.cli.serve:up",
+    "broker": "agents.cli.serve:broker",
+    "agent": "agents.cli.here:agent",
+    "client": "agents.cli.clients:client",
+    "env": "agents.cli.here:env",
+    "page": "agents.cli.here:page",
+    "nats-config": "agents.cli.nats_config:nats_config",
+    "clients": "agents.cli.clients:list_clients",
+    "run": "agents.cli.main:run_app",
+    "round": "agents.cli.runs:round_app",
+    "watch": "agents.cli.inspect_run:watch",
+    "record": "agents.cli.inspect_run:record_command",
+    "replay": "agents.cli.inspect_run:replay",
+    "report": "agents.cli.inspect_run:report",
+    "evaluate": "agents.cli.evaluate:evaluate",
+    "model": "agents.cli.model:app",
+    "verify": "agents.cli.operate:verify",
+    "dlq": "agents.cli.dlq:app",
+    "gc": "agents.cli.operate:gc",
+    "token": "agents.cli.token:app",
+    "artifacts": "agents.cli.artifacts:app",
+    "data": "agents.cli.data:app",
+    "doctor": "agents.cli.doctor:doctor",
+}
+RUN_COMMANDS = {
+    "start": "agents.cli.runs:run_start",
+    "list": "agents.cli.run_list:run_list",
+    "show": "agents.cli.run_list:run_show",
+    "cancel": "agents.cli.run_list:run_cancel",
+}
 
 
 class WrongUsageError(FedbusError):
@@ -38,7 +63,9 @@ class FileProblemError(FedbusError):
     code = "file_unusable"
 
 
+run_app = typer.Typer(cls=lazy(RUN_COMMANDS), no_args_is_help=True, help="Start runs, and look after them.")
 app = typer.Typer(
+    cls=lazy(COMMANDS),
     name="fedbus",
     help="Federated learning as events on NATS, with training in the browser.",
     no_args_is_help=True,
@@ -49,6 +76,8 @@ app = typer.Typer(
 
 def _say_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"fedbus {version('fedbus')}")
         raise typer.Exit
 
@@ -60,36 +89,6 @@ def _fedbus(
     ] = False,
 ) -> None:
     """Federated learning as events on NATS, with training in the browser."""
-
-
-app.command()(demo.demo)
-app.command()(serve.up)
-app.command()(serve.broker)
-app.command()(serve.agent)
-app.command()(clients.client)
-app.command()(serve.env)
-app.command()(serve.page)
-app.command()(nats_config.nats_config)
-app.command("clients")(clients.list_clients)
-runs.run_app.command("list")(run_list.run_list)
-runs.run_app.command("show")(run_list.run_show)
-runs.run_app.command("cancel")(run_list.run_cancel)
-app.add_typer(runs.run_app, name="run")
-app.add_typer(runs.round_app, name="round")
-app.command()(inspect_run.watch)
-app.command("record")(inspect_run.record_command)
-app.command()(inspect_run.replay)
-app.command()(inspect_run.report)
-app.command()(evaluate)
-app.add_typer(model_app, name="model")
-app.command()(operate.verify)
-app.add_typer(operate.dlq_app, name="dlq")
-app.command()(operate.gc)
-app.add_typer(token.app, name="token")
-app.add_typer(artifacts_app, name="artifacts")
-data_app.add_typer(labels_app, name="labels")
-app.add_typer(data_app, name="data")
-app.command()(doctor.doctor)
 
 
 def main() -> None:
@@ -111,8 +110,13 @@ def main() -> None:
     except FedbusError as error:
         _say(error)
         sys.exit(1)
-    except ValidationError as error:
-        if not error.title.endswith("Settings"):
+    except ValueError as error:
+        # Here, because most commands end well, and some without pydantic.
+        from pydantic import ValidationError
+
+        from bus.words.problems import what_is_wrong
+
+        if not isinstance(error, ValidationError) or not error.title.endswith("Settings"):
             raise
         hint = "an environment variable has a value that it cannot have; see docs/operations.md"
         _say(SettingsError(f"{error.title}: {what_is_wrong(error)}", hint=hint))

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from agents.audit.model_export import DEFAULT_FORMS, Form, fetched_model, write_model
-from agents.cli.display import console, errors
-from agents.cli.runs import CONNECT_S, find_run
+from agents.cli.console import console, errors
+from agents.cli.finding import CONNECT_S, find_run
 from agents.runtime.connection import use_running_fedbus
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from bus.client import Bus

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agents.cli.display import console
+from agents.cli.console import console
 from agents.words.events import ROLES
 from bus.broker.permissions import authorization, new_passwords
 from bus.errors import FedbusError

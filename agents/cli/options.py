@@ -1,11 +1,9 @@
-"""What several commands take: the clients of a run and the options that make its config."""
+"""What several commands take: the options that make a run's config."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,43 +16,10 @@ from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA, DEF
 from agents.words.run_config import LabellingSpec, QuorumSpec, RunConfig, TrainingSpec
 from artifacts.manifest import load_manifest
 
-MAX_CLIENTS = 256
 CLIP_TO_MEDIAN = 1.5
 """Costs honest clients nothing on the default task, and bounds what ten of a hundred can do: see bench_hostile."""
 
 
-@dataclass(frozen=True)
-class ClientMix:
-    """How many clients of each kind train."""
-
-    browser: int = 0
-    native: int = 0
-
-    def __str__(self) -> str:
-        parts = [f"{kind}:{count}" for kind, count in (("browser", self.browser), ("native", self.native)) if count]
-        return ",".join(parts) or "none"
-
-
-def parse_clients(text: str) -> ClientMix:
-    """The clients that ``browser:2``, ``native:2``, ``browser:1,native:1`` or ``none`` names.
-
-    Raises:
-        typer.BadParameter: it names something else, or more than ``MAX_CLIENTS``.
-    """
-    counts = {"browser": 0, "native": 0}
-    if text == "none":
-        return ClientMix()
-    for part in text.split(","):
-        found = re.fullmatch(r"(browser|native):(\d{1,4})", part.strip())
-        if found is None:
-            raise typer.BadParameter(f"{part!r} is not browser:N or native:N (several are joined by a comma)")
-        counts[found[1]] += int(found[2])
-    if not 0 < sum(counts.values()) <= MAX_CLIENTS:
-        raise typer.BadParameter(f"1 to {MAX_CLIENTS} clients, not {sum(counts.values())}")
-    return ClientMix(**counts)
-
-
-Threads = Annotated[int, typer.Option("--threads", min=1, max=64, help="Threads of each client.")]
 Users = Annotated[int, typer.Option("--users", min=1, max=100_000, help="Simulated users.")]
 Images = Annotated[int, typer.Option("--images", min=1, max=1_000, help="Images of each user.")]
 Rounds = Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Federated rounds.")]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from watchfiles import awatch
 
-from agents.cli.system import AGENTS, System
+from agents.cli.here import AGENTS
+from agents.cli.system import System
 from agents.runtime.shipped import PACKAGES
 
 PYTHON_FOLDERS = ("bus", "agents", "artifacts", "data")

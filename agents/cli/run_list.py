@@ -11,9 +11,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from agents.cli.display import console
-from agents.cli.run_file import as_toml
-from agents.cli.runs import CONNECT_S, find_run
+from agents.cli.console import console
+from agents.cli.finding import CONNECT_S, find_run
 from agents.runtime.connection import use_running_fedbus
 from agents.words.events import ModelEvaluated, ModelPublished, RoundFailed, RoundStarted, RunFinished, RunStarted
 from bus.client import Bus
@@ -70,6 +69,9 @@ def run_show(
     use_running_fedbus()
     (line,) = asyncio.run(_lines(run))
     if toml:
+        # Here, because it is heavy.
+        from agents.cli.run_file import as_toml
+
         typer.echo(as_toml(line.started), nl=False)
         return
     if as_json:

@@ -95,8 +95,18 @@ class StoredSources:
     base_model: Ref
 
 
-async def put_sources(bus: Bus, config: RunConfig, sources: RunSources) -> StoredSources:
-    """Puts artifacts, shards and dataset into the store; raises as ``start_run``."""
+@dataclass(frozen=True)
+class ReadSources:
+    """A run's data and model, read and found to fit each other; ``owned`` are the indices of each user's images."""
+
+    manifest: ArtifactManifest
+    users: Dataset
+    held_out: Dataset
+    owned: Sequence[Sequence[int]]
+
+
+def read_sources(config: RunConfig, sources: RunSources) -> ReadSources:
+    """Reads data and model, without a bus; raises as ``start_run``."""
     manifest = load_manifest(sources.artifacts)
     if manifest.kind != config.kind:
         raise DataMismatchError(f"{sources.artifacts} is for the kind of task {manifest.kind}, not {config.kind}")
@@ -108,7 +118,14 @@ async def put_sources(bus: Bus, config: RunConfig, sources: RunSources) -> Store
     if config.labelling.provider == "truth":
         everybodys = [index for indices in owned for index in indices]
         check_labelled(users, sources.users, everybodys, "the labeller 'truth' needs")
-    dataset_ref = await _put_dataset(bus, users, owned, held_out)
+    return ReadSources(manifest, users, held_out, owned)
+
+
+async def put_sources(bus: Bus, config: RunConfig, sources: RunSources) -> StoredSources:
+    """Puts artifacts, shards and dataset into the store; raises as ``start_run``."""
+    read = read_sources(config, sources)
+    manifest = read.manifest
+    dataset_ref = await _put_dataset(bus, read.users, read.owned, read.held_out)
     for _, file in manifest.files.items():
         await bus.objects.put_file(sources.artifacts / file.path, file.media_type)
     return StoredSources(

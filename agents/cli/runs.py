@@ -12,30 +12,23 @@ from typing import Annotated
 import typer
 
 from agents.cli import options as o
-from agents.cli.display import console
+from agents.cli.console import console
+from agents.cli.finding import CONNECT_S, find_run
 from agents.cli.run_file import RunObjects, read_run_file
 from agents.cli.run_setup import RunSources, start_run, start_run_again
-from agents.core.rounds.plan import RunState, unknown
+from agents.core.rounds.plan import RunState
 from agents.runtime.connection import use_running_fedbus
-from agents.words.events import ImagesLabelled, RoundStarted, RunFinished, RunStarted
+from agents.words.events import ImagesLabelled, RoundStarted, RunFinished
 from agents.words.run_config import RunConfig
 from bus.client import Bus
 from bus.errors import FedbusError
 from bus.words.envelope import Stored
 from bus.words.subjects import checked, events_of, events_of_type
 
-CONNECT_S = 5.0
 REFUSAL_S = 3.0
-run_app = typer.Typer(no_args_is_help=True, help="Start runs, and look after them.")
 TELLING = ("round.started", "round.failed", "model.published", "run.finished")
 """The events that say which round of a run comes next."""
 round_app = typer.Typer(no_args_is_help=True, help="Start rounds.")
-
-
-class RunUnknownError(FedbusError):
-    """There is no run of this name on the bus."""
-
-    code = "run_unknown"
 
 
 class RunNameTakenError(FedbusError):
@@ -61,43 +54,6 @@ def new_run_name(prefix: str = "run") -> str:
     return f"{prefix}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-class RunStartLostError(FedbusError):
-    """There is such a run, and what started it cannot be read any more."""
-
-    code = "run_start_lost"
-
-
-async def _is_told_of(bus: Bus, run: str) -> bool:
-    """Whether a damaged stream has, or had, any event of this run."""
-    if await bus.unreadable_subjects(events_of(run)):
-        return True
-    if not bus.unreadable:
-        return False
-    async with bus.follow(events_of(run), live=False) as items:
-        async for item in items:
-            if isinstance(item, Stored):
-                return True
-    return False
-
-
-async def find_run(bus: Bus, run: str) -> RunStarted:
-    """The event that started ``run``.
-
-    Raises:
-        RunStartLostError: the broker has lost it.
-        RunUnknownError: there is no such run.
-    """
-    stored = await bus.find(events_of_type("run.started", checked(run)))
-    if stored is None and await _is_told_of(bus, run):
-        raise RunStartLostError(
-            f"run {run} has lost its first event: the broker's store is damaged", hint="start another run"
-        )
-    if stored is None or not isinstance(stored.event.data, RunStarted):
-        raise RunUnknownError(unknown(run), hint="start one: fedbus run start")
-    return stored.event.data
-
-
-@run_app.command("start")
 def run_start(
     context: typer.Context,
     name: Annotated[str, typer.Option("--name", help="Name of the run; default: made from the time.")] = "",

@@ -1,11 +1,9 @@
-"""The commands that run parts of fedbus and keep running: ``up``, ``broker`` and ``agent``; and ``env`` for others."""
+"""The commands that run the broker, alone or with everything else, and keep running: ``broker`` and ``up``."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import runpy
 import shlex
 import signal
 from collections.abc import Coroutine
@@ -15,28 +13,17 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from agents.cli.display import console
-from agents.cli.options import ClientMix, Threads, parse_clients
+from agents.cli.client_mix import ClientMix, Threads, parse_clients
+from agents.cli.console import console
+from agents.cli.here import AGENTS, Store
 from agents.cli.reload import reload_on_change
-from agents.cli.system import AGENTS, System, make_streams, metrics_host, running_system
+from agents.cli.system import System, make_streams, metrics_host, running_system
 from agents.labeller.settings import LabellerSettings
-from agents.runtime.connection import (
-    DEFAULT_GATEWAY_URL,
-    DEFAULT_STORE,
-    FILE_NAME,
-    GATEWAY_FILE,
-    Connection,
-    agreed_connection,
-    read_connection,
-)
-from agents.words.events import ROLES
+from agents.runtime.connection import DEFAULT_STORE, agreed_connection
 from bus.broker.cluster import embedded_cluster, places
 from bus.broker.settings import REPLICAS
-from bus.errors import FedbusError
 from bus.process.logs import configure
-from bus.words.payload import OPERATOR
 
-Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
 NatsPort = Annotated[int, typer.Option("--nats-port", min=0, max=65_535, help="Port of the broker; 0: a free one.")]
 MetricsPort = Annotated[
     int | None,
@@ -64,12 +51,6 @@ Cluster = Annotated[
 ]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class NoFedbusHereError(FedbusError):
-    """No fedbus was started in this folder."""
-
-    code = "no_fedbus_here"
 
 
 def up(
@@ -111,11 +92,25 @@ async def _up(running: AbstractAsyncContextManager[System], mix: ClientMix, thre
             ports = ", ".join(f"{name} {metrics_port + index}" for index, name in enumerate(AGENTS))
             said = ports if metrics_port else "free ports, see the logs"
             console.print(f"figures on /metrics of {metrics_host()}: {said}", soft_wrap=True)
-        console.print("Start a run in another terminal: fedbus run start --go    Stop with Ctrl-C.")
+        console.print(
+            f"Start a run in another terminal: {_starts_a_run(system.store)}    Stop with Ctrl-C.", soft_wrap=True
+        )
         system.start_clients(mix, threads=threads)
         if reload:
             await reload_on_change(system)
         await asyncio.Event().wait()
+
+
+def _starts_a_run(store: Path) -> str:
+    """The command for a terminal in this folder, where commands find the usual store by themselves."""
+    option = _of(store)
+    return f'eval "$(fedbus env{option})" && fedbus run start --go' if option else "fedbus run start --go"
+
+
+def _of(store: Path) -> str:
+    """The option that names a store to other commands; nothing for the one where they look themselves."""
+    usual = store.absolute() == DEFAULT_STORE.absolute()
+    return "" if usual else f" --store {shlex.quote(str(store))}"
 
 
 def broker(
@@ -134,50 +129,14 @@ async def _broker(store: Path, port: int | None, cluster: int) -> None:
         agreed = agreed.model_copy(update={"nats_url": servers.url})
         agreed.write(store)
         await make_streams(agreed, "broker", replicas=servers.replicas)
-        console.print(f"NATS on {servers.url}; fedbus commands in this folder find it by themselves.", soft_wrap=True)
-        console.print('For programs of your own: eval "$(fedbus env)"')
+        option = _of(store)
+        found = "; fedbus commands in this folder find it by themselves." if not option else ""
+        console.print(f"NATS on {servers.url}{found}", soft_wrap=True)
+        who = "programs of your own" if not option else "fedbus commands and programs of your own"
+        console.print(f'For {who}: eval "$(fedbus env{option})"', soft_wrap=True)
         code = await servers.wait()
         log.error("the broker ended with code %s", code)
         raise typer.Exit(1)
-
-
-def agent(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(AGENTS)}.")],
-) -> None:
-    """Run one agent in this terminal; it waits for the broker and stops on Ctrl-C."""
-    if name not in AGENTS:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(AGENTS)}")
-    if "NATS_URL" not in os.environ:
-        agreed_connection()
-        # Where clients that start in this folder look for the gateway.
-        os.environ.setdefault("FEDBUS_GATEWAY_URL_FILE", str((DEFAULT_STORE / GATEWAY_FILE).absolute()))
-    runpy.run_module(f"agents.{name}", run_name="__main__", alter_sys=True)
-
-
-def env(
-    role: Annotated[str, typer.Argument(help=f"As whom: {', '.join(ROLES)}.")] = OPERATOR,
-    store: Store = DEFAULT_STORE,
-) -> None:
-    """Print how programs of your own reach the fedbus of this folder: eval "$(fedbus env)"."""
-    if role not in ROLES:
-        raise typer.BadParameter(f"{role!r} is not one of {', '.join(ROLES)}")
-    for name, value in _known_here(store).env(role).items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
-
-
-def page(store: Store = DEFAULT_STORE) -> None:
-    """Print the address of the page with its token, to be opened in a browser."""
-    known = _known_here(store)
-    typer.echo(f"{known.gateway_url or DEFAULT_GATEWAY_URL}/#token={known.join_token}")
-
-
-def _known_here(store: Path) -> Connection:
-    if (known := read_connection(store)) is None:
-        raise NoFedbusHereError(
-            f"there is no fedbus in this folder: {store / FILE_NAME} is missing",
-            hint="go to the folder where fedbus up or fedbus broker was started, or start one here",
-        )
-    return known
 
 
 async def until_interrupted(work: Coroutine[Any, Any, T]) -> T | None:

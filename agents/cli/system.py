@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.cli.chromium import browser_client
-from agents.cli.options import ClientMix
+from agents.cli.client_mix import ClientMix
+from agents.cli.here import AGENTS
 from agents.cli.processes import Command, Supervisor, supervisor
 from agents.runtime.connection import Connection
 from agents.runtime.tasks import background
@@ -24,7 +25,6 @@ from bus.broker.server import EmbeddedServer, Member, check_port_free, embedded_
 from bus.client import Bus
 from bus.errors import FedbusError
 
-AGENTS = ("labeller", "dispatcher", "aggregator", "evaluator", "gateway")
 GATEWAY_READY_S = 60.0
 BROKER_PAUSE_S = 0.5
 BROKER_READY_S = 20.0

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from agents.cli.display import console, errors
-from agents.cli.runs import CONNECT_S
+from agents.cli.console import console, errors
+from agents.cli.finding import CONNECT_S
 from agents.core.exchange.access import ROLES
 from agents.runtime.connection import use_running_fedbus
 from bus.client import Bus

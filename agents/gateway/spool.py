@@ -17,6 +17,7 @@ from agents.core.exchange.leases import Lease, LeaseRecord
 from agents.core.exchange.messages import ProtocolError
 from agents.core.exchange.upload_rules import Progression
 from bus.process.files import remove_half_written, write_atomically
+from bus.words.problems import what_is_wrong
 
 log = logging.getLogger(__name__)
 SMALL = 1 << 20
@@ -133,7 +134,8 @@ class Spool:
             try:
                 record = LeaseRecord.model_validate_json((folder / _LEASE).read_bytes())
             except (ValidationError, OSError) as error:
-                log.warning("%s holds no lease: %s", folder.name, error)
+                why = what_is_wrong(error) if isinstance(error, ValidationError) else str(error)
+                log.warning("%s holds no lease: %s", folder.name, why)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             remove_half_written(folder)

@@ -148,7 +148,8 @@ class Connection:
     async def close(self) -> None:
         """Sends what is waiting and closes; a broker that is away is not waited for."""
         if self.is_up:
-            await briefly(self.nc.drain())
+            # And no drain: nobody reads any more, and one that is cut short logs a traceback (2.16).
+            await briefly(self.nc.flush())
         # Its last words may meet a socket that the broker's end has closed.
         await briefly(self.nc.close())
 
@@ -295,7 +296,7 @@ class Connection:
 async def connection(
     settings: BusSettings, *, name: str, wait_s: float | None, on_waiting: Callable[[str], object] | None
 ) -> AsyncIterator[Connection]:
-    """An open connection, drained and closed at the end."""
+    """An open connection, flushed and closed at the end."""
     link = Connection()
     await link.open(settings, name=name, wait_s=wait_s, on_waiting=on_waiting)
     try:

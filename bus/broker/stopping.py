@@ -17,7 +17,7 @@ async def cancellable(call: Awaitable[T]) -> T:
     """The result of a call of nats-py, or the cancellation that came meanwhile even where the call swallowed it.
 
     Its requests wait with ``asyncio.wait_for``, which in Python 3.11 returns the answer instead when both come at once;
-    its ``drain`` and full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
+    its full buffers ignore a cancellation outright (2.16). A task that is told once to stop must stop.
     """
     task = asyncio.current_task()
     cancels = task.cancelling() if task else 0

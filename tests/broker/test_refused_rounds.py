@@ -11,8 +11,9 @@ import pytest_asyncio
 from typer.testing import CliRunner
 
 from agents.cli import runs
+from agents.cli.finding import RunUnknownError
 from agents.cli.main import app
-from agents.cli.runs import RoundRefusedError, RunNameTakenError, RunRefusedError, RunUnknownError, check_free
+from agents.cli.runs import RoundRefusedError, RunNameTakenError, RunRefusedError, check_free
 from agents.dispatcher import service as dispatcher
 from agents.labeller import service as labeller
 from agents.runtime.tasks import background

@@ -19,7 +19,8 @@ import pytest
 import pytest_asyncio
 
 from agents.audit.replay import ROLES
-from agents.cli.options import ClientMix, make_config
+from agents.cli.client_mix import ClientMix
+from agents.cli.options import make_config
 from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import System, running_system
 from agents.runtime.shipped import DEFAULT_ARTIFACTS

@@ -21,7 +21,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents.aggregator import service as aggregator
-from agents.cli.system import AGENTS
+from agents.cli.here import AGENTS
 from agents.dispatcher import service as dispatcher
 from agents.runtime.metrics import BROKER_S
 from agents.runtime.process import Body, run_agent

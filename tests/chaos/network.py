@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.cli.here import AGENTS
 from agents.cli.processes import supervisor
-from agents.cli.system import AGENTS, System
+from agents.cli.system import System
 from agents.runtime.connection import Connection
 from bus.broker.permissions import new_passwords
 from bus.broker.server import embedded_server

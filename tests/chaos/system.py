@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from agents.audit.verify import Verdict, verify_run
-from agents.cli.options import ClientMix, make_config
+from agents.cli.client_mix import ClientMix
+from agents.cli.options import make_config
 from agents.cli.run_setup import RunSources, start_run
 from agents.cli.system import System, running_system
 from agents.runtime.shipped import DEFAULT_ARTIFACTS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli.options import ClientMix
+from agents.cli.client_mix import ClientMix
 from agents.cli.system import client_commands
 from agents.words.events import UpdateSubmitted
 from agents.words.run_config import RunConfig

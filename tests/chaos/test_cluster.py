@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli.options import ClientMix
+from agents.cli.client_mix import ClientMix
+from agents.cli.here import AGENTS
 from agents.cli.processes import Command
-from agents.cli.system import AGENTS, client_commands
+from agents.cli.system import client_commands
 from agents.words.events import RoundClosed, RoundPlanned, TaskAssigned, UpdateSubmitted
 from agents.words.run_config import RunConfig
 from bus.broker.topology import STREAMS

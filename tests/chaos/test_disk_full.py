@@ -10,7 +10,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from agents.cli.options import ClientMix
+from agents.cli.client_mix import ClientMix
 from agents.words.events import TaskAssigned
 from bus.broker.server import find_nats_server
 from bus.broker.settings import BusSettings

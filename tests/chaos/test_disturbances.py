@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli.options import ClientMix
+from agents.cli.client_mix import ClientMix
+from agents.cli.here import AGENTS
 from agents.cli.processes import Command
-from agents.cli.system import AGENTS
 from agents.words.events import TaskAssigned, UpdateSubmitted
 from tests.chaos.conftest import Survived
 from tests.chaos.disturbances import kill_broker_at, stop_for

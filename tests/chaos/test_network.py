@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli.options import ClientMix
-from agents.cli.system import AGENTS
+from agents.cli.client_mix import ClientMix
+from agents.cli.here import AGENTS
 from agents.client.address import Address
 from agents.client.runner import Client
 from agents.core.exchange.messages import MAX_CHUNK_BYTES, Ping, Pong, UploadAccepted, UploadBegin, UploadCommit

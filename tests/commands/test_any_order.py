@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import os
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,15 @@ async def test_env_prints_what_the_broker_takes(shell: Shell) -> None:
     known = read_connection(shell.folder / ".fedbus")
     assert known is not None
     assert (await shell.run("page")).strip() == f"{known.gateway_url}/#token={known.join_token}"
+
+
+async def test_a_store_elsewhere_is_reached_by_the_command_that_the_broker_names(shell: Shell) -> None:
+    broker = await shell.start("broker", "--store", "st", "--nats-port", "0")
+    await broker.says('eval "$(fedbus env --store st)"')
+    assert "find it by themselves" not in broker.said
+    exported = re.findall(r"export (\w+)=(.*)", await shell.run("env", "--store", "st"))
+    login = {name: shlex.split(value)[0] for name, value in exported}
+    assert "no runs" in await shell.run("run", "list", **login)
 
 
 def test_the_file_is_read_anew_at_each_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

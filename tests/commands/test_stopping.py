@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from agents.cli.system import AGENTS
+from agents.cli.here import AGENTS
 from agents.runtime.connection import read_connection
 from agents.runtime.stopping import GONE_S
 from tests.commands.conftest import Running, Shell
@@ -75,6 +75,25 @@ async def test_every_agent_ends_within_two_seconds(broker_now: str, shell: Shell
         os.kill(nats_server_of(shell), signal.SIGCONT)
     assert GONE_S < 2
     assert max(took.values()) < BUSY_S, took
+
+
+async def test_all_at_once_with_the_broker_among_them_are_gone_in_time_and_log_no_error(shell: Shell) -> None:
+    broker = await shell.start("broker", "--nats-port", "0")
+    await broker.says("NATS on")
+    running = [broker, *[await shell.start("agent", name, FEDBUS_GATEWAY_PORT="0") for name in AGENTS]]
+    for one in running[1:]:
+        await one.says("connected; ready")
+    await running[-1].says("listening on")
+    running += [await shell.start("client", "--native", "1") for _ in range(2)]
+    for one in running[-2:]:
+        await one.says("connected to")
+    began = time.monotonic()
+    for one in running:
+        one.process.send_signal(signal.SIGTERM)
+    assert [await one.ended() for one in running] == [0] * len(running)
+    # They wait for each other: there are fewer cores than processes.
+    assert time.monotonic() - began < 2 * BUSY_S
+    assert [one.said for one in running if "ERROR" in one.said or "Traceback" in one.said] == []
 
 
 async def test_an_agent_that_never_had_a_broker_ends_within_two_seconds(shell: Shell) -> None:

@@ -74,7 +74,9 @@ def strategy_named(name: str, settings: Mapping[str, object]) -> AnyStrategy:
         return found(**settings)
     except ValidationError as error:
         known = ", ".join(found.model_fields) or "none"
-        raise StrategySettingsError(f"strategy {name}: {what_is_wrong(error)}", hint=f"its settings: {known}") from None
+        raise StrategySettingsError(
+            f"strategy {name}: {what_is_wrong(error, part='setting')}", hint=f"its settings: {known}"
+        ) from None
     except Exception as error:  # whatever a class of somebody's own raises when it is made
         known = ", ".join(found.model_fields) or "none"
         raise StrategySettingsError(

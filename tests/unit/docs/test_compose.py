@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from agents.cli import processes
+from agents.cli.here import AGENTS
 from agents.cli.nats_config import CONFIG, write_logins
-from agents.cli.system import AGENTS
 from agents.gateway.settings import GatewaySettings
 from agents.runtime import process as shell
 from bus.broker.server import STOP_S, find_nats_server

@@ -29,6 +29,8 @@ MISTAKES = {
     "clients --gateway ftp://here": "'ftp://here' is not like http://",
     "token create --role king": "'king' is not one of watch,",
     "token create --role train --expires soon": "'soon' is not like 90s",
+    "demo --clients native:1 --data none": "none",
+    "demo --clients native:1 --users 1000 --images 1000": "images",
     "run start --users 0": "'--users'",
     "run start --name 'a b'": "'a b' cannot be a name",
     "run start --encoding int4": "unknown encoding 'int4'",

@@ -10,8 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from agents.cli.client_mix import MAX_CLIENTS, ClientMix, parse_clients
 from agents.cli.main import app
-from agents.cli.options import ARTIFACTS, MAX_CLIENTS, ClientMix, make_config, parse_clients, parse_settings
+from agents.cli.options import ARTIFACTS, make_config, parse_settings
 from bus.errors import FedbusError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from agents.cli import processes
+from agents.cli.here import AGENTS
 from agents.cli.processes import Command, ProcessFailedError, supervisor
 from agents.cli.reload import agents_to_restart
-from agents.cli.system import AGENTS
 from agents.runtime.shipped import PACKAGES
 from tests.conftest import wait_for
 

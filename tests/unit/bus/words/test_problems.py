@@ -30,7 +30,7 @@ class House(BaseModel):
         ("", "it is not JSON, or cut off"),
         ("[1]", "it is not an object with fields"),
         ('{"doors": [{}]}', "doors.0.width is missing"),
-        ('{"doors": [{"width": 2, "colour": "secret"}]}', "doors.0.colour: there is no such setting"),
+        ('{"doors": [{"width": 2, "colour": "secret"}]}', "doors.0.colour: there is no such field"),
         ('{"doors": [{"width": 3}]}', "doors.0.width: doors are even"),
     ],
 )
