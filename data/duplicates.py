@@ -150,6 +150,8 @@ def _files(folders: Sequence[Path]) -> Iterator[tuple[int, Path, str]]:
         for path, problem in files_below(folder):
             if problem:
                 yield place, path, problem
+            elif path.is_symlink() and not path.exists():
+                yield place, path, "the link leads nowhere"
             elif path.is_file() and (real := path.resolve()) not in seen:
                 seen.add(real)
                 yield place, path, ""

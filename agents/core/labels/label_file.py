@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from agents.core.labels.errors import LabelsFileError
 from agents.core.labels.labels import Answer
 from agents.core.labels.matching import Ambiguous, LabelMatcher, Matched
-from data.class_names import ClassNames
+from data.class_names import ClassNames, as_given
 
 
 class SetAside(BaseModel):
@@ -70,7 +70,10 @@ class LabelFile(BaseModel):
             raise LabelsFileError(f"the file has no image {id_!r}")
         verdict = LabelMatcher(self.classes).match(class_name)
         if not isinstance(verdict, Matched) or verdict.how == "fuzzy":
-            raise LabelsFileError(f"{class_name!r} is not one of the {len(self.classes)} classes")
+            shared = zip(self.classes, as_given(self.classes), strict=True)
+            namesakes = [one for one, given in shared if given == class_name]
+            hint = f"say which: {' or '.join(namesakes)}" if namesakes else ""
+            raise LabelsFileError(f"{class_name!r} is not one of the {len(self.classes)} classes", hint=hint)
         digest = self.images.get(id_)
         for equal in {id_, *(other for other, one in self.images.items() if one == digest)}:
             self.ambiguous.pop(equal, None)

@@ -121,3 +121,9 @@ def test_pictures_behind_a_link_to_a_folder_are_compared_and_a_link_that_leads_b
     report = find_duplicates([tmp_path / "in"])
     assert [[image.path for image in group.images] for group in report.groups] == [["a.png", "more/b.png"]]
     assert [(one.path, one.reason) for one in report.unreadable] == [("round", "a link to a folder that it lies in")]
+
+
+def test_a_link_that_leads_nowhere_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "x.png").symlink_to(tmp_path / "gone.png")
+    (one,) = find_duplicates([tmp_path]).unreadable
+    assert (one.path, one.reason) == ("x.png", "the link leads nowhere")
