@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli.options import ClientMix
+from agents.cli.client_mix import ClientMix
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from artifacts.manifest import TRAINABLE, load_manifest
 from tests.broker.gateway.hostile import KINDS, Kind, attacked
