@@ -6,7 +6,8 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
-from agents.core.rounds.plan import AssignTasks, PlanRound, ReadDataset, RunState, Say, over, task_spec, unknown
+from agents.core.rounds.intents import AssignTasks, PlanRound, ReadDataset, Say
+from agents.core.rounds.plan import RunState, over, task_spec, unknown
 from agents.core.rounds.settling import Settling
 from agents.runtime.follower import Follower
 from agents.runtime.past import Past

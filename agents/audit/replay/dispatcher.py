@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from agents.audit.replay.outcome import Objects, Replay, find_object
-from agents.core.rounds.plan import AssignTasks, Intent, PlanRound, ReadDataset, RunState, Say, task_spec
+from agents.core.rounds.intents import AssignTasks, Intent, PlanRound, ReadDataset, Say
+from agents.core.rounds.plan import RunState, task_spec
 from agents.words.events import RoundFailed, RoundPlanned, RoundStarted, RunFinished, RunStarted, TaskAssigned
 from agents.words.run_config import TaskSpec
 from bus.words.envelope import Stored

@@ -12,7 +12,8 @@ from agents.audit.replay.aggregator import AggregatorReplay
 from agents.core.learning.fixed_point import AggregationOverflowError
 from agents.core.learning.magnitudes import NonFiniteUpdateError, UpdateMagnitudeError
 from agents.core.rounds.aggregation import RoundAggregation
-from agents.core.rounds.plan import AssignTasks, RunState
+from agents.core.rounds.intents import AssignTasks
+from agents.core.rounds.plan import RunState
 from agents.core.strategies.registry import StrategyNotAllowedError, UnknownStrategyError
 from agents.words.events import (
     DroppedImage,

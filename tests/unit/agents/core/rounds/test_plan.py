@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agents.core.rounds.plan import (
-    AssignTasks,
-    PlanRound,
-    ReadDataset,
-    RunState,
-    Say,
-    learning_rate_of,
-    quorum_of,
-    task_spec,
-)
+from agents.core.rounds.intents import AssignTasks, PlanRound, ReadDataset, Say
+from agents.core.rounds.plan import RunState, learning_rate_of, quorum_of, task_spec
 from agents.words.events import (
     EvaluationFailed,
     ModelEvaluated,
