@@ -15,7 +15,7 @@ from agents.cli.client_mix import ClientMix
 from agents.cli.here import AGENTS
 from agents.cli.processes import Command
 from agents.cli.system import client_commands
-from agents.words.events import RoundClosed, RoundPlanned, TaskAssigned, UpdateSubmitted
+from agents.words.events import ModelPublished, RoundClosed, RoundPlanned, TaskAssigned, UpdateSubmitted
 from agents.words.run_config import RunConfig
 from bus.broker.topology import STREAMS
 from tests.chaos.conftest import Survived
@@ -94,6 +94,7 @@ async def kill_leaders(both: Doubled) -> None:
         lambda: until(TaskAssigned),
         lambda: until(UpdateSubmitted, count=2),
         lambda: until(RoundClosed),
+        lambda: until(ModelPublished),
     ]
     for stream, moment in zip(STREAMS, moments, strict=True):
         await moment()
