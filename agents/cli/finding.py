@@ -49,5 +49,5 @@ async def find_run(bus: Bus, run: str) -> RunStarted:
             f"run {run} has lost its first event: the broker's store is damaged", hint="start another run"
         )
     if stored is None or not isinstance(stored.event.data, RunStarted):
-        raise RunUnknownError(f"there is no run {run!r} on this bus", hint="start one: fedbus run start")
+        raise RunUnknownError(f"there is no run {run!r} on this bus", hint="fedbus run list shows those that there are")
     return stored.event.data

@@ -111,15 +111,11 @@ def main() -> None:
         _say(error)
         sys.exit(1)
     except ValueError as error:
-        # Here, because most commands end well, and some without pydantic.
-        from pydantic import ValidationError
-
-        from bus.words.problems import what_is_wrong
-
-        if not isinstance(error, ValidationError) or not error.title.endswith("Settings"):
+        said = _wrong_setting(error)
+        if said is None:
             raise
         hint = "an environment variable has a value that it cannot have; see docs/operations.md"
-        _say(SettingsError(f"{error.title}: {what_is_wrong(error)}", hint=hint))
+        _say(SettingsError(said, hint=hint))
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
@@ -127,6 +123,31 @@ def main() -> None:
             raise
         _say(FileProblemError(f"{error.filename}: {error.strerror}", hint="check its folder, its rights and the disk"))
         sys.exit(1)
+
+
+def _wrong_setting(error: ValueError) -> str | None:
+    """The environment variable with a wrong value, and what is wrong with it; nothing for any other error."""
+    # Here, because most commands end well, and some without pydantic.
+    from pydantic import ValidationError
+    from pydantic_settings import BaseSettings
+    from pydantic_settings import SettingsError as UnparsedError
+
+    from bus.words.problems import what_is_wrong
+
+    prefixes = {one.__name__: str(one.model_config.get("env_prefix", "")) for one in BaseSettings.__subclasses__()}
+    if isinstance(error, ValidationError) and error.title in prefixes:
+        said = what_is_wrong(error)
+        field, _, what = said.partition(": ")
+        return (
+            f"{field}: {what.removeprefix(field).strip()}"
+            if field.isupper()
+            else f"{prefixes[error.title]}{field.upper()}: {what}"
+        )
+    if isinstance(error, UnparsedError):
+        field = str(error).split('"')[1]
+        owner = next(one for one in BaseSettings.__subclasses__() if field in one.model_fields)
+        return f'{prefixes[owner.__name__]}{field.upper()}: it is no JSON list; write ["one", "two"]'
+    return None
 
 
 def _say(error: FedbusError) -> None:
