@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import grimp
+from written_page import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -144,14 +145,7 @@ def rendered() -> str:
 def main(arguments: list[str]) -> int:
     """Writes the page, or says by the exit code whether it is up to date."""
     sys.path.insert(0, str(ROOT))
-    text = rendered()
-    if "--check" in arguments:
-        if PAGE.exists() and PAGE.read_text() == text:
-            return 0
-        sys.stderr.write(f"{PAGE.name} is stale: run `make docs`\n")
-        return 1
-    PAGE.write_text(text)
-    return 0
+    return keep(PAGE, rendered(), arguments)
 
 
 if __name__ == "__main__":

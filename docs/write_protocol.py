@@ -18,6 +18,7 @@ import numpy as np
 from protocol_examples import AUGMENTATION, EXAMPLES, SPEC, TASK  # beside this script
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from written_page import keep
 
 from agents.core.exchange import messages as said
 from agents.core.exchange.answers import ERRORS, FAREWELLS, REJECTIONS
@@ -297,15 +298,10 @@ def rendered(page: str) -> str:
 def main(arguments: list[str]) -> int:
     """Writes the page, or says by the exit code whether it is up to date."""
     page = PAGE.read_text()
-    new = rendered(page)
-    if "--check" in arguments:
-        missing = PARTS.keys() - {name for _, name, _ in PART.findall(page)}
-        if new == page and not missing:
-            return 0
-        sys.stderr.write(f"{PAGE.name} is stale: run `python docs/write_protocol.py` {sorted(missing) or ''}\n")
-        return 1
-    PAGE.write_text(new)
-    return 0
+    missing = PARTS.keys() - {name for _, name, _ in PART.findall(page)}
+    for name in sorted(missing):
+        sys.stderr.write(f"{PAGE.name} has no place for {name}\n")
+    return keep(PAGE, rendered(page), arguments, sound=not missing)
 
 
 if __name__ == "__main__":
