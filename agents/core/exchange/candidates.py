@@ -7,8 +7,9 @@ waited for ``IDLE_S`` although it would have been given any task that nobody hol
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
@@ -30,6 +31,44 @@ class Choice:
     client: str
     connection: Connection
     instead_of: Lease | None
+
+
+Rank = tuple[bool, int, int]
+"""A client's, for a task that nobody holds or refused, the best least: never delivered anything, faults, tasks held."""
+
+
+class Line:
+    """Those that wait, best first for such tasks: made once for many tasks, since ranking all for each takes too long.
+
+    What changes after it was made is seen when a client's turn comes.
+    """
+
+    def __init__(self, ranks: Iterable[tuple[str, Rank]]) -> None:
+        self._places: dict[str, deque[int]] = {}
+        self._heap: list[tuple[Rank, int, str]] = []
+        for place, (client, rank) in enumerate(ranks):
+            places = self._places.setdefault(client, deque())
+            places.append(place)
+            if len(places) == 1:
+                self._heap.append((rank, place, client))
+        heapq.heapify(self._heap)
+
+    def next(self, rank_of: Callable[[str], Rank | None]) -> str | None:
+        """The best of now; ``rank_of`` says what a client's rank is now, or that it may have nothing more."""
+        while self._heap:
+            ranked, place, client = heapq.heappop(self._heap)
+            rank = rank_of(client)
+            if rank is None:
+                continue
+            if rank > ranked:
+                heapq.heappush(self._heap, (rank, place, client))
+                continue
+            places = self._places[client]
+            places.popleft()
+            if places:
+                heapq.heappush(self._heap, (rank, places[0], client))
+            return client
+        return None
 
 
 class Fitness(IntEnum):
@@ -92,6 +131,18 @@ class Candidates:
         fitness = {client: self._fitness(client) for client in self._since if self._has_room(client)}
         return [(client, fitness[client]) for client in self._queue if client in fitness]
 
+    def room(self) -> int:
+        """How many tasks those that wait have room for, together and under their tokens."""
+        tokens: Counter[str] = Counter()
+        for client, times in Counter(self._queue).items():
+            connection = self._members.get(client)
+            if connection is not None and self._has_room(client):
+                most = self._standing.of_client(client) - len(self._leases.of(client))
+                tokens[connection.token] += min(times, most)
+        return sum(
+            min(most, self._standing.of_token(token) - self._leases.under(token)) for token, most in tokens.items()
+        )
+
     def notice_idle(self, now: float) -> float:
         """Who has waited for long enough is idle from now on; when that has to be looked at again."""
         soonest = inf
@@ -146,13 +197,35 @@ class Candidates:
             return False
         return wanted is Fitness.ROOM or not self._refusals.by(key, client)
 
-    def choose(self, key: TaskKey) -> Choice | None:
+    def line(self) -> Line:
+        """Those that wait now, for the next tasks that nobody holds."""
+        ranks = {client: self._rank(client) for client in self._since}
+        return Line((client, rank) for client in self._queue if (rank := ranks[client]) is not None)
+
+    def _rank(self, client: str) -> Rank | None:
+        connection = self._members.get(client)
+        if connection is None or client not in self._since or not self._has_room(client):
+            return None
+        faults = self._standing.faults(client, connection.token)
+        return not self._has_worked(client), faults, len(self._leases.of(client))
+
+    def choose(self, key: TaskKey, line: Line) -> Choice | None:
         """Takes the best out of the queue, and of the equally good whoever waits longest.
 
         Better is who did not refuse the task, whose updates count, who has another token than its holders, who fails
         less and holds less.
         """
         holders = self._leases.holders(key)
+        if holders or self._refusals.refused_by(key):
+            return self._choose_for(key, holders)
+        client = line.next(self._rank)
+        connection = self._members.get(client) if client is not None else None
+        if client is None or connection is None:
+            return None
+        self._take(client)
+        return Choice(client, connection, None)
+
+    def _choose_for(self, key: TaskKey, holders: Sequence[Lease]) -> Choice | None:
         best: tuple[tuple[bool, bool, bool, int, int], str, Connection] | None = None
         wanted = self.wanted(key)
         for client, fitness in dict.fromkeys(self.waiting()):
@@ -173,10 +246,13 @@ class Candidates:
         if best is None:
             return None
         _, client, connection = best
+        self._take(client)
+        return Choice(client, connection, self._makes_room(holders) if len(holders) == MOST_HOLDERS else None)
+
+    def _take(self, client: str) -> None:
         self._queue.remove(client)
         if client not in self._queue:
             del self._since[client]
-        return Choice(client, connection, self._makes_room(holders) if len(holders) == MOST_HOLDERS else None)
 
     def able(self, key: TaskKey, patience_s: float, now: float) -> set[str]:
         """The clients that may do the task yet: they hold a task in its time, or wait for one that they may have.

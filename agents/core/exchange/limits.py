@@ -28,7 +28,7 @@ class Limits(BaseModel):
         default=20, ge=1, le=10_000, description="of one token's clients at one address, whatever their names"
     )
     max_token_tasks: int = Field(
-        default=256, ge=1, le=1_000_000, description="tasks that one token's clients hold together"
+        default=1_000, ge=1, le=1_000_000, description="tasks that one token's clients hold together"
     )
     shut_out_s: float = Field(default=60.0, ge=0, le=86_400)
     messages_per_s: float = Field(default=1_000.0, gt=0, le=1e6, description="of one client; a faster one waits")

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from agents.core.exchange.candidates import IDLE_S, Candidates, Choice, Fitness
+from agents.core.exchange.candidates import IDLE_S, Candidates, Choice, Fitness, Line
 from agents.core.exchange.effects import Ack, Delivery, DropLease, Effects, Fetch, GiveBack, InProgress, KeepLease
 from agents.core.exchange.leases import MOST_HOLDERS, Lease, LeaseRecord, LeaseTable, Outcome, TaskKey, key_of
 from agents.core.exchange.limits import Limits
@@ -255,7 +255,7 @@ class Pool:
     def _fetch(self) -> None:
         if self._fetching or not self._caught_up:
             return
-        wanted = len(self.candidates.waiting())
+        wanted = self.candidates.room()
         if wanted or self._sweep:
             self._fetching, self._sweep = True, False
             self._effects.add(Fetch(max(1, wanted), FETCH_S if wanted else SWEEP_S))
@@ -263,11 +263,12 @@ class Pool:
     def fetched(self, deliveries: Sequence[Delivery], now: float) -> None:
         """What a fetch brought."""
         self._fetching = False
+        line = self.candidates.line()
         for delivery in deliveries:
-            self._hand_out(delivery, now)
+            self._hand_out(delivery, line, now)
         self._go_on()
 
-    def _hand_out(self, delivery: Delivery, now: float) -> None:
+    def _hand_out(self, delivery: Delivery, line: Line, now: float) -> None:
         task = delivery.stored.event.data
         assert isinstance(task, TaskAssigned)
         key = key_of(task)
@@ -280,7 +281,7 @@ class Pool:
             return
         if not holders:
             self.candidates.open_task(now)
-        if (choice := self.candidates.choose(key)) is not None:
+        if (choice := self.candidates.choose(key, line)) is not None:
             if (older := choice.instead_of) is not None:
                 self.returned += 1
                 self._end(older, None)
