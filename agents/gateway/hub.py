@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,14 +20,12 @@ from agents.core.exchange.pool import ACK_WAIT_S
 from agents.gateway.access import Access
 from agents.gateway.errands import Errands
 from agents.gateway.outbox import Outbox
+from agents.gateway.run_documents import RunDocuments
 from agents.gateway.settings import GatewaySettings
 from agents.gateway.spool import Spool
 from agents.gateway.updates import Updates
-from agents.runtime.past import Past, read_past
-from agents.words.events import RunStarted
-from agents.words.run_config import RunDataset
+from agents.runtime.past import read_past
 from bus.client import Bus, CaughtUp
-from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
 from bus.process.failures import raise_first
 from bus.words.subjects import EVENTS, events_of_type
@@ -58,6 +56,7 @@ class Hub:
         self.spool = Spool(settings.spool_dir)
         self.conversation = Conversation(settings, self.spool.load(), time.monotonic())
         self.runs = self.conversation.runs
+        self._documents = RunDocuments(bus, self.runs)
         self._updates = Updates(bus, self.spool)
         self._lines: dict[Connection, Line] = {}
         self._moved = asyncio.Condition()
@@ -108,7 +107,7 @@ class Hub:
 
     @property
     def is_caught_up(self) -> bool:
-        """Everything has been read that was in the stream at the start."""
+        """Everything has been read that the stream had of open runs at the start."""
         return self.conversation.is_caught_up
 
     async def reached(self, sequence: int, *, within_s: float = LAG_S) -> None:
@@ -117,9 +116,20 @@ class Hub:
         Raises:
             TimeoutError: it is not after ``within_s``.
         """
-        if self.runs.sequence < sequence:
+        await self._until(lambda: self.runs.sequence >= sequence, within_s)
+
+    async def recalled(self, *, within_s: float = LAG_S) -> None:
+        """Waits until every run there has been is known.
+
+        Raises:
+            TimeoutError: it is not after ``within_s``.
+        """
+        await self._until(lambda: self.runs.knows_all, within_s)
+
+    async def _until(self, holds: Callable[[], bool], within_s: float) -> None:
+        if not holds():
             async with asyncio.timeout(within_s), self._moved:
-                await self._moved.wait_for(lambda: self.runs.sequence >= sequence)
+                await self._moved.wait_for(holds)
 
     def listing(self) -> list[dict[str, str | int]]:
         """The connected clients, for an operator."""
@@ -178,40 +188,25 @@ class Hub:
     # What runs all the time
 
     async def _follow(self) -> None:
-        # It lists every run, and must know what was secret in each.
-        past = await read_past(self.bus, whole=True)
-        await self._recall(past)
+        past = await read_past(self.bus)
+        self.runs.begin(past.after)
+        self._wait_for(self._recall(past.after))
         async with self.bus.follow(EVENTS, after=past.after) as items:
             async for item in items:
                 if isinstance(item, CaughtUp):
                     self.conversation.caught_up()
                 else:
-                    data = item.event.data
-                    dataset = await self._dataset(data) if isinstance(data, RunStarted) else None
-                    self.conversation.took_place(item, dataset)
+                    self.conversation.took_place(item, await self._documents.of(item.event.data))
                 self._do_all()
-                async with self._moved:
-                    self._moved.notify_all()
+                await self._tell_moved()
 
-    async def _recall(self, past: Past) -> None:
-        """Takes in the runs that are over: they are listed, and what was secret in them still is."""
-        known: dict[str, RunDataset] = {}
-        for stored in past.runs:
-            data, dataset = stored.event.data, None
-            if isinstance(data, RunStarted):
-                # Many runs share a dataset, and of one that is over no user's name is needed.
-                dataset = known.get(data.dataset.sha256) or await self._dataset(data)
-                if dataset is not None:
-                    known[data.dataset.sha256] = dataset.model_copy(update={"users": ()})
-            self.conversation.took_place(stored, dataset)
-        self.runs.skip_to(past.after)
+    async def _recall(self, after: int) -> None:
+        await self._documents.recall(after)
+        await self._tell_moved()
 
-    async def _dataset(self, started: RunStarted) -> RunDataset | None:
-        try:
-            return RunDataset.model_validate_json(await self.bus.objects.get(started.dataset))
-        except (FedbusError, ValueError) as error:
-            log.warning("the dataset cannot be read, so clients may not either: %s", error, extra={"run": started.run})
-            return None
+    async def _tell_moved(self) -> None:
+        async with self._moved:
+            self._moved.notify_all()
 
     async def _keep_time(self) -> None:
         while True:

@@ -58,10 +58,17 @@ class Objects:
     async def __call__(self, request: Request) -> Response:
         """Answers one GET or HEAD."""
         sha256 = request.path_params["sha256"]
-        # Until everything is read that was ever said, nobody knows what is secret.
         if not self._hub.is_caught_up:
             return PlainTextResponse("not ready yet\n", 503, {"Retry-After": "1"})
-        if not _SHA256.fullmatch(sha256) or sha256 in self._hub.runs.denied:
+        if not _SHA256.fullmatch(sha256):
+            return PlainTextResponse("no such object\n", 404)
+        if self._hub.runs.is_secret(sha256) is None:
+            # No open run needs it: only the runs that are over can tell whether it may be read.
+            try:
+                await self._hub.recalled()
+            except TimeoutError:
+                return PlainTextResponse("not ready yet\n", 503, {"Retry-After": "1"})
+        if self._hub.runs.is_secret(sha256):
             return PlainTextResponse("no such object\n", 404)
         try:
             ref = await self._find(sha256)

@@ -9,7 +9,7 @@ from functools import partial
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute, request_response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -101,6 +101,10 @@ def application(hub: Hub, stop: asyncio.Event) -> ASGIApp:
     expose(source)
 
     async def runs(_: Request) -> Response:
+        try:
+            await hub.recalled()
+        except TimeoutError:
+            return PlainTextResponse("the runs are still being read\n", 503, {"Retry-After": "1"})
         return JSONResponse(hub.runs.listing())
 
     async def clients(_: Request) -> Response:

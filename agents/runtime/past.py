@@ -6,7 +6,7 @@ So a start takes as long as what is open, whatever there has been.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from agents.words.events import RunFinished, RunsSettled, RunStarted
@@ -20,8 +20,8 @@ class Past:
     """What need not be read: everything up to the sequence ``after``.
 
     Attributes:
-        runs: the ``run.started`` and ``run.finished`` up to there, in stream order: all of them, or those that came
-            after the newest ``runs.settled``.
+        runs: the ``run.started`` and ``run.finished`` up to there, in stream order: those that came after the newest
+            ``runs.settled``, or all.
     """
 
     after: int
@@ -53,14 +53,21 @@ def past_of(events: Iterable[Stored], settled: RunsSettled | None = None) -> Pas
     return Past(after, tuple(stored for stored in known if stored.sequence <= after))
 
 
-async def read_past(bus: Bus, *, whole: bool = False) -> Past:
-    """The past as the stream has it now; ``whole``, with every run that there has been."""
-    newest = None if whole else await bus.newest(events_of_type(RunsSettled.TYPE))
+async def read_past(bus: Bus) -> Past:
+    """The past as the stream has it now."""
+    newest = await bus.newest(events_of_type(RunsSettled.TYPE))
     settled = newest.event.data if newest is not None and isinstance(newest.event.data, RunsSettled) else None
     begin = settled.sequence if settled is not None else 0
-    filters = [events_of_type("run.started"), events_of_type("run.finished")]
-    async with bus.follow(filters, after=begin, live=False) as items:
-        events = [item async for item in items if isinstance(item, Stored)]
+    events = [stored async for stored in starts_and_ends(bus, after=begin)]
     # What is lost may have been the start of a run, and what came after it is looked at.
     lost = min((one for one in bus.unreadable if one > begin), default=None)
     return past_of((one for one in events if lost is None or one.sequence < lost), settled)
+
+
+async def starts_and_ends(bus: Bus, *, after: int = 0) -> AsyncIterator[Stored]:
+    """Every ``run.started`` and ``run.finished`` that the stream has now behind this sequence, in stream order."""
+    filters = [events_of_type("run.started"), events_of_type("run.finished")]
+    async with bus.follow(filters, after=after, live=False) as items:
+        async for item in items:
+            if isinstance(item, Stored):
+                yield item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import timedelta
 
 from hypothesis import given
@@ -14,7 +15,7 @@ from agents.runtime.past import past_of
 from agents.words.events import MAX_OPEN_RUNS, RunFinished, RunsSettled, RunStarted
 from bus.words.envelope import Stored, new_event
 from bus.words.payload import Payload
-from tests.builders import START, config, labelled, planned, run_started
+from tests.builders import START, config, labelled, planned, ref_of, run_started
 
 NAMES = ("a", "b", "c")
 STARTED = run_started(config(users=2))
@@ -68,16 +69,53 @@ def test_open_runs_are_the_same_from_the_end_of_the_past_on(stream: list[tuple[s
     whole, short = Runs(), Runs()
     for one in events:
         whole.fold(one)
-    for one in (*past.runs, *rest):
-        short.fold(one)
-    short.skip_to(past.after)
-    assert {run["run"]: run["status"] for run in short.listing()} == {
-        run["run"]: run["status"] for run in whole.listing()
-    }
-    assert short.denied == whole.denied
-    assert [run["run"] for run in short.listing()] == [run["run"] for run in whole.listing()]
+    short.begin(past.after)
+    # What is over is recalled while what is open is read already.
+    recalls, folds = deque(past.runs), deque(rest)
+    while recalls or folds:
+        if recalls and (not folds or data.draw(st.booleans())):
+            short.recall(recalls.popleft())
+        else:
+            short.fold(folds.popleft())
+    assert not short.knows_all
+    short.recalled()
+    assert short.listing() == whole.listing()
+    digests = [STARTED.dataset.sha256, STARTED.base_model.sha256]
+    assert [short.is_secret(one) for one in digests] == [whole.is_secret(one) for one in digests]
+    begun = set()
+    for one in events:
+        run = one.event.data.run
+        begun |= {run} if isinstance(one.event.data, RunStarted) else set()
+        # Nothing that comes before the start of its run counts.
+        if run in begun:
+            old, new = (runs.is_over((run, 1, "u0"), one.sequence) for runs in (whole, short))
+            assert (old is None) == (new is None)
     if events and events[-1].sequence >= past.after:
         assert short.sequence == whole.sequence
+
+
+def test_what_no_open_run_names_is_secret_until_everything_is_recalled() -> None:
+    runs = Runs()
+    runs.begin(10)
+    other = ref_of(b"other").sha256
+    runs.fold(Stored(11, START, new_event(STARTED, source="test")))
+    assert runs.is_secret(STARTED.base_model.sha256) is False
+    assert runs.is_secret(STARTED.dataset.sha256) is True
+    assert runs.is_secret(other) is None
+    runs.need([other])
+    assert runs.is_secret(other) is False
+    runs.recalled()
+    assert runs.is_secret(ref_of(b"nobody's").sha256) is False
+    assert runs.is_secret(STARTED.dataset.sha256) is True
+
+
+def test_a_task_of_a_run_that_was_over_before_the_start_is_over_and_a_later_one_not_known_yet_is_not() -> None:
+    runs = Runs()
+    runs.begin(10)
+    assert runs.is_over(("a", 1, "u0"), 10) == "the run is over"
+    assert runs.is_over(("a", 1, "u0"), 11) is None
+    runs.fold(Stored(12, START, new_event(said("finished", "a"), source="test")))
+    assert runs.is_over(("a", 1, "u0"), 11) == "the run is completed"
 
 
 @given(streams, st.data())

@@ -41,7 +41,7 @@ class GatewayReplay:
                 outcome.compare(stored.sequence, "gateway", what, data, self._decision(data))
             case UpdateRejected() if not is_attempt_of_stream(data.attempt) and data.code in LATE:
                 outcome.checked["gateway"] += 1
-                late = self._runs.is_over((data.run, data.round, data.user)) is not None
+                late = self._runs.is_over((data.run, data.round, data.user), stored.sequence) is not None
                 what = f"the refusal of an update of {data.user} in round {data.round}"
                 outcome.compare(stored.sequence, "gateway", what, data.code, data.code if late else "accepted")
         self._runs.fold(stored, self._dataset)

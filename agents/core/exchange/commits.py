@@ -68,7 +68,7 @@ class Commits:
         while self._waiting and self._running < PARALLEL:
             upload, metrics, engine = self._waiting.popleft()
             try:
-                if (over := self._runs.is_over(upload.lease.key)) is not None:
+                if (over := self._runs.is_over(upload.lease.key, upload.lease.record.sequence)) is not None:
                     raise UpdateRefusedError("stale", over)
                 commit = Commit(upload, metrics, engine, self.expected(upload.lease))
             except UpdateRefusedError as error:

@@ -208,7 +208,7 @@ class Pool:
         """A task, a round or a run is over: so are the leases of its tasks, but for those that decide themselves."""
         for lease in self.leases.within(ended):
             if not lease.committing:
-                reason = self._runs.is_over(lease.key) or "the task is over"
+                reason = self._runs.is_over(lease.key, lease.record.sequence) or "the task is over"
                 self.finish(lease, "revoked")
                 self._tell(lease, reason)
 
@@ -222,7 +222,7 @@ class Pool:
         """All that was ever said is known: from now on tasks may be handed out."""
         self._caught_up = True
         for lease in self.leases:
-            if self._runs.is_over(lease.key):
+            if self._runs.is_over(lease.key, lease.record.sequence):
                 self.revoke(lease.key)
         self._fetch()
 
@@ -274,7 +274,7 @@ class Pool:
         key = key_of(task)
         self._offered.discard(key)
         holders = self.leases.holders(key)
-        if self._runs.is_over(key):
+        if self._runs.is_over(key, delivery.stored.sequence):
             self._deliveries.pop(key, None)
             self._settle(key)
             self._effects.add(Ack(delivery))

@@ -1,7 +1,12 @@
-"""What must be known of the runs to hand out tasks and judge updates: a pure fold over the event stream."""
+"""What must be known of the runs to hand out tasks and judge updates: a pure fold over the event stream.
+
+It may begin behind the runs that are over. What of them is listed and secret is recalled meanwhile; until then only
+what the runs that are open need is known not to be secret.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from agents.core.exchange.leases import TaskKey
@@ -22,6 +27,8 @@ from agents.words.events import (
 )
 from agents.words.run_config import QuorumSpec, RunDataset
 from bus.words.envelope import Stored
+from bus.words.payload import Payload
+from bus.words.references import references
 
 RUNNING = ("waiting", "labelling", "running")
 MOST_REJECTIONS = 3
@@ -49,9 +56,19 @@ class RunFacts:
     """One run, as far as the gateway needs to know it."""
 
     started: RunStarted
+    sequence: int
     dataset: RunDataset | None = None
     status: str = "waiting"
     rounds: dict[int, RoundFacts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OldRun:
+    """What is listed of a run that was over before the fold began; its end is in ``Runs`` beside it."""
+
+    sequence: int
+    rounds: int
+    users: int
 
 
 class Runs:
@@ -59,13 +76,23 @@ class Runs:
 
     Attributes:
         sequence: of the last event that was taken in.
-        denied: digests of what no client may read.
+        after: where the fold began: at or before it there are only runs that are over.
     """
 
     def __init__(self) -> None:
-        self.sequence = 0
-        self.denied: set[str] = set()
+        self.sequence = self.after = 0
         self._runs: dict[str, RunFacts] = {}
+        self._old: dict[str, OldRun] = {}
+        self._ends: dict[str, str] = {}
+        """How runs ended that began before the fold did."""
+        self._secret: set[str] = set()
+        self._needed: set[str] | None = None
+        """Digests that open runs need; nothing when all is recalled."""
+
+    def begin(self, after: int) -> None:
+        """Nothing up to there has to be taken in: it is about runs that are over by now, and is recalled meanwhile."""
+        self.sequence = self.after = after
+        self._needed = set()
 
     def fold(self, stored: Stored, dataset: RunDataset | None = None) -> Ended | None:
         """Takes one event in; answers with the task, round or run that it ended.
@@ -76,22 +103,57 @@ class Runs:
         """
         self.sequence = max(self.sequence, stored.sequence)
         data = stored.event.data
+        self.need(ref.ref.sha256 for ref in references(data))
         if isinstance(data, RunStarted):
-            self._open(data, dataset)
+            self._runs.setdefault(data.run, RunFacts(data, stored.sequence, dataset))
+            self._deny(data, dataset)
         run = self._runs.get(data.run)
-        return None if run is None else self._take(run, data)
+        if run is not None:
+            return self._take(run, data)
+        if isinstance(data, RunFinished):
+            self._ends.setdefault(data.run, data.status)
+        return None
 
-    def skip_to(self, sequence: int) -> None:
-        """Nothing up to there has to be taken in any more: it is about runs that are over."""
-        self.sequence = max(self.sequence, sequence)
+    def recall(self, stored: Stored, dataset: RunDataset | None = None) -> None:
+        """Takes in a ``run.started`` or ``run.finished`` from before the fold began; arguments as of ``fold``."""
+        data = stored.event.data
+        match data:
+            case RunStarted():
+                self._old.setdefault(data.run, OldRun(stored.sequence, data.config.rounds, data.users))
+                self._deny(data, dataset)
+            case RunFinished():
+                self._ends.setdefault(data.run, data.status)
 
-    def _open(self, started: RunStarted, dataset: RunDataset | None) -> None:
-        """A run began. Without its dataset nobody can say what is secret in it, so the dataset itself is denied."""
-        self._runs.setdefault(started.run, RunFacts(started, dataset))
+    def recalled(self) -> None:
+        """All of the past is known."""
+        self._needed = None
+
+    # What is secret
+
+    @property
+    def knows_all(self) -> bool:
+        """Whether every run there has been is known."""
+        return self._needed is None
+
+    def is_secret(self, sha256: str) -> bool | None:
+        """Whether no client may read this object; nothing while only the past can tell."""
+        if sha256 in self._secret:
+            return True
+        return False if self._needed is None or sha256 in self._needed else None
+
+    def need(self, digests: Iterable[str]) -> None:
+        """An open run names these objects."""
+        if self._needed is not None:
+            self._needed.update(digests)
+
+    def _deny(self, started: RunStarted, dataset: RunDataset | None) -> None:
+        """Without its dataset nobody can say what is secret in a run, so the dataset itself is."""
         secrets = (dataset.held_out, dataset.truth) if dataset else (started.dataset,)
-        self.denied.update(ref.sha256 for ref in secrets if ref is not None)
+        self._secret.update(ref.sha256 for ref in secrets if ref is not None)
 
-    def _take(self, run: RunFacts, data: object) -> Ended | None:
+    # What is going on
+
+    def _take(self, run: RunFacts, data: Payload) -> Ended | None:
         match data:
             case RunFinished():
                 run.status = data.status
@@ -126,10 +188,12 @@ class Runs:
     def _round(self, run: RunFacts, data: RoundPayload) -> RoundFacts:
         return run.rounds.setdefault(data.round, RoundFacts())
 
-    def is_over(self, key: TaskKey) -> str | None:
-        """Why nobody needs this task's update any more, if so."""
+    def is_over(self, key: TaskKey, sequence: int) -> str | None:
+        """Why nobody needs the update of this task, which was assigned at this place of the stream, if so."""
         name, number, user = key
         run = self._runs.get(name)
+        if name in self._ends or (run is None and sequence <= self.after):
+            return f"the run is {self._ends.get(name, 'over')}"
         if run is None:
             return None
         if run.status not in RUNNING:
@@ -182,13 +246,15 @@ class Runs:
         )
 
     def listing(self) -> list[dict[str, str | int]]:
-        """All runs, oldest first."""
+        """All runs that are known, oldest first."""
+        found = {
+            name: (run.sequence, self._ends.get(name, "running"), run.rounds, run.users)
+            for name, run in self._old.items()
+        }
+        for name, facts in self._runs.items():
+            started = facts.started
+            found.setdefault(name, (facts.sequence, facts.status, started.config.rounds, started.users))
         return [
-            {
-                "run": name,
-                "status": run.status,
-                "rounds": run.started.config.rounds,
-                "users": run.started.users,
-            }
-            for name, run in self._runs.items()
+            {"run": name, "status": status, "rounds": rounds, "users": users}
+            for name, (_, status, rounds, users) in sorted(found.items(), key=lambda item: item[1][0])
         ]

@@ -16,10 +16,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from agents.gateway.service import running_gateway
-from agents.words.events import Progress, RoundStarted
+from agents.words.events import Progress, RoundStarted, RunFinished, TaskAssigned
+from agents.words.run_config import RunDataset, UserShard
 from bus.client import Bus
 from bus.errors import PortTakenError
-from tests.broker.gateway.conftest import DEADLINE_S, Gateway, serving, talking, update
+from tests.broker.gateway.conftest import DEADLINE_S, LABELS, Gateway, serving, talking, update
+from tests.builders import config, run_started
 from tests.conftest import wait_for
 
 DATA = bytes(range(256)) * 5_000
@@ -64,6 +66,42 @@ async def test_a_range_past_the_end_cannot_be_served(gateway: Gateway, http: htt
 @pytest.mark.parametrize("name", ["0" * 64, "0" * 63, "..%2f..%2fetc%2fpasswd", "%2e%2e", "sha256-" + "0" * 64])
 async def test_names_that_are_no_object_are_not_found(http: httpx.AsyncClient, name: str) -> None:
     assert (await http.get(f"/objects/{name}")).status_code == 404
+
+
+async def test_a_gateway_that_starts_behind_old_runs_keeps_their_secrets_and_lists_them(
+    bus: Bus, tmp_path: Path
+) -> None:
+    """It hands out tasks of what is open at once; what only an old run names is looked into first."""
+    shown = await bus.objects.put(b"an old model")
+    runs = {f"old-{number:02}": await bus.objects.put(b"old secret %d" % number) for number in range(60)}
+    for run, secret in runs.items():
+        dataset = RunDataset(classes=("a", "b"), users=(UserShard(user="u0", shard=shown),), held_out=secret)
+        ref = await bus.objects.put(dataset.model_dump_json().encode())
+        await bus.publish(run_started(config()).model_copy(update={"run": run, "dataset": ref}))
+        await bus.publish(RunFinished(run=run, status="completed", rounds=1, final_model=shown))
+    async with serving(bus, tmp_path) as gateway, httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+
+        async def status(digest: str) -> int:
+            answers: list[int] = []
+
+            async def decided() -> bool:
+                answers.append((await http.get(f"/objects/{digest}")).status_code)
+                return answers[-1] != 503
+
+            await wait_for(decided)
+            return answers[-1]
+
+        assert [await status(one.sha256) for one in (gateway.dataset.held_out, *runs.values())] == [404] * 61
+        assert [await status(one.sha256) for one in (shown, gateway.base, gateway.dataset.users[0].shard)] == [200] * 3
+        listed = (await http.get("/runs")).json()
+        assert [one["run"] for one in listed] == [*runs, "shop"]
+        assert {one["status"] for one in listed[:-1]} == {"completed"}
+        # A task that is delivered late, of a run that is over, is nobody's any more.
+        late = TaskAssigned(run="old-00", round=1, user="u0", shard=shown, labels=LABELS, spec=shown, seed=1)
+        await bus.publish(late)
+        (task,) = await gateway.assign("u0")
+        async with talking(gateway) as talk:
+            assert (await talk.task()).task == task
 
 
 async def test_held_out_images_and_true_labels_are_for_no_client(gateway: Gateway, http: httpx.AsyncClient) -> None:

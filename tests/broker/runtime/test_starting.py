@@ -11,7 +11,7 @@ import pytest_asyncio
 from agents.cli.runs import RunNameTakenError, check_free
 from agents.core.rounds.settling import SETTLE_EVERY
 from agents.dispatcher.service import Dispatcher
-from agents.runtime.past import Past, read_past
+from agents.runtime.past import Past, read_past, starts_and_ends
 from agents.runtime.tasks import background
 from agents.words.events import OpenRun, RoundStarted, RunFinished, RunsSettled
 from agents.words.run_config import RunDataset, UserShard
@@ -42,11 +42,11 @@ async def settled(bus: Bus) -> RunsSettled | None:
     return found.event.data if found is not None and isinstance(found.event.data, RunsSettled) else None
 
 
-async def read_anew(nats: EmbeddedServer, *, whole: bool = False) -> tuple[Past, int]:
+async def read_anew(nats: EmbeddedServer) -> tuple[Past, int]:
     """What a start finds, and how many messages the broker sent for it."""
     async with Bus.connect(nats.settings, name="test", wait_s=10) as bus:
         before = bus.connection.nc.stats["in_msgs"]
-        past = await read_past(bus, whole=whole)
+        past = await read_past(bus)
         return past, bus.connection.nc.stats["in_msgs"] - before
 
 
@@ -80,7 +80,7 @@ async def test_a_start_reads_what_is_open_however_many_runs_are_over(nats: Embed
         assert (past.after, past.runs) == (3 * RUNS, ())
         assert messages < 20 < all_messages
         # Whoever lists them all still finds them.
-        assert (await read_anew(nats, whole=True))[0].runs == whole.runs
+        assert tuple([one async for one in starts_and_ends(bus)]) == whole.runs
 
         # What is left open is where a start begins, whatever ends after it; two dispatchers say it once.
         shard = await bus.objects.put(b"shard")
@@ -139,8 +139,8 @@ async def test_what_a_damaged_store_lost_of_a_run_that_is_over_is_no_longer_aske
     async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
         assert (await read_past(bus)).after == opened.sequence - 1
         assert bus.unreadable == ()
-        # Whoever reads all of it meets the gap, and begins before it.
-        assert (await read_past(bus, whole=True)).after < opened.sequence - 1
+        # Whoever reads all of it meets the gap.
+        assert len([one async for one in starts_and_ends(bus)]) == 2 * (SETTLE_EVERY + 1)
         assert len(bus.unreadable) == 1
     flip(b"ev.left-open.round.started.1")
     async with embedded_server(store) as server, Bus.connect(server.settings, name="test", wait_s=10) as bus:
