@@ -290,7 +290,7 @@ async def test_a_strategy_that_goes_wrong_ends_its_run_with_the_reason_and_all_o
         async with asyncio.timeout(DEADLINE_S):
             await asyncio.gather(answer_all(bus, unique_run), answer_all(bus, sound))
     stream = await events(bus, unique_run)
-    (failed,), (finished,) = of(stream, RoundFailed), of(stream, RunFinished)
+    failed, finished = of(stream, RoundFailed, RunFinished)
     assert failed.code == code
     assert (finished.status, finished.reason) == ("failed", f"round 1: {failed.reason}")
     assert of(await events(bus, sound), RunFinished)[0].status == "completed"
