@@ -131,12 +131,17 @@ async def gateway(bus: Bus, tmp_path: Path) -> AsyncIterator[Gateway]:
 async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the gateway's HTTP side, once the gateway has read the stream."""
     async with httpx.AsyncClient(base_url=gateway.url, timeout=DEADLINE_S) as client:
-
-        async def ready() -> bool:
-            return (await client.get("/readyz")).status_code == 200
-
-        await wait_for(ready)
+        await readiness(client)
         yield client
+
+
+async def readiness(client: httpx.AsyncClient) -> None:
+    """Waits until the gateway has read the stream."""
+
+    async def ready() -> bool:
+        return (await client.get("/readyz")).status_code == 200
+
+    await wait_for(ready)
 
 
 async def decided(gateway: Gateway) -> Payload | None:

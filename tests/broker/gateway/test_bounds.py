@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import websockets
 from websockets.asyncio.client import connect
@@ -31,7 +32,7 @@ from agents.gateway.patience import FRAMES_AT_ONCE, MAX_FRAGMENTS, MAX_UNREAD_PO
 from agents.gateway.websocket import Strangers
 from bus.client import Bus
 from bus.words.tokens import TokenLimits, new_token
-from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, serving, talking
+from tests.broker.gateway.conftest import DEADLINE_S, Gateway, Talk, readiness, serving, talking
 from tests.conftest import wait_for
 
 REQUEST_S = 0.5
@@ -216,6 +217,8 @@ async def test_a_reader_that_takes_nothing_is_cut(bus: Bus, tmp_path: Path, capl
     caplog.set_level(logging.DEBUG, "agents.gateway.patience")
     async with serving(bus, tmp_path, stall_s=0.5) as gateway:
         big = await bus.objects.put(os.urandom(BIG))
+        async with httpx.AsyncClient(base_url=gateway.url) as http:
+            await readiness(http)
         with silent(gateway, 1) as (reader,):
             reader.sendall(f"GET /objects/{big.sha256} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             await wait_for(lambda: NOT_READ in caplog.text)
