@@ -326,6 +326,15 @@ class Pool:
     def _backup_s(self, key: TaskKey) -> float:
         return self._times.backup_s(key[0], self._runs.deadline_s(key))
 
+    def _learn_again(self, lease: Lease) -> None:
+        """Gives a lease the time that tasks are known to take by now, where that is longer than at its grant.
+
+        Where many are done at once, or this gateway itself is slow, all take long, and backups would make it slower.
+        """
+        if lease.granted_at is not None:
+            lease.backup_at = max(lease.backup_at, lease.granted_at + self._backup_s(lease.key))
+            lease.due_at = max(lease.due_at, lease.granted_at + self._allowed_s(lease.key))
+
     def _wake(self, lease: Lease) -> None:
         self.next_tick_at = min(
             self.next_tick_at, lease.lapses_at, lease.backup_at, lease.expires_at or lease.lapses_at
@@ -334,9 +343,14 @@ class Pool:
     def tick(self, now: float) -> None:
         """Lets leases be shared, lapse, and of lost clients expire; tells the broker that the others are worked on."""
         for lease in self.leases.taking_long(now):
-            self.leases.share(lease)
-            self._slow[lease.id] = lease
+            self._learn_again(lease)
+            if lease.backup_at <= now:
+                self.leases.share(lease)
+                self._slow[lease.id] = lease
         for lease in self.leases.lapsing(now):
+            self._learn_again(lease)
+            if lease.lapses_at > now:
+                continue
             self.leases.lapse(lease)
             self._slow[lease.id] = lease
             if lease.due_at <= now:

@@ -30,7 +30,7 @@ from agents.core.exchange.messages import (
     encode_chunk,
 )
 from agents.core.exchange.runs import MOST_REJECTIONS
-from agents.core.exchange.task_times import FIRST_BACKUP_S
+from agents.core.exchange.task_times import BACKUP_FACTOR, FIRST_BACKUP_S
 from agents.words.events import Payload, RoundClosed, RunFinished, TaskAssigned, UpdateMetrics
 from bus.words.envelope import Stored
 from bus.words.values import Frozen
@@ -105,11 +105,11 @@ class World:
     def begins(self, connection: Connection, lease: str, number: int = 1, size: int = SIZE) -> None:
         self.hears(connection, UploadBegin(lease=lease, upload=number, size=size, sha256="0" * 64))
 
-    def uploads(self, connection: Connection, lease: str) -> effects.Commit:
+    def uploads(self, connection: Connection, lease: str, at: float = NOW) -> effects.Commit:
         """All bytes are there and committed."""
         self.begins(connection, lease)
-        self.core.opened(self.one(effects.OpenUpload).upload, SIZE, NOW)
-        self.hears(connection, UploadCommit(lease=lease, upload=1, metrics=METRICS))
+        self.core.opened(self.one(effects.OpenUpload).upload, SIZE, at)
+        self.hears(connection, UploadCommit(lease=lease, upload=1, metrics=METRICS), at)
         return self.one(effects.CheckUpdate).commit
 
 
@@ -294,6 +294,24 @@ def test_an_idle_client_backs_up_a_task_that_takes_a_while_and_not_before(world:
     assert [one.record.client for one in world.core.pool.leases] == ["slow", "idle"]
     # The slow one has failed in nothing, and may still be first.
     assert world.core.pool.standing.faults("slow", "token") == 0
+
+
+def test_where_tasks_turn_out_to_take_long_those_under_way_have_longer_before_they_are_backed_up(world: World) -> None:
+    """So that a gateway that many clients keep waiting does not make its work more by that."""
+    slow, other = world.joins("slow"), world.joins("other")
+    world.holds(slow)
+    took = FIRST_BACKUP_S - 0.5
+    commit = world.uploads(other, world.holds(other, 1), NOW + took)
+    world.core.commits.checked(commit, 1.0)
+    world.core.commits.stored(commit, ANY_REF)
+    world.core.commits.submitted(commit, False)
+    world.hears(other, Ready(), NOW + took)
+    world.core.pool.fetched([], NOW + took)
+    world.core.tick(SHARED)
+    world.core.tick(NOW + BACKUP_FACTOR * took - 0.001)
+    assert offered(world) == []
+    world.core.tick(NOW + BACKUP_FACTOR * took)
+    assert offered(world) == [world.tasks[0]]
 
 
 def test_who_has_waited_for_a_moment_only_backs_nobody_up(world: World) -> None:
