@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
+from playwright.async_api import Error as PageError
 
 from agents.words.events import ModelEvaluated, RunFinished, UpdateSubmitted
 from artifacts.manifest import load_manifest
@@ -27,7 +30,8 @@ CUT = 20_000
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def system(tmp_path: Path, client_page: Path) -> AsyncIterator[System]:
+async def system(tmp_path: Path, client_page: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[System]:
+    caplog.set_level(logging.INFO, "agents")
     async with whole_system(tmp_path, client_page) as running:
         yield running
 
@@ -42,17 +46,38 @@ async def context(chromium: Browser) -> AsyncIterator[BrowserContext]:
 
 @contextlib.asynccontextmanager
 async def tab(context: BrowserContext, url: str, query: str, *, token: str = TOKEN) -> AsyncIterator[Page]:
-    """A tab with the page; fails at its end when the page threw something or broke its own security policy."""
+    """A tab with the page; fails at its end when the page threw something or broke its own security policy.
+
+    What fails while it is open has a note of what the page showed then.
+    """
     page = await context.new_page()
     problems: list[str] = []
+    said: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on(
         "console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None
     )
-    await page.goto(f"{url}/?{query}#token={token}")
-    yield page
+    page.on("console", lambda message: said.append(message.text))
+    page.on("requestfailed", lambda request: said.append(f"{urlsplit(request.url).path} failed: {request.failure}"))
+    page.on("crash", lambda _: said.append("crashed"))
+    try:
+        await page.goto(f"{url}/?{query}#token={token}")
+        yield page
+    except Exception as error:
+        error.add_note(f"{query} showed: {await shown(page)}\nand said: {problems + said}")
+        raise
     await page.close()
     assert problems == []
+
+
+async def shown(page: Page) -> str:
+    """The page's state and text, in one line."""
+    try:
+        async with asyncio.timeout(5):
+            text = await page.evaluate("`${document.body.dataset.state}: ${document.body.innerText}`")
+    except (TimeoutError, PageError) as error:
+        return f"no answer, {error!r}"
+    return " | ".join(str(text).split("\n"))
 
 
 async def state(page: Page, *names: str) -> None:
