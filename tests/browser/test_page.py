@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 from playwright.async_api import Error as PageError
 
 from agents.words.events import ModelEvaluated, RunFinished, UpdateSubmitted
@@ -150,6 +150,27 @@ async def test_a_tab_goes_on_after_the_gateway_was_away(system: System, context:
             events = await system.events_until("run-a", RunFinished)
         updates = [event.user for event in events if isinstance(event, UpdateSubmitted)]
         assert len(updates) == len(set(updates)) == 30
+
+
+async def test_a_tab_trains_although_each_of_its_files_was_lost_once(system: System, context: BrowserContext) -> None:
+    """Those that come after the page itself: a browser asks for each but once."""
+    files = ["worker", "ticker", "ort.training.wasm", "ort-training-wasm-simd-threaded.mjs", ".wasm"]
+    lost: list[str] = []
+
+    async def lose(route: Route) -> None:
+        name = urlsplit(route.request.url).path.rpartition("/")[2]
+        file = next((one for one in files if name.startswith(one) or name.endswith(one)), None)
+        if file is None or file in lost:
+            await route.continue_()
+        else:
+            lost.append(file)
+            await route.abort("connectionreset")
+
+    await context.route("**/*", lose)
+    async with system.gateway() as url, tab(context, url, "client=tab-1&autostart=1"):
+        await system.start("run-a", users=2)
+        await system.events_until("run-a", RunFinished)
+    assert sorted(lost) == sorted(files)
 
 
 @pytest.mark.parametrize(
