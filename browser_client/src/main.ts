@@ -8,6 +8,7 @@ import { byId, percent } from './page/dom';
 import { paced } from './page/paced';
 import { readSettings, socketUrl } from './page/settings';
 import { TaskPanel, taskShare } from './page/task_panel';
+import { LastingWorker } from './training/lasting_worker';
 import { WorkerTrainer } from './training/trainer';
 
 const CLIENT_EVERY_MS = 200;
@@ -82,11 +83,14 @@ function factsOf(view: ClientView): string {
 start.onclick = () => client.start();
 pause.onclick = () => client.pause();
 document.onvisibilitychange = () => feed.watched(document.visibilityState === 'visible');
-const ticker = new Worker(new URL('./page/ticker.ts', import.meta.url), { type: 'module', name: 'ticker' });
-ticker.onmessage = () => {
-  client.tick();
-  feed.tick();
-};
+new LastingWorker(
+  () => new Worker(new URL('./page/ticker.ts', import.meta.url), { type: 'module', name: 'ticker' }),
+  () => {
+    client.tick();
+    feed.tick();
+  },
+  (reason) => trainer.onCrash(`the page's clock: ${reason}`),
+);
 addEventListener('pagehide', () => client.leave());
 trainer.post({
   type: 'settings',

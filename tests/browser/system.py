@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 from agents.aggregator import service as aggregator
 from agents.cli.run_setup import RunSources, start_run
@@ -52,7 +55,11 @@ class System:
             Bus.connect(self.server.settings, name="gateway", wait_s=10) as bus,
             running_gateway(bus, chosen) as url,
         ):
-            yield url
+            try:
+                yield url
+            except Exception as error:
+                error.add_note(f"the gateway's figures: {await asyncio.to_thread(_figures, url)}")
+                raise
 
     async def start(
         self, run: str, *, users: int, rounds: int = 1, images: int = 20, artifacts: Path = DEFAULT_ARTIFACTS
@@ -65,16 +72,42 @@ class System:
         return config
 
     async def events_until(self, run: str, last: type[Payload], *, count: int = 1) -> list[Payload]:
-        """The run's events up to the ``count``-th of this type."""
+        """The run's events up to the ``count``-th of this type.
+
+        Raises:
+            TimeoutError: it did not come within ``DEADLINE_S``; a note tells what did.
+        """
         events: list[Payload] = []
-        async with asyncio.timeout(DEADLINE_S), self.bus.follow(events_of(run)) as items:
-            async for item in items:
-                if isinstance(item, CaughtUp):
-                    continue
-                events.append(item.event.data)
-                if sum(isinstance(event, last) for event in events) == count:
-                    break
+        heard_at = time.monotonic()
+        try:
+            async with asyncio.timeout(DEADLINE_S), self.bus.follow(events_of(run)) as items:
+                async for item in items:
+                    if isinstance(item, CaughtUp):
+                        continue
+                    events.append(item.event.data)
+                    heard_at = time.monotonic()
+                    if sum(isinstance(event, last) for event in events) == count:
+                        break
+        except TimeoutError as error:
+            error.add_note(f"heard of {run}, last {time.monotonic() - heard_at:.1f} s ago: {_counted(events)}")
+            raise
         return events
+
+
+def _counted(events: Sequence[Payload]) -> str:
+    """How many events of each type, and of which client where one is named."""
+    kinds = Counter(" ".join((type(event).__name__, getattr(event, "client", ""))).strip() for event in events)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "nothing"
+
+
+def _figures(url: str) -> str:
+    """What the gateway says of itself in ``/metrics``, without what all agents say."""
+    try:
+        with urlopen(Request(f"{url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}), timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError as error:
+        return str(error)
+    return ", ".join(line.removeprefix("fedbus_gateway_") for line in lines if line.startswith("fedbus_gateway_"))
 
 
 @contextlib.asynccontextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
+from playwright.async_api import Error as PageError
 
 from agents.words.events import ModelEvaluated, RunFinished, UpdateSubmitted
 from artifacts.manifest import load_manifest
@@ -27,7 +30,8 @@ CUT = 20_000
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def system(tmp_path: Path, client_page: Path) -> AsyncIterator[System]:
+async def system(tmp_path: Path, client_page: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[System]:
+    caplog.set_level(logging.INFO, "agents")
     async with whole_system(tmp_path, client_page) as running:
         yield running
 
@@ -42,17 +46,38 @@ async def context(chromium: Browser) -> AsyncIterator[BrowserContext]:
 
 @contextlib.asynccontextmanager
 async def tab(context: BrowserContext, url: str, query: str, *, token: str = TOKEN) -> AsyncIterator[Page]:
-    """A tab with the page; fails at its end when the page threw something or broke its own security policy."""
+    """A tab with the page; fails at its end when the page threw something or broke its own security policy.
+
+    What fails while it is open has a note of what the page showed then.
+    """
     page = await context.new_page()
     problems: list[str] = []
+    said: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on(
         "console", lambda message: problems.append(message.text) if "Content Security Policy" in message.text else None
     )
-    await page.goto(f"{url}/?{query}#token={token}")
-    yield page
+    page.on("console", lambda message: said.append(message.text))
+    page.on("requestfailed", lambda request: said.append(f"{urlsplit(request.url).path} failed: {request.failure}"))
+    page.on("crash", lambda _: said.append("crashed"))
+    try:
+        await page.goto(f"{url}/?{query}#token={token}")
+        yield page
+    except Exception as error:
+        error.add_note(f"{query} showed: {await shown(page)}\nand said: {problems + said}")
+        raise
     await page.close()
     assert problems == []
+
+
+async def shown(page: Page) -> str:
+    """The page's state and text, in one line."""
+    try:
+        async with asyncio.timeout(5):
+            text = await page.evaluate("`${document.body.dataset.state}: ${document.body.innerText}`")
+    except (TimeoutError, PageError) as error:
+        return f"no answer, {error!r}"
+    return " | ".join(str(text).split("\n"))
 
 
 async def state(page: Page, *names: str) -> None:
@@ -125,6 +150,27 @@ async def test_a_tab_goes_on_after_the_gateway_was_away(system: System, context:
             events = await system.events_until("run-a", RunFinished)
         updates = [event.user for event in events if isinstance(event, UpdateSubmitted)]
         assert len(updates) == len(set(updates)) == 30
+
+
+async def test_a_tab_trains_although_each_of_its_files_was_lost_once(system: System, context: BrowserContext) -> None:
+    """Those that come after the page itself: a browser asks for each but once."""
+    files = ["worker", "ticker", "ort.training.wasm", "ort-training-wasm-simd-threaded.mjs", ".wasm"]
+    lost: list[str] = []
+
+    async def lose(route: Route) -> None:
+        name = urlsplit(route.request.url).path.rpartition("/")[2]
+        file = next((one for one in files if name.startswith(one) or name.endswith(one)), None)
+        if file is None or file in lost:
+            await route.continue_()
+        else:
+            lost.append(file)
+            await route.abort("connectionreset")
+
+    await context.route("**/*", lose)
+    async with system.gateway() as url, tab(context, url, "client=tab-1&autostart=1"):
+        await system.start("run-a", users=2)
+        await system.events_until("run-a", RunFinished)
+    assert sorted(lost) == sorted(files)
 
 
 @pytest.mark.parametrize(

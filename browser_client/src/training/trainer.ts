@@ -1,5 +1,6 @@
 /** What page and worker say to each other, and the page's end of it. */
 import type { Ref, Task, UpdateMetrics } from '../words/protocol';
+import { LastingWorker } from './lasting_worker';
 import type { Images } from './safetensors';
 import type { TaskProgress } from './task';
 
@@ -54,14 +55,13 @@ export interface Trainer {
 export class WorkerTrainer implements Trainer {
   onEvent: (event: TrainerEvent) => void = () => undefined;
   onCrash: (reason: string) => void = () => undefined;
-  readonly #worker = new Worker(new URL('./worker.ts', import.meta.url), { type: 'module', name: 'trainer' });
-
-  constructor() {
-    this.#worker.onmessage = (message: MessageEvent<TrainerEvent>) => this.onEvent(message.data);
-    this.#worker.onerror = (error) => this.onCrash(error.message || 'the training worker did not load');
-  }
+  readonly #worker = new LastingWorker(
+    () => new Worker(new URL('./worker.ts', import.meta.url), { type: 'module', name: 'trainer' }),
+    (data) => this.onEvent(data as TrainerEvent),
+    (reason) => this.onCrash(reason),
+  );
 
   post(command: TrainerCommand): void {
-    this.#worker.postMessage(command);
+    this.#worker.post(command);
   }
 }

@@ -4,6 +4,9 @@ import { type Engine, EngineError, type EngineFiles, type EngineMaker, type Engi
 import { withLearningRate } from '../learning_rate';
 import { type Manifest, ORT_TRAINING } from '../manifest';
 import { forwardBatch } from '../memory';
+import { patiently } from '../patiently';
+
+const BINARY = 'ort-training-wasm-simd-threaded';
 
 export const ENGINE: EngineMaker = {
   opens: ORT_TRAINING,
@@ -15,7 +18,7 @@ export const ENGINE: EngineMaker = {
   },
   async open(manifest, files, options) {
     const ort = await runtime();
-    configure(ort, options);
+    await load(ort, options);
     const prefix = files.get('prefix_model');
     return new OrtTraining(ort, manifest, files, prefix === undefined ? null : await openPrefix(ort, prefix));
   },
@@ -26,9 +29,16 @@ function runtime(): Promise<typeof Ort> {
   return import('onnxruntime-web/training');
 }
 
-function configure(ort: typeof Ort, { wasmFolder, threads }: EngineOptions): void {
+/** Fetches what onnxruntime-web would fetch by itself: it tries that once, and a second session fails like the first. */
+async function load(ort: typeof Ort, { wasmFolder, threads }: EngineOptions): Promise<void> {
   ort.env.wasm.wasmPaths = wasmFolder;
   ort.env.wasm.numThreads = threads;
+  await patiently(() => import(/* @vite-ignore */ `${wasmFolder}${BINARY}.mjs`));
+  ort.env.wasm.wasmBinary ??= await patiently(async () => {
+    const response = await fetch(`${wasmFolder}${BINARY}.wasm`);
+    if (!response.ok) throw new EngineError(`the gateway gives no ${BINARY}.wasm (${response.status})`);
+    return response.arrayBuffer();
+  });
 }
 
 class OrtTraining implements Engine {
