@@ -230,8 +230,11 @@ class Hub:
         """Does what takes no time, and begins what takes some."""
         match effect:
             case effects.Say(connection, message):
-                if (line := self._lines.get(connection)) is not None and not line.outbox.say(message):
-                    self.conversation.presence.left(connection, time.monotonic())
+                if (line := self._lines.get(connection)) is not None:
+                    if not line.outbox.say(message):
+                        self.conversation.presence.left(connection, time.monotonic())
+                    # What it waited for may have been answered by something else than its own errand.
+                    line.rested.set()
             case effects.Close(connection, code, reason):
                 if (line := self._lines.get(connection)) is not None:
                     line.outbox.close(code, reason)
