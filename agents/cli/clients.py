@@ -93,7 +93,7 @@ def list_clients(
 ) -> None:
     """List the clients that are connected to the gateway now."""
     use_running_fedbus()
-    found = asyncio.run(_connected(find_gateway(gateway, token), token))
+    found = asyncio.run(connected_clients(find_gateway(gateway, token), token))
     if as_json:
         for one in found:
             typer.echo(json.dumps(one))
@@ -107,7 +107,7 @@ def list_clients(
     console.print(table if found else "no clients; fedbus client --native 1 runs one")
 
 
-async def _connected(gateway: Connection, token: str) -> list[dict[str, str | int]]:
+async def connected_clients(gateway: Connection, token: str) -> list[dict[str, str | int]]:
     """What the gateway says of its clients.
 
     Raises:
