@@ -25,9 +25,8 @@ from agents.cli.finding import CONNECT_S
 from agents.cli.processes import supervisor
 from agents.cli.serve import until_interrupted
 from agents.cli.system import client_commands
-from agents.client.address import Address
+from agents.client.address import Address, GatewayUnreachableError
 from agents.client.greeting import GatewayRefusedError, knock
-from agents.client.objects import GatewayUnreachableError
 from agents.core.exchange.messages import ProtocolError
 from agents.engines import choose
 from agents.runtime.connection import (

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from agents.cli.clients import connected_clients, find_gateway
 from agents.cli.console import errors
 from agents.cli.here import AGENTS
+from agents.client.address import GatewayUnreachableError
 from agents.client.greeting import GatewayRefusedError
-from agents.client.objects import GatewayUnreachableError
 from agents.core.views.run import RunView
 from agents.runtime.process import HEARTBEAT_S
 from agents.runtime.tasks import background
