@@ -138,7 +138,7 @@ async def test_the_address_of_the_page_comes_with_a_word_when_nothing_listens_th
     assert printed == address
     assert said.startswith(f"fedbus: nothing listens at http://127.0.0.1:{port} now (fedbus up, or beside a running")
     assert said.endswith("[gateway_unreachable]")
-    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", port):
+    with socket.create_server(("127.0.0.1", port)):
         assert (await shell.run("page")).splitlines() == [address]
 
 
