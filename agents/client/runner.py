@@ -38,6 +38,7 @@ from agents.core.exchange.messages import (
 )
 from agents.core.learning.task import TaskProgress
 from agents.runtime.tasks import background
+from agents.words.events import NO_FAULT
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
 from bus.process.failures import raise_first
@@ -279,6 +280,8 @@ class Client:
         )
         if isinstance(answer, UploadAccepted):
             self.accepted += 1
+        elif isinstance(answer, UploadRejected) and answer.code in NO_FAULT:
+            log.info("somebody else was faster with %s, or its round is over", work.assignment.task.user)
         elif isinstance(answer, UploadRejected):
             log.warning("update of %s rejected: %s (%s)", work.assignment.task.user, answer.reason, answer.code)
         self._drop(lease)
