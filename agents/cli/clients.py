@@ -27,6 +27,7 @@ from agents.cli.serve import until_interrupted
 from agents.cli.system import client_commands
 from agents.client.address import Address, GatewayUnreachableError
 from agents.client.greeting import GatewayRefusedError, knock
+from agents.client.settings import ClientSettings
 from agents.core.exchange.messages import ProtocolError
 from agents.engines import choose
 from agents.runtime.connection import (
@@ -37,6 +38,7 @@ from agents.runtime.connection import (
     read_connection,
     use_running_fedbus,
 )
+from agents.runtime.settings import variable
 from bus.client import Bus
 from bus.process.logs import configure, escaped, without_login
 from bus.words.tokens import new_token
@@ -55,9 +57,11 @@ def _checked_address(url: str) -> str:
 
 Gateway = Annotated[
     str,
-    typer.Option("--gateway", envvar="FEDBUS_GATEWAY_URL", callback=_checked_address, help="URL of the gateway."),
+    typer.Option(
+        "--gateway", envvar=variable(ClientSettings, "url"), callback=_checked_address, help="URL of the gateway."
+    ),
 ]
-Token = Annotated[str, typer.Option("--token", envvar="FEDBUS_GATEWAY_JOIN_TOKEN", help="Join token.")]
+Token = Annotated[str, typer.Option("--token", envvar=variable(ClientSettings, "join_token"), help="Join token.")]
 
 
 def client(
@@ -86,7 +90,9 @@ def list_clients(
     gateway: Gateway = "",
     token: Annotated[
         str,
-        typer.Option("--token", envvar="FEDBUS_GATEWAY_ADMIN_TOKEN", help="Of the role admin; default: a fresh one."),
+        typer.Option(
+            "--token", envvar=variable(ClientSettings, "admin_token"), help="Of the role admin; default: a fresh one."
+        ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -208,8 +214,7 @@ async def reach(find: Callable[[], Connection], *, patience: int = 1) -> Connect
 
 def address_of(target: Connection) -> Address:
     """The gateway as its clients see it."""
-    authority = os.environ.get("FEDBUS_GATEWAY_CA")
-    return Address(target.gateway_url, target.join_token, Path(authority) if authority else None)
+    return Address(target.gateway_url, target.join_token, ClientSettings().ca)
 
 
 async def _tell_of_losses(url: str) -> None:
