@@ -38,12 +38,13 @@ from agents.runtime.connection import (
     read_connection,
     use_running_fedbus,
 )
+from agents.runtime.reminding import Reminder
 from agents.runtime.settings import variable
 from bus.client import Bus
 from bus.process.logs import configure, escaped, without_login
 from bus.words.tokens import new_token
 
-PAUSE_S, REMIND_S, LOOK_S, ANSWER_S = 0.5, 10.0, 2.0, 5.0
+PAUSE_S, LOOK_S, ANSWER_S = 0.5, 2.0, 5.0
 REFUSALS = 4
 """Refusals in a row of a login that this folder's file gave, and that whoever starts there may still replace."""
 
@@ -190,7 +191,7 @@ async def reach(find: Callable[[], Connection], *, patience: int = 1) -> Connect
     Raises:
         GatewayRefusedError: the gateway does not want clients with this token.
     """
-    said, said_at, refused = "", 0.0, 0
+    refused, reminder = 0, Reminder(lambda line: errors.print(line, soft_wrap=True, markup=False))
     while True:
         target = find()
         try:
@@ -205,10 +206,7 @@ async def reach(find: Callable[[], Connection], *, patience: int = 1) -> Connect
             reason = error.message
         except (OSError, TimeoutError, ProtocolError, websockets.WebSocketException) as error:
             refused, reason = 0, without_login(str(error)) or type(error).__name__
-        line = f"waiting for the gateway at {target.gateway_url}: {reason}"
-        if line != said or time.monotonic() - said_at >= REMIND_S:
-            said, said_at = line, time.monotonic()
-            errors.print(line, soft_wrap=True, markup=False)
+        reminder.waits(f"waiting for the gateway at {target.gateway_url}: {reason}")
         await asyncio.sleep(PAUSE_S)
 
 
