@@ -65,12 +65,17 @@ def prepare(
     """Write the sources' pictures into a dataset folder and return its manifest; `progress` hears of each source.
 
     Sources that the folder already holds are left out; those that were skipped before are tried again. What cannot be
-    read is listed as skipped. After an interruption at any point nothing that a part holds is lost.
+    read is listed as skipped. After an interruption at any point nothing that a part holds is lost. Where the folder
+    holds an image of which there is no source any more, all are prepared anew.
 
     Raises PreparationError when the folder holds images of another format or other classes.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    work = _Work(directory, target, _begun(directory, target))
+    begun = _begun(directory, target)
+    if begun is not None and not {entry.source for entry in begun.images} <= {source.name for source in sources}:
+        _clear(directory, begun)
+        begun = None
+    work = _Work(directory, target, begun)
     known = {entry.source for entry in work.entries}
     try:
         for done, source in enumerate(sources, 1):
@@ -148,6 +153,12 @@ def _begun(directory: Path, target: Target) -> DatasetManifest | None:
             hint="write to another folder",
         )
     return begun
+
+
+def _clear(directory: Path, begun: DatasetManifest) -> None:
+    """Remove what an earlier run wrote: what names the parts first, so that nobody finds it without them."""
+    for name in (MANIFEST_NAME, JOURNAL_NAME, *(part.path for part in begun.parts)):
+        (directory / name).unlink(missing_ok=True)
 
 
 @dataclass

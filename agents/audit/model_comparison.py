@@ -60,6 +60,11 @@ def compare_models(a: Path, b: Path, data: Path, *, artifacts: Path) -> Comparis
 
 def _open(path: Path, artifacts: Path) -> InferenceModel | Path:
     """A model that was taken out, or else the folder of artifacts that ``path`` is or belongs to."""
+    if not path.exists():
+        raise ComparisonError(
+            f"there is no model {path}: no file and no folder has this name",
+            hint=f"a run's model is written by fedbus model export RUN -o {path}",
+        )
     return open_exported(path, artifacts) or (path if path.is_dir() else artifacts)
 
 

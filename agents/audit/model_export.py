@@ -16,7 +16,7 @@ from agents.words.events import ModelPublished, RunStarted
 from artifacts.errors import ManifestError
 from artifacts.inference import inference_model
 from artifacts.manifest import ArtifactManifest
-from artifacts.pretrained import find_config, write_adapter, write_pretrained
+from artifacts.pretrained import CARD, find_config, write_adapter, write_pretrained
 from artifacts.weights import Weights, read_weights, whole_model
 from bus.client import Bus
 from bus.errors import FedbusError
@@ -27,6 +27,7 @@ from bus.words.problems import what_is_wrong
 from bus.words.subjects import events_of_type
 
 INFERENCE, PARAMETERS = "inference.onnx", "parameters.f32"
+ABOUT = "Trained by federated learning:"
 
 
 class Form(StrEnum):
@@ -39,6 +40,12 @@ class Form(StrEnum):
 
 
 DEFAULT_FORMS = (Form.ONNX, Form.SAFETENSORS, Form.RAW)
+
+
+class ExportFolderError(FedbusError):
+    """The folder of an export holds something else."""
+
+    code = "export_folder"
 
 
 class ModelUnknownError(FedbusError):
@@ -101,6 +108,31 @@ def listed(models: Collection[int]) -> str:
     return f"0 (its base), {spans or ', '.join(map(str, rounds))}"
 
 
+def check_folder(out: Path) -> None:
+    """Sees to it that an export into ``out`` overwrites nothing but an earlier one.
+
+    Raises:
+        ExportFolderError: it is a file, or a folder that holds something else.
+    """
+    if out.is_dir():
+        is_export = any((out / name).is_file() for name in (INFERENCE, PARAMETERS)) or _is_ours(out / CARD)
+        if is_export or not any(out.iterdir()):
+            return
+        raise ExportFolderError(
+            f"{out} is not empty, and no earlier export lies there", hint="choose a new folder with -o"
+        )
+    if out.exists():
+        raise ExportFolderError(f"{out} is no folder", hint="choose a new folder with -o")
+
+
+def _is_ours(card: Path) -> bool:
+    """Whether a model card is one that ``write_model`` wrote."""
+    try:
+        return ABOUT in card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
 def write_model(
     model: RunModel, out: Path, forms: Collection[Form] = DEFAULT_FORMS, *, bases: tuple[Path, ...] = ()
 ) -> list[Path]:
@@ -112,7 +144,7 @@ def write_model(
     Raises:
         TakeOutError: it cannot be written in one of the forms; nothing of that form is left then.
     """
-    about = f"Trained by federated learning: round {model.round} of the fedbus run {model.run}, SHA-256 {model.sha256}."
+    about = f"{ABOUT} round {model.round} of the fedbus run {model.run}, SHA-256 {model.sha256}."
     config = find_config(model.manifest, model.weights, bases) if Form.SAFETENSORS in forms else {}
     out.mkdir(parents=True, exist_ok=True)
     paths = []

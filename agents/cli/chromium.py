@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from agents.cli.processes import Command
+from agents.cli.settings import CommandSettings
 from bus.errors import FedbusError
 from bus.process.files import write_private
 
@@ -43,9 +44,9 @@ def find_chromium() -> Path:
     Raises:
         ChromiumMissingError: there is none.
     """
-    if chosen := os.environ.get("FEDBUS_CHROMIUM"):
-        if Path(chosen).is_file():
-            return Path(chosen)
+    if chosen := CommandSettings().chromium:
+        if chosen.is_file():
+            return chosen
         raise ChromiumMissingError(f"FEDBUS_CHROMIUM names {chosen}, which is no file")
     for name in NAMES:
         if found := shutil.which(name):

@@ -25,9 +25,9 @@ from agents.cli.finding import CONNECT_S
 from agents.cli.processes import supervisor
 from agents.cli.serve import until_interrupted
 from agents.cli.system import client_commands
-from agents.client.address import Address
+from agents.client.address import Address, GatewayUnreachableError
 from agents.client.greeting import GatewayRefusedError, knock
-from agents.client.objects import GatewayUnreachableError
+from agents.client.settings import ClientSettings
 from agents.core.exchange.messages import ProtocolError
 from agents.engines import choose
 from agents.runtime.connection import (
@@ -38,11 +38,13 @@ from agents.runtime.connection import (
     read_connection,
     use_running_fedbus,
 )
+from agents.runtime.reminding import Reminder
+from agents.runtime.settings import variable
 from bus.client import Bus
 from bus.process.logs import configure, escaped, without_login
 from bus.words.tokens import new_token
 
-PAUSE_S, REMIND_S, LOOK_S, ANSWER_S = 0.5, 10.0, 2.0, 5.0
+PAUSE_S, LOOK_S, ANSWER_S = 0.5, 2.0, 5.0
 REFUSALS = 4
 """Refusals in a row of a login that this folder's file gave, and that whoever starts there may still replace."""
 
@@ -56,9 +58,11 @@ def _checked_address(url: str) -> str:
 
 Gateway = Annotated[
     str,
-    typer.Option("--gateway", envvar="FEDBUS_GATEWAY_URL", callback=_checked_address, help="URL of the gateway."),
+    typer.Option(
+        "--gateway", envvar=variable(ClientSettings, "url"), callback=_checked_address, help="URL of the gateway."
+    ),
 ]
-Token = Annotated[str, typer.Option("--token", envvar="FEDBUS_GATEWAY_JOIN_TOKEN", help="Join token.")]
+Token = Annotated[str, typer.Option("--token", envvar=variable(ClientSettings, "join_token"), help="Join token.")]
 
 
 def client(
@@ -87,13 +91,15 @@ def list_clients(
     gateway: Gateway = "",
     token: Annotated[
         str,
-        typer.Option("--token", envvar="FEDBUS_GATEWAY_ADMIN_TOKEN", help="Of the role admin; default: a fresh one."),
+        typer.Option(
+            "--token", envvar=variable(ClientSettings, "admin_token"), help="Of the role admin; default: a fresh one."
+        ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List the clients that are connected to the gateway now."""
     use_running_fedbus()
-    found = asyncio.run(_connected(find_gateway(gateway, token), token))
+    found = asyncio.run(connected_clients(find_gateway(gateway, token), token))
     if as_json:
         for one in found:
             typer.echo(json.dumps(one))
@@ -107,7 +113,7 @@ def list_clients(
     console.print(table if found else "no clients; fedbus client --native 1 runs one")
 
 
-async def _connected(gateway: Connection, token: str) -> list[dict[str, str | int]]:
+async def connected_clients(gateway: Connection, token: str) -> list[dict[str, str | int]]:
     """What the gateway says of its clients.
 
     Raises:
@@ -185,7 +191,7 @@ async def reach(find: Callable[[], Connection], *, patience: int = 1) -> Connect
     Raises:
         GatewayRefusedError: the gateway does not want clients with this token.
     """
-    said, said_at, refused = "", 0.0, 0
+    refused, reminder = 0, Reminder(lambda line: errors.print(line, soft_wrap=True, markup=False))
     while True:
         target = find()
         try:
@@ -200,17 +206,13 @@ async def reach(find: Callable[[], Connection], *, patience: int = 1) -> Connect
             reason = error.message
         except (OSError, TimeoutError, ProtocolError, websockets.WebSocketException) as error:
             refused, reason = 0, without_login(str(error)) or type(error).__name__
-        line = f"waiting for the gateway at {target.gateway_url}: {reason}"
-        if line != said or time.monotonic() - said_at >= REMIND_S:
-            said, said_at = line, time.monotonic()
-            errors.print(line, soft_wrap=True, markup=False)
+        reminder.waits(f"waiting for the gateway at {target.gateway_url}: {reason}")
         await asyncio.sleep(PAUSE_S)
 
 
 def address_of(target: Connection) -> Address:
     """The gateway as its clients see it."""
-    authority = os.environ.get("FEDBUS_GATEWAY_CA")
-    return Address(target.gateway_url, target.join_token, Path(authority) if authority else None)
+    return Address(target.gateway_url, target.join_token, ClientSettings().ca)
 
 
 async def _tell_of_losses(url: str) -> None:

@@ -31,7 +31,7 @@ app.add_typer(labels.app, name="labels")
 console = Console(highlight=False)
 
 _SHOWN = 10
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the dataset; it is added to if it exists.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the dataset; if it exists, what is new is added.")]
 Model = Annotated[
     Path | None,
     typer.Option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from agents.words.events import RunStarted
 from bus.client import Bus
 from bus.errors import FedbusError
@@ -49,5 +51,15 @@ async def find_run(bus: Bus, run: str) -> RunStarted:
             f"run {run} has lost its first event: the broker's store is damaged", hint="start another run"
         )
     if stored is None or not isinstance(stored.event.data, RunStarted):
-        raise RunUnknownError(f"there is no run {run!r} on this bus", hint="fedbus run list shows those that there are")
+        near = get_close_matches(run, await _run_names(bus), n=1)
+        asked = f"did you mean {near[0]}? " if near else ""
+        raise RunUnknownError(
+            f"there is no run {run!r} on this bus", hint=f"{asked}fedbus run list shows those that there are"
+        )
     return stored.event.data
+
+
+async def _run_names(bus: Bus) -> list[str]:
+    """The runs of this bus, newest first."""
+    async with bus.follow(events_of_type("run.started"), live=False) as items:
+        return [item.event.data.run async for item in items if isinstance(item, Stored)][::-1]

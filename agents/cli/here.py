@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import runpy
 import shlex
+import socket
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
+from agents.client.address import GatewayUnreachableError
 from agents.runtime.connection import (
     DEFAULT_GATEWAY_URL,
     DEFAULT_STORE,
@@ -24,6 +27,7 @@ from bus.errors import FedbusError
 from bus.words.payload import OPERATOR
 
 AGENTS = ("labeller", "dispatcher", "aggregator", "evaluator", "gateway")
+LISTENS_S = 2.0
 Store = Annotated[Path, typer.Option("--store", help="Directory of the broker's data; survives restarts.")]
 
 
@@ -58,9 +62,18 @@ def env(
 
 
 def page(store: Store = DEFAULT_STORE) -> None:
-    """Print the address of the page with its token, to be opened in a browser."""
+    """Print the address of the page with its token, to be opened in a browser; exit 1 if nothing listens there."""
     known = _known_here(store)
-    typer.echo(f"{known.gateway_url or DEFAULT_GATEWAY_URL}/#token={known.join_token}")
+    url = known.gateway_url or DEFAULT_GATEWAY_URL
+    typer.echo(f"{url}/#token={known.join_token}")
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=LISTENS_S).close()
+    except (OSError, ValueError):
+        raise GatewayUnreachableError(
+            f"nothing listens at {url} now", hint="fedbus up, or beside a running broker fedbus agent gateway"
+        ) from None
 
 
 def _known_here(store: Path) -> Connection:

@@ -19,6 +19,7 @@ from agents.cli.client_mix import ClientMix
 from agents.cli.console import console, errors
 from agents.cli.display import RunDisplay, run_display
 from agents.cli.finding import CONNECT_S, find_run
+from agents.cli.lookout import lookout
 from agents.core.learning.scores import EvaluationDetails
 from agents.core.strategies.registry import ALLOWED
 from agents.core.views.run import RunView
@@ -52,15 +53,20 @@ async def _watch(run: str, since: int, as_json: bool) -> str:
         # Read to where it ends now, so that what is lost of it is named (in the log) before anybody waits for more.
         await bus.unreadable_subjects(events_of(run))
         if as_json:
-            async with bus.follow(events_of(run), after=since) as items:
-                async for item in items:
-                    if isinstance(item, Stored):
-                        typer.echo(as_json_line(item))
-                        if isinstance(item.event.data, RunFinished):
-                            return item.event.data.status
-            return "cut"
+            return await _watch_as_json(bus, run, since)
         with run_display(run, since=since) as display:
-            return (await follow_to_the_end(bus, run, display)).status
+            async with lookout(bus, display.view) as one, background(one.tell_when_quiet()):
+                return (await follow_to_the_end(bus, run, display)).status
+
+
+async def _watch_as_json(bus: Bus, run: str, since: int) -> str:
+    async with bus.follow(events_of(run), after=since) as items:
+        async for item in items:
+            if isinstance(item, Stored):
+                typer.echo(as_json_line(item))
+                if isinstance(item.event.data, RunFinished):
+                    return item.event.data.status
+    return "cut"
 
 
 def as_json_line(stored: Stored) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agents.core.views.run import RunView
 from agents.words.events import (
+    NO_FAULT,
     EvaluationFailed,
     ImagesLabelled,
     ModelEvaluated,
@@ -32,7 +33,7 @@ def line_about(stored: Stored, view: RunView) -> str | None:
             one = view.rounds[data.round]
             if one.users and one.submitted % max(1, one.users // 4) == 0:
                 return f"round {data.round}: {one.submitted} of {one.users} updates"
-        case UpdateRejected() as data:
+        case UpdateRejected() as data if data.code not in NO_FAULT:
             return f"round {data.round}: update of {data.user} rejected ({data.code}): {data.reason}"
         case RoundExtended() as data:
             return f"round {data.round}: no quorum yet, extended until {data.deadline:%H:%M:%S}"

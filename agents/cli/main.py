@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -51,12 +52,6 @@ class WrongUsageError(FedbusError):
     code = "usage"
 
 
-class SettingsError(FedbusError):
-    """An environment variable has a value that it cannot have."""
-
-    code = "settings_invalid"
-
-
 class FileProblemError(FedbusError):
     """The operating system does not let a command read or write a file."""
 
@@ -97,6 +92,7 @@ def main() -> None:
     Exits with 2 for a wrong argument and 1 for any other error.
     """
     try:
+        _warn_of_misspelled()
         sys.exit(app(prog_name="fedbus", standalone_mode=False))
     except typer.Abort:
         sys.exit(130)
@@ -111,11 +107,13 @@ def main() -> None:
         _say(error)
         sys.exit(1)
     except ValueError as error:
-        said = _wrong_setting(error)
+        # Here, because most commands end well, and some without pydantic.
+        from agents.runtime.settings import wrong_setting
+
+        said = wrong_setting(error)
         if said is None:
             raise
-        hint = "an environment variable has a value that it cannot have; see docs/operations.md"
-        _say(SettingsError(said, hint=hint))
+        _say(said)
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
@@ -125,29 +123,17 @@ def main() -> None:
         sys.exit(1)
 
 
-def _wrong_setting(error: ValueError) -> str | None:
-    """The environment variable with a wrong value, and what is wrong with it; nothing for any other error."""
-    # Here, because most commands end well, and some without pydantic.
-    from pydantic import ValidationError
-    from pydantic_settings import BaseSettings
-    from pydantic_settings import SettingsError as UnparsedError
+def _warn_of_misspelled() -> None:
+    # A shell that completes a word wants nothing else; and most have set nothing, and need not wait for the settings.
+    if "_FEDBUS_COMPLETE" in os.environ or not any(name.upper().startswith("FEDBUS_") for name in os.environ):
+        return
+    from agents.runtime.settings import warn_of_misspelled
 
-    from bus.words.problems import what_is_wrong
+    warn_of_misspelled(_warn)
 
-    prefixes = {one.__name__: str(one.model_config.get("env_prefix", "")) for one in BaseSettings.__subclasses__()}
-    if isinstance(error, ValidationError) and error.title in prefixes:
-        said = what_is_wrong(error)
-        field, _, what = said.partition(": ")
-        return (
-            f"{field}: {what.removeprefix(field).strip()}"
-            if field.isupper()
-            else f"{prefixes[error.title]}{field.upper()}: {what}"
-        )
-    if isinstance(error, UnparsedError):
-        field = str(error).split('"')[1]
-        owner = next(one for one in BaseSettings.__subclasses__() if field in one.model_fields)
-        return f'{prefixes[owner.__name__]}{field.upper()}: it is no JSON list; write ["one", "two"]'
-    return None
+
+def _warn(line: str) -> None:
+    errors.print(f"fedbus: {line}", style="yellow", soft_wrap=True, markup=False)
 
 
 def _say(error: FedbusError) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agents.audit.model_export import DEFAULT_FORMS, Form, fetched_model, write_model
+from agents.audit.model_export import DEFAULT_FORMS, Form, check_folder, fetched_model, write_model
 from agents.cli.console import console, errors
 from agents.cli.finding import CONNECT_S, find_run
 from agents.runtime.connection import use_running_fedbus
@@ -35,13 +35,18 @@ def export(
         Path | None, typer.Option("--base", help="Folder of the base model, where the artifacts lack its config.")
     ] = None,
 ) -> None:
-    """Write a trained model: as ONNX, in Hugging Face's layout (LoRA merged, or as an adapter), and its parameters."""
+    """Write a trained model: as ONNX, in Hugging Face's layout (LoRA merged, or as an adapter), and its parameters.
+
+    An earlier export in the folder is replaced; a folder with anything else is refused.
+    """
     chosen = tuple(forms or DEFAULT_FORMS)
     if {Form.SAFETENSORS, Form.ADAPTER} <= set(chosen):
         raise typer.BadParameter("--format safetensors and adapter need a folder each: from_pretrained loads one")
+    check_folder(out)
+    before = set(out.glob("*"))
     use_running_fedbus()
     for path in asyncio.run(_export(run, number, out, chosen, (base or DEFAULT_ARTIFACTS,))):
-        console.print(str(path), soft_wrap=True)
+        console.print(f"{path}{' (replaced)' if path in before else ''}", soft_wrap=True)
 
 
 async def _export(

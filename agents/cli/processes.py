@@ -13,9 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
+from agents.cli.settings import CommandSettings
 from agents.runtime.tasks import background
 from bus.broker.server import die_with_parent
 from bus.errors import FedbusError
@@ -44,14 +42,6 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[], None] | None = None
     """Called before every start, to clean up what the process before may have left."""
-
-
-class LogSettings(BaseSettings):
-    """From ``FEDBUS_LOG_BYTES``: how long a log that is written here may become before it is set aside."""
-
-    model_config = SettingsConfigDict(env_prefix="FEDBUS_", env_ignore_empty=True, extra="ignore")
-
-    log_bytes: int = Field(default=16 << 20, ge=1 << 12)
 
 
 class Supervisor:
@@ -141,7 +131,7 @@ async def supervisor() -> AsyncIterator[Supervisor]:
     try:
         async with asyncio.TaskGroup() as group:
             one = Supervisor(group)
-            async with background(one.keep_logs_short(LogSettings().log_bytes)):
+            async with background(one.keep_logs_short(CommandSettings().log_bytes)):
                 try:
                     yield one
                 finally:

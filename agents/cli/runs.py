@@ -14,6 +14,7 @@ import typer
 from agents.cli import options as o
 from agents.cli.console import console
 from agents.cli.finding import CONNECT_S, find_run
+from agents.cli.lookout import tell_unless_begun
 from agents.cli.run_file import RunObjects, read_run_file
 from agents.cli.run_setup import RunSources, start_run, start_run_again
 from agents.core.rounds.plan import RunState
@@ -94,7 +95,6 @@ def run_start(
         told = read_run_file(settings)
         use_running_fedbus()
         asyncio.run(_run_start(run, told.config, told.sources, go))
-        _say_started(run, told.config, go)
         return
     config = o.make_config(
         artifacts=artifacts,
@@ -122,7 +122,6 @@ def run_start(
     )
     use_running_fedbus()
     asyncio.run(_run_start(run, config, RunSources(artifacts, data, held_out, partition), go))
-    _say_started(run, config, go)
 
 
 def _refuse_others(context: typer.Context) -> None:
@@ -153,6 +152,8 @@ async def _run_start(run: str, config: RunConfig, sources: RunSources | RunObjec
             await check_refusal(bus, run)
         if go:
             await bus.publish(RoundStarted(run=run, round=1))
+        _say_started(run, config, go)
+        await tell_unless_begun(bus, run)
 
 
 async def check_refusal(bus: Bus, run: str) -> None:
@@ -182,14 +183,16 @@ def round_start(
 ) -> None:
     """Publish round.started: anyone may, with any NATS client; later rounds of the run follow by themselves."""
     use_running_fedbus()
-    created = asyncio.run(_round_start(run, number))
-    console.print(f"round {number} of {run} {'started' if created else 'had been started before'}")
+    asyncio.run(_round_start(run, number))
 
 
-async def _round_start(run: str, number: int) -> bool:
+async def _round_start(run: str, number: int) -> None:
     async with Bus.connect(name="cli", wait_s=CONNECT_S) as bus:
         await check_round(bus, run, number)
-        return (await bus.publish(RoundStarted(run=run, round=number))).created
+        created = (await bus.publish(RoundStarted(run=run, round=number))).created
+        console.print(f"round {number} of {run} {'started' if created else 'had been started before'}")
+        if created:
+            await tell_unless_begun(bus, run)
 
 
 async def check_free(bus: Bus, run: str) -> None:

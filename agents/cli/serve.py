@@ -20,6 +20,7 @@ from agents.cli.reload import reload_on_change
 from agents.cli.system import System, make_streams, metrics_host, running_system
 from agents.labeller.settings import LabellerSettings
 from agents.runtime.connection import DEFAULT_STORE, agreed_connection
+from agents.runtime.settings import MetricsSettings, variable
 from bus.broker.cluster import embedded_cluster, places
 from bus.broker.settings import REPLICAS
 from bus.process.logs import configure
@@ -29,7 +30,7 @@ MetricsPort = Annotated[
     int | None,
     typer.Option(
         "--metrics-port",
-        envvar="FEDBUS_METRICS_PORT",
+        envvar=variable(MetricsSettings, "port"),
         min=0,
         max=65_535 - len(AGENTS) + 1,
         help="First of the five ports on which the agents serve /metrics; 0: free ones. Default: none.",

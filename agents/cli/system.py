@@ -18,6 +18,7 @@ from agents.cli.client_mix import ClientMix
 from agents.cli.here import AGENTS
 from agents.cli.processes import Command, Supervisor, supervisor
 from agents.runtime.connection import Connection
+from agents.runtime.settings import MetricsSettings, check_environment
 from agents.runtime.tasks import background
 from bus.broker.cluster import places, store_of
 from bus.broker.permissions import new_passwords
@@ -75,7 +76,7 @@ class System:
 
 def metrics_host() -> str:
     """The address on which agents that this process starts serve their figures."""
-    return os.environ.get("FEDBUS_METRICS_HOST") or "127.0.0.1"
+    return MetricsSettings().host
 
 
 def client_commands(
@@ -158,12 +159,14 @@ async def running_system(
         cluster: how many brokers; several keep every stream on each, the ports follow ``nats_port``.
 
     Raises:
+        SettingsError: an environment variable has a value that one of the agents cannot use.
         StoreLockedError: another fedbus uses the store.
         PortTakenError: something listens on a port.
         ServerStartError: the broker cannot start.
         GatewayNotReadyError: the gateway did not start in time.
         ProcessFailedError: an agent keeps ending.
     """
+    check_environment()
     if gateway_port:
         check_port_free(host, gateway_port, hint="choose another with --port, or 0 for a free one")
     if metrics_port:

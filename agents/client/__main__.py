@@ -12,8 +12,10 @@ from pathlib import Path
 from agents.client.address import Address
 from agents.client.objects import ObjectCache, default_cache
 from agents.client.runner import Client
+from agents.client.settings import ClientSettings
 from agents.client.trainer import EngineTrainer, SyntheticTrainer
 from agents.runtime.crash_points import check_crash_points
+from agents.runtime.settings import ProcessSettings, warn_of_misspelled
 from agents.runtime.stopping import GONE_S, set_by_signals
 from agents.runtime.tasks import until
 from bus.errors import FedbusError
@@ -43,11 +45,11 @@ async def run_client(
 
 def main() -> None:
     """Exits with 1 and one line when the gateway refuses this client or its engine cannot be used."""
+    settings = ClientSettings()
     parser = argparse.ArgumentParser(description="A native client that trains for a fedbus gateway.")
-    parser.add_argument("--gateway", default=os.environ.get("FEDBUS_GATEWAY_URL", "http://127.0.0.1:8700"))
-    parser.add_argument("--token", default=os.environ.get("FEDBUS_GATEWAY_JOIN_TOKEN", ""))
-    authority = os.environ.get("FEDBUS_GATEWAY_CA")
-    parser.add_argument("--ca", type=Path, default=authority and Path(authority), help="authority to trust (PEM)")
+    parser.add_argument("--gateway", default=settings.url)
+    parser.add_argument("--token", default=settings.join_token.get_secret_value())
+    parser.add_argument("--ca", type=Path, default=settings.ca, help="authority to trust (PEM)")
     # In containers process ids are alike: the host's name tells them apart.
     parser.add_argument("--name", default=f"{os.uname().nodename.split('.')[0][:20]}-native-{os.getpid()}")
     parser.add_argument("--threads", type=int, default=1)
@@ -55,8 +57,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder that keeps fetched objects")
     parser.add_argument("--synthetic", action="store_true", help="train nothing, answer at once")
     arguments = parser.parse_args()
-    configure(arguments.name, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
+    configure(arguments.name, json=ProcessSettings().log_json)
     try:
+        warn_of_misspelled(log.warning)
         check_crash_points()
         asyncio.run(
             run_client(

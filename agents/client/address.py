@@ -15,6 +15,12 @@ class AuthorityUnusableError(FedbusError):
     code = "authority_unusable"
 
 
+class GatewayUnreachableError(FedbusError):
+    """The gateway does not answer."""
+
+    code = "gateway_unreachable"
+
+
 @dataclass(frozen=True)
 class Address:
     """A gateway: its base URL, the join token, and for ``https`` the authorities to trust (none: the system's)."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from agents.client.address import Address
-from bus.errors import FedbusError, ObjectCorruptError, ObjectMissingError
+from agents.client.address import Address, GatewayUnreachableError
+from bus.errors import ObjectCorruptError, ObjectMissingError
 from bus.words.values import Ref
 
 READ_S = 30.0
@@ -19,12 +19,6 @@ ATTEMPTS = 6
 IN_MEMORY_BYTES = 1 << 20
 MEMORY_LIMIT_BYTES = 256 << 20
 _BLOCK = 1 << 20
-
-
-class GatewayUnreachableError(FedbusError):
-    """The gateway does not answer."""
-
-    code = "gateway_unreachable"
 
 
 class ObjectCache:

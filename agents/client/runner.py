@@ -37,7 +37,9 @@ from agents.core.exchange.messages import (
     parse_server_message,
 )
 from agents.core.learning.task import TaskProgress
+from agents.runtime.reminding import Reminder
 from agents.runtime.tasks import background
+from agents.words.events import NO_FAULT
 from bus.errors import FedbusError
 from bus.process.crash_points import crash_point
 from bus.process.failures import raise_first
@@ -85,6 +87,7 @@ class Client:
         self._uploader = Uploader(ANSWER_S)
         self._chunk_bytes = MAX_CHUNK_BYTES
         self._changed = asyncio.Event()
+        self._reminder = Reminder(log.warning)
         self.accepted = 0
 
     async def run(self) -> None:
@@ -108,9 +111,10 @@ class Client:
             try:
                 await self._connected()
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
-                log.warning("no gateway at %s: %s", without_login(self._url), without_login(str(error)))
+                reason = without_login(str(error)) or type(error).__name__
+                self._reminder.waits(f"no gateway at {without_login(self._url)}: {reason}; trying again")
             except ProtocolError as error:
-                log.warning("the gateway said something strange: %s", error.message)
+                self._reminder.waits(f"the gateway said something strange: {error.message}")
             if time.monotonic() - began > LAST_PAUSE_S:
                 pause = FIRST_PAUSE_S
             # Spread out, so that many clients do not come back at the same moment.
@@ -152,6 +156,7 @@ class Client:
         self._uploader.forget()
         self._chunk_bytes = min(welcome.chunk_bytes, MAX_CHUNK_BYTES)
         self._outbox = asyncio.Queue()
+        self._reminder.over()
         log.info("joined %s with %d tasks in hand", without_login(self._url), len(self._held))
         self._ask()
         with contextlib.suppress(_ConversationOver):
@@ -279,6 +284,8 @@ class Client:
         )
         if isinstance(answer, UploadAccepted):
             self.accepted += 1
+        elif isinstance(answer, UploadRejected) and answer.code in NO_FAULT:
+            log.info("somebody else was faster with %s, or its round is over", work.assignment.task.user)
         elif isinstance(answer, UploadRejected):
             log.warning("update of %s rejected: %s (%s)", work.assignment.task.user, answer.reason, answer.code)
         self._drop(lease)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 
+from agents.runtime.reminding import Reminder
 from bus.broker.settings import BusSettings
 from bus.client import Bus
 from bus.errors import BrokerUnavailableError
 
 ATTEMPT_S = 2.0
 PAUSE_S = 0.5
-REMIND_S = 10.0
 
 
 @contextlib.asynccontextmanager
@@ -26,18 +25,15 @@ async def joined(look: Callable[[], BusSettings], *, name: str, say: Callable[[s
     Args:
         look: says where the broker is and how to log in, asked anew for each attempt.
         name: of this process.
-        say: called with a line that says why it waits: at once, when the reason changes, and every ten seconds.
+        say: called with a line that says why it waits: at once, for each new reason, and every ten seconds.
     """
-    said, said_at = "", 0.0
+    reminder = Reminder(say)
     async with contextlib.AsyncExitStack() as stack:
         while True:
             try:
                 bus = await stack.enter_async_context(Bus.connect(look(), name=name, wait_s=ATTEMPT_S))
                 break
             except BrokerUnavailableError as error:
-                reason = f"{error.message} ({error.hint}); trying again"
-                if reason != said or time.monotonic() - said_at >= REMIND_S:
-                    said, said_at = reason, time.monotonic()
-                    say(reason)
+                reminder.waits(f"{error.message} ({error.hint}); trying again")
             await asyncio.sleep(PAUSE_S)
         yield bus

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -22,6 +20,7 @@ from starlette.routing import BaseRoute, Route, request_response
 from starlette.types import ASGIApp
 
 from agents.runtime.round_figures import Figure, Source
+from agents.runtime.settings import MetricsSettings
 from agents.runtime.web import listening, serving
 from bus.client import Bus
 from bus.work.backlogs import Measured
@@ -33,15 +32,6 @@ BROKER_S = 1.0
 FRESH_S = 1.0
 """For how long its answer counts: whoever asks more often costs the broker nothing."""
 log = logging.getLogger(__name__)
-
-
-class MetricsSettings(BaseSettings):
-    """Each field comes from ``FEDBUS_METRICS_<FIELD>`` unless it is given; without a port nothing is served."""
-
-    model_config = SettingsConfigDict(env_prefix="FEDBUS_METRICS_", env_ignore_empty=True, frozen=True, extra="ignore")
-
-    host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int | None = Field(default=None, ge=0, le=65_535, description="0 picks a free one")
 
 
 class Telemetry:

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from typing import NoReturn
 
 from agents.runtime.connection import Surroundings
 from agents.runtime.crash_points import check_crash_points
 from agents.runtime.joining import joined
 from agents.runtime.round_figures import collect_sources
+from agents.runtime.settings import MetricsSettings, ProcessSettings, warn_of_misspelled, wrong_setting
 from agents.runtime.stopping import GONE_S, set_by_signals
 from agents.runtime.tasks import background
 from agents.words.events import Heartbeat
@@ -35,14 +37,24 @@ def main(role: str, body: Body) -> None:
 
     It finds its broker in the environment or in the folder, and looks again as long as there is none.
     """
-    configure(role, json=os.environ.get("FEDBUS_LOG_JSON") == "1")
+    configure(role)
     try:
+        configure(role, json=ProcessSettings().log_json)
+        warn_of_misspelled(log.warning)
         check_crash_points()
         remove_left_behind()
         asyncio.run(run_agent(role, body, look=Surroundings(role).look, gone_s=GONE_S))
     except FedbusError as error:
-        log.error("%s [%s] %s", error.message, error.code, error.hint)
-        sys.exit(1)
+        _fail(error)
+    except ValueError as error:
+        if (said := wrong_setting(error)) is None:
+            raise
+        _fail(said)
+
+
+def _fail(error: FedbusError) -> NoReturn:
+    log.error("%s [%s] %s", error.message, error.code, error.hint)
+    sys.exit(1)
 
 
 async def run_agent(
@@ -88,13 +100,14 @@ async def run_agent(
 @contextlib.asynccontextmanager
 async def _looked_at(role: str) -> AsyncIterator[Callable[[Bus], None]]:
     """Serves the agent's figures where the operator asks for them; the yielded function is told of its bus."""
-    if not os.environ.get("FEDBUS_METRICS_PORT"):
+    settings = MetricsSettings()
+    if settings.port is None:
         yield lambda _: None
         return
     # Here, because most agents need no web server.
-    from agents.runtime.metrics import MetricsSettings, telemetry
+    from agents.runtime.metrics import telemetry
 
-    async with telemetry(role, MetricsSettings(), collect_sources()) as figures:
+    async with telemetry(role, settings, collect_sources()) as figures:
         yield lambda bus: setattr(figures, "bus", bus)
 
 

@@ -176,6 +176,8 @@ RejectionCode = Literal[
     "metrics",
     "refused",
 ]
+NO_FAULT: frozenset[RejectionCode] = frozenset({"stale", "duplicate"})
+"""Somebody else was faster, or the round ended meanwhile: nothing went wrong, and nobody has to do anything."""
 
 
 class UpdateRejected(UserPayload):

@@ -28,7 +28,7 @@ const redraw = paced(CLIENT_EVERY_MS, () => draw(client.view));
 const feed = new RunFeed(
   settings.gateway,
   authorizedFetch(settings.token),
-  paced(RUN_EVERY_MS, () => runPanel.show(feed.view, feed.problem)),
+  paced(RUN_EVERY_MS, () => runPanel.show(feed.view, feed.problem, feed.answered)),
 );
 const trainer = new WorkerTrainer();
 const client = new Client(
@@ -103,5 +103,5 @@ trainer.post({
   },
 });
 if (settings.autostart) client.start();
-runPanel.show(feed.view, feed.problem);
+runPanel.show(feed.view, feed.problem, feed.answered);
 changed();

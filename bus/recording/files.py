@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 from bus.client import Bus, CaughtUp
 from bus.errors import FedbusError, MalformedRecordingError
 from bus.recording.formats import FORMAT, upgraded
+from bus.recording.lines import malformed, numbered_lines
 from bus.words.envelope import Stored, parse_event
 from bus.words.problems import what_is_wrong
 from bus.words.references import Reference, references
 from bus.words.subjects import event_subject, events_of
 from bus.words.values import Name, Ref
 
-MAX_LINE = 512 << 20
-MAX_TOTAL = 4 << 30
 Include = Literal["replay", "all"]
 
 
@@ -140,7 +138,7 @@ def load_recording(path: Path) -> Recording:
     events: list[Stored] = []
     objects: dict[str, bytes] = {}
     number = 0
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             fields = json.loads(line)
             if header is None:
@@ -153,11 +151,11 @@ def load_recording(path: Path) -> Recording:
         except (ValueError, RecursionError, FedbusError) as error:
             if header is None and isinstance(error, json.JSONDecodeError | UnicodeDecodeError | _NoHeaderError):
                 raise _no_recording(path) from None
-            raise _malformed(path, number, _reason(error)) from None
+            raise malformed(path, number, _reason(error)) from None
     if header is None:
         raise _no_recording(path)
     if (len(events), len(objects)) != (header.events, header.objects):
-        raise _malformed(
+        raise malformed(
             path,
             number,
             f"it ends with {len(events)} of {header.events} events and {len(objects)} of {header.objects} objects",
@@ -221,26 +219,6 @@ def _write(file: IO[bytes], fields: dict[str, Any]) -> None:
     file.write(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a recording, within bounds."""
-    number, total = 0, 0
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        while True:
-            number += 1
-            try:
-                line = file.readline(MAX_LINE + 1)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise _malformed(path, number, f"the compression is damaged or cut off: {error}") from None
-            if not line:
-                return
-            total += len(line)
-            if len(line) > MAX_LINE or total > MAX_TOTAL:
-                raise _malformed(path, number, f"it is larger than {MAX_LINE} bytes a line or {MAX_TOTAL} in all")
-            if not line.endswith(b"\n"):
-                raise _malformed(path, number, "the line is cut off")
-            yield number, line
-
-
 def _header(fields: object) -> _Header:
     version = fields.get("fedbus-recording") if isinstance(fields, dict) else None
     if isinstance(version, int) and version > FORMAT:
@@ -273,10 +251,6 @@ def _no_recording(path: Path) -> MalformedRecordingError:
         f"{path.name} is no recording: it does not begin with the header of one",
         hint="fedbus record RUN -o FILE.jsonl.gz writes one, and fedbus demo leaves one beside its report",
     )
-
-
-def _malformed(path: Path, line: int, cause: str) -> MalformedRecordingError:
-    return MalformedRecordingError(f"{path.name}, line {line}: {cause}", hint="record the run again")
 
 
 def _reason(error: Exception) -> str:

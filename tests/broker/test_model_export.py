@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from agents.audit.model_comparison import compare_models
-from agents.audit.model_export import Form, ModelUnknownError, fetched_model, listed, write_model
+from agents.audit.model_export import (
+    ExportFolderError,
+    Form,
+    ModelUnknownError,
+    check_folder,
+    fetched_model,
+    listed,
+    write_model,
+)
 from agents.cli.run_setup import RunSources, start_run
 from agents.runtime.shipped import DEFAULT_ARTIFACTS
 from agents.words.events import ModelPublished, RunStarted
@@ -71,6 +79,20 @@ async def test_every_form_of_a_model_is_the_same_model(bus: Bus, unique_run: str
         result = await asyncio.to_thread(compare_models, raw, other, shard, artifacts=DEFAULT_ARTIFACTS)
         assert result.same_prediction == 100, other
         assert result.a.score.loss == pytest.approx(result.b.score.loss, abs=1e-4)
+
+
+async def test_only_an_earlier_export_may_be_replaced(bus: Bus, unique_run: str, tmp_path: Path) -> None:
+    event = await started(bus, unique_run)
+    async with fetched_model(bus, event, None) as model:
+        for form in (Form.ONNX, Form.ADAPTER, Form.RAW):
+            out = tmp_path / form.value
+            check_folder(out)
+            write_model(model, out, [form])
+            check_folder(out)
+    (tmp_path / "empty").mkdir()
+    check_folder(tmp_path / "empty")
+    with pytest.raises(ExportFolderError, match="not empty"):
+        check_folder(tmp_path)
 
 
 async def test_an_earlier_round_can_be_had_and_an_unknown_one_is_refused(

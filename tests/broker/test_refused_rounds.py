@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
-from agents.cli import runs
+from agents.cli import lookout, runs
 from agents.cli.finding import RunUnknownError
 from agents.cli.main import app
 from agents.cli.runs import RoundRefusedError, RunNameTakenError, RunRefusedError, check_free
@@ -45,6 +45,8 @@ async def bus(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     async with embedded_server(tmp_path_factory.mktemp("rounds")) as server:
         assert server.settings.token is not None
         monkeypatch.setenv("NATS_URL", server.settings.url)
+        # Nobody is at work here, and nobody need wait for that.
+        monkeypatch.setattr(lookout, "QUIET_S", 0.1)
         monkeypatch.setenv("NATS_TOKEN", server.settings.token.get_secret_value())
         async with Bus.connect(server.settings, name="test", wait_s=10) as connected:
             yield connected

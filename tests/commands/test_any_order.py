@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,30 @@ async def test_env_invents_nothing_in_an_unrelated_folder(shell: Shell) -> None:
 async def test_env_prints_what_the_broker_takes(shell: Shell) -> None:
     await (await shell.start("broker", "--nats-port", "0")).says("NATS on")
     assert f"export NATS_URL={broker_of(shell)}" in await shell.run("env")
+
+
+async def test_the_address_of_the_page_comes_with_a_word_when_nothing_listens_there(shell: Shell) -> None:
+    agreed_connection(shell.folder / ".fedbus")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/#token={known_token(shell)}"
+    (shell.folder / ".fedbus" / "gateway.url").write_text(f"http://127.0.0.1:{port}")
+    printed, said = (await shell.run("page", code=1)).splitlines()
+    assert printed == address
+    assert said.startswith(f"fedbus: nothing listens at http://127.0.0.1:{port} now (fedbus up, or beside a running")
+    assert said.endswith("[gateway_unreachable]")
+    with socket.create_server(("127.0.0.1", port)):
+        assert (await shell.run("page")).splitlines() == [address]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def known_token(shell: Shell) -> str:
     known = read_connection(shell.folder / ".fedbus")
     assert known is not None
-    assert (await shell.run("page")).strip() == f"{known.gateway_url}/#token={known.join_token}"
+    return known.join_token
 
 
 async def test_a_store_elsewhere_is_reached_by_the_command_that_the_broker_names(shell: Shell) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from agents.core.rounds.state import Refusal, RoundState, attempt_of, is_attempt_of_stream
 from agents.words.events import (
+    NO_FAULT,
     ModelEvaluated,
     ModelPublished,
     Progress,
@@ -72,7 +73,7 @@ class RoundView:
         tasks: by user, in the order of their assignment.
         counts: how many tasks are in each state.
         submitted: updates in the stream; ``refused`` of them do not count.
-        rejections: refusals that somebody stated, of uploads at the gateway too.
+        rejections: refusals that somebody stated, of uploads at the gateway too, but not those of a lost race.
         mismatched_images: images of the updates that count; ``trained_images`` likewise.
     """
 
@@ -201,7 +202,7 @@ class RoundView:
             self._refuse(task, refusal.code, refusal.reason, stored.time)
 
     def _rejected(self, data: UpdateRejected, at: datetime) -> None:
-        self.rejections += 1
+        self.rejections += data.code not in NO_FAULT
         task = self._task(data.user)
         if not is_attempt_of_stream(data.attempt):
             if task.submitted_at is None:

@@ -2,6 +2,7 @@
  * One round as a watcher sees it: its times, its users' tasks and its model. The twin of agents/core/views/round.py,
  * with the rules of agents/core/rounds/state.py on which updates count.
  */
+import { NO_FAULT } from '../words/protocol';
 import type { KnownEvent, DataOf, Progress, Score } from './event_data';
 
 const TASK_STATES = ['assigned', 'working', 'submitted', 'accepted', 'rejected', 'stale'] as const;
@@ -226,7 +227,7 @@ function whyNot(view: RoundView, user: string, base: string): readonly [string |
 
 function rejected(view: RoundView, data: DataOf<'fedbus.update.rejected'>, time: string): void {
   const task = taskOf(view, data.user);
-  view.rejections += 1;
+  if (!NO_FAULT.includes(data.code)) view.rejections += 1;
   if (!data.attempt.startsWith('seq-')) {
     // The gateway refused an upload, and the task goes on, unless nobody can do it.
     if (data.code === 'refused' && isOpen(view) && !counts(task)) view.excluded.add(data.user);

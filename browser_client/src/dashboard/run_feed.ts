@@ -14,6 +14,8 @@ const made = record({ time: optional(text()) });
 export class RunFeed {
   view: RunView | null = null;
   problem = '';
+  /** Whether the gateway has listed its runs yet. */
+  answered = false;
   #source: EventSource | null = null;
   #lookAt = 0;
   #last = '0';
@@ -102,6 +104,8 @@ export class RunFeed {
     if (!response.ok) throw new Error(`status ${response.status}`);
     const newest = parseJson(await response.text(), runs, 'runs').at(-1);
     this.problem = '';
+    this.answered = true;
     if (newest !== undefined) this.follow(newest.run);
+    this.onChange();
   }
 }

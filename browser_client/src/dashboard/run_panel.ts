@@ -18,12 +18,13 @@ export class RunPanel {
     section.append(this.#heading, this.#figures, this.#chart, this.#round, this.#latest);
   }
 
-  show(view: RunView | null, problem: string): void {
-    if (view === null) {
-      this.#heading.textContent = 'No run yet';
-      this.#round.replaceChildren(
-        html('p', { class: 'phase' }, problem || 'The dashboard appears with the first run.'),
-      );
+  /** `answered` says whether the gateway has listed its runs yet. */
+  show(view: RunView | null, problem: string, answered: boolean): void {
+    if (view === null || view.started_at === null) {
+      const [heading, words] = beforeARun(view, answered);
+      this.#heading.textContent = heading;
+      for (const part of [this.#figures, this.#chart, this.#latest]) part.replaceChildren();
+      this.#round.replaceChildren(html('p', { class: 'phase' }, problem || words));
       return;
     }
     this.#heading.replaceChildren(
@@ -45,6 +46,12 @@ export class RunPanel {
     );
     if (problem !== '') this.#round.append(html('p', { class: 'problem' }, problem));
   }
+}
+
+/** Heading and words while nothing is known of a run. */
+export function beforeARun(view: RunView | null, answered: boolean): readonly [string, string] {
+  if (view !== null) return [`Run ${view.run}`, 'connecting…'];
+  return answered ? ['No run yet', 'The dashboard appears with the first run.'] : ['Runs', 'connecting…'];
 }
 
 function latest(task: TaskView): HTMLElement {

@@ -1,6 +1,6 @@
 /** The client's state machine: asks for tasks, has them trained, uploads the results, and survives cuts. */
 import type { Connection, ConnectionOptions, ConnectionState } from './connection';
-import { type Assignment, MAX_REASON, type ServerMessage, type Task, type Welcome } from '../words/protocol';
+import { type Assignment, MAX_REASON, NO_FAULT, type ServerMessage, type Task, type Welcome } from '../words/protocol';
 import type { Images } from '../training/safetensors';
 import type { TaskProgress } from '../training/task';
 import type { Trainer, TrainerEvent } from '../training/trainer';
@@ -139,8 +139,7 @@ export class Client {
         if (this.#held.delete(message.lease)) this.view.done += 1;
         break;
       case 'upload.rejected':
-        if (this.#held.delete(message.lease)) this.view.rejected += 1;
-        this.view.problem = `an update was not counted (${message.code}): ${message.reason}`;
+        this.#rejected(message);
         break;
       case 'task.revoked':
         this.#drop(message.lease);
@@ -152,6 +151,13 @@ export class Client {
         return;
     }
     this.#goOn();
+  }
+
+  #rejected({ lease, code, reason }: Extract<ServerMessage, { type: 'upload.rejected' }>): void {
+    const held = this.#held.delete(lease);
+    if (NO_FAULT.includes(code)) return;
+    if (held) this.view.rejected += 1;
+    this.view.problem = `an update was not counted (${code}): ${reason}`;
   }
 
   #refused(code: string, message: string): void {

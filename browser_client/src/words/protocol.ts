@@ -17,6 +17,8 @@ export const PROTOCOL_VERSION = 1;
 const MAX_IMAGES_PER_USER = 1_000;
 /** A reason is cut to this many characters, or the gateway refuses the message. */
 export const MAX_REASON = 500;
+/** Codes of a rejected update that say only that somebody else was faster, or that the round ended meanwhile. */
+export const NO_FAULT: readonly string[] = ['stale', 'duplicate'];
 const CHUNK_HEADER_BYTES = 12;
 export const NAME = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 

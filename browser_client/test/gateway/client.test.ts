@@ -200,6 +200,13 @@ describe('the client', () => {
     expect(client.view).toMatchObject({ done: 0, rejected: 1, problem: expect.stringContaining('too large') });
   });
 
+  test.each(['stale', 'duplicate'])('says nothing of a lost race (%s)', (code) => {
+    assign('a');
+    trainer.finish('a');
+    hear({ type: 'upload.rejected', lease: 'a', upload: 1, code, reason: 'the task was over' });
+    expect(client.view).toMatchObject({ done: 0, rejected: 0, problem: '', uploads: [] });
+  });
+
   test.each(['token', 'version', 'replaced'])('a refusal that stays (%s) is not tried again', (code) => {
     hear({ type: 'error', code, message: 'no' });
     network.now = 600_000;

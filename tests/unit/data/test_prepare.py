@@ -155,6 +155,22 @@ def test_a_second_run_adds_what_is_new_and_tries_the_skipped_again(tmp_path: Pat
     assert np.array_equal(load_dataset(out).images[:2], before)
 
 
+def test_what_the_folder_does_not_have_any_more_is_gone_from_the_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "FLUSH_BYTES", 2 * TARGET.image.bytes)
+    folder, out = fill(tmp_path / "in"), tmp_path / "out"
+    run(folder, out)
+    (folder / "cat").rename(folder / "kitten")
+    (folder / "dog" / "1.png").unlink()
+    manifest = run(folder, out)
+    assert [entry.source for entry in manifest.images] == ["dog/3.png", *(f"kitten/{at}.png" for at in (0, 2, 4))]
+    assert manifest.classes == ("dog", "kitten")
+    run(folder, tmp_path / "anew")
+    assert np.array_equal(load_dataset(out).images, load_dataset(tmp_path / "anew").images)
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "anew").iterdir()}
+
+
 def test_running_again_without_news_changes_nothing(tmp_path: Path) -> None:
     folder, out = fill(tmp_path / "in"), tmp_path / "out"
     run(folder, out)

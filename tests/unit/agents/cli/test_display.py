@@ -26,7 +26,6 @@ round 1: 2 of 4 updates
 round 1: 3 of 4 updates
 round 1 closed (quorum): 3 accepted, 1 missing
 round 2 started
-round 1: update of user-001 rejected (stale): the task was over
 round 2: 1 of 4 updates
 round 2: 2 of 4 updates
 round 1: accuracy 72.5% (+4.7 points over the base model)

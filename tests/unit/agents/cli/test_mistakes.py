@@ -51,6 +51,9 @@ MISTAKES = {
     "dlq retry": "say which: a sequence or --all",
     "gc --older-than 1": "greater than or equal to 600",
     "model export shop": "Missing option",
+    "model export shop -o .": ". is not empty, and no earlier export lies there (choose a new folder",
+    "model export shop -o words.jsonl": "words.jsonl is no folder",
+    "evaluate --model nope --model nope --data none": "there is no model nope: no file and no folder has this name",
     "evaluate": "Missing option '--model'",
 }
 
