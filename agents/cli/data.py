@@ -31,7 +31,9 @@ app.add_typer(labels.app, name="labels")
 console = Console(highlight=False)
 
 _SHOWN = 10
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the dataset; if it exists, what is new is added.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for the dataset; of one that is there, what still fits is kept.")
+]
 Model = Annotated[
     Path | None,
     typer.Option(

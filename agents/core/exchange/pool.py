@@ -8,7 +8,6 @@ so that slow clients alone get it done at last.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from agents.core.exchange.candidates import IDLE_S, Candidates, Choice, Fitness, Line
@@ -17,10 +16,10 @@ from agents.core.exchange.leases import MOST_HOLDERS, Lease, LeaseRecord, LeaseT
 from agents.core.exchange.limits import Limits
 from agents.core.exchange.members import Members
 from agents.core.exchange.messages import Assignment, TaskRevoked
+from agents.core.exchange.pace import Pace
 from agents.core.exchange.refusals import Refusals
 from agents.core.exchange.runs import Ended, Runs
 from agents.core.exchange.standing import Standing
-from agents.core.exchange.task_times import TaskTimes
 from agents.core.exchange.uploads import Uploads
 from agents.words.events import TaskAssigned
 from bus.words.envelope import Event
@@ -65,7 +64,7 @@ class Pool:
         self.standing = Standing(limits.max_token_tasks)
         self.refusals = Refusals()
         self.candidates = Candidates(members, self.leases, self.standing, self.refusals)
-        self._times = TaskTimes()
+        self._pace = Pace(runs, self.refusals)
         self.granted = self.returned = 0
         self.next_tick_at = self._tell_broker_at = now
         self._deliveries: dict[TaskKey, Delivery] = {}
@@ -73,8 +72,6 @@ class Pool:
         """Tasks with a holder that went back to the broker for another."""
         self._slow: dict[str, Lease] = {}
         """Shareable leases, by name, in the order in which they became so."""
-        self._slowly: Counter[TaskKey] = Counter()
-        """How often a task's own time passed."""
         self._caught_up = self._fetching = self._sweep = False
         for record in sorted(kept, key=lambda one: -one.attempt):
             if len(self.leases.holders(key_of(record.task))) < MOST_HOLDERS:
@@ -103,7 +100,7 @@ class Pool:
 
     def able(self, key: TaskKey, now: float) -> set[str]:
         """The clients that may do the task yet, as far as anybody can tell."""
-        return self.candidates.able(key, self._times.allowed_s(key[0], self._runs.deadline_s(key)), now)
+        return self.candidates.able(key, self._pace.usual_s(key), now)
 
     def resume(self, client: str, held: Iterable[str], now: float) -> tuple[str, ...]:
         """The client is back: it waits for nothing yet, and has those leases again that are among what it still holds.
@@ -115,10 +112,10 @@ class Pool:
         for lease in given_up:
             self.give_back(lease)
         for lease in resumed:
-            lease.due_at = min(lease.due_at, now + self._allowed_s(lease.key))
+            lease.due_at = min(lease.due_at, now + self._pace.allowed_s(lease.key))
             if lease.lapses_at > now:
                 self.leases.lapse(lease, lapsed=False)
-                lease.backup_at = max(now, min(lease.backup_at, now + self._backup_s(lease.key)))
+                lease.backup_at = max(now, min(lease.backup_at, now + self._pace.backup_s(lease.key)))
                 self._slow.pop(lease.id, None)
             self._wake(lease)
         return tuple(lease.id for lease in resumed)
@@ -173,7 +170,7 @@ class Pool:
 
     def _settle(self, key: TaskKey) -> None:
         self._offered.discard(key)
-        self._slowly.pop(key, None)
+        self._pace.forget(key)
         self.refusals.forget(key)
 
     def count(self, lease: Lease) -> None:
@@ -182,7 +179,7 @@ class Pool:
             return
         if lease.granted_at is not None:
             run = lease.record.task.run
-            if self._times.learn(run, lease.done_at - lease.granted_at):
+            if self._pace.learn(run, lease.done_at - lease.granted_at):
                 self._hurry(run)
         self.standing.credit(lease.record.client, lease.record.token, lease.done_at)
 
@@ -190,7 +187,7 @@ class Pool:
         """How long a task of the run takes is known now: those under way have that time and no more."""
         for lease in self.leases.within((run,)):
             if lease.granted_at is not None and not lease.lapsed:
-                lease.due_at = min(lease.due_at, lease.granted_at + self._allowed_s(lease.key))
+                lease.due_at = min(lease.due_at, lease.granted_at + self._pace.allowed_s(lease.key))
                 self._wake(lease)
 
     def fault(self, lease: Lease) -> None:
@@ -304,7 +301,7 @@ class Pool:
         )
         key = key_of(task)
         lease = self.leases.grant(
-            record, granted_at=now, due_at=now + self._allowed_s(key), backup_at=now + self._backup_s(key)
+            record, granted_at=now, due_at=now + self._pace.allowed_s(key), backup_at=now + self._pace.backup_s(key)
         )
         lease.address = connection.address
         self._deliveries[lease.key] = delivery
@@ -315,26 +312,6 @@ class Pool:
 
     # Time
 
-    def _allowed_s(self, key: TaskKey) -> float:
-        deadline_s = self._runs.deadline_s(key)
-        allowed_s = self._times.allowed_s(key[0], deadline_s)
-        if self.refusals.refused_by(key):
-            # Who refuses it hands it back at once: a slow client needs no more time to keep its lease.
-            return allowed_s
-        return min(deadline_s, allowed_s * 2.0 ** min(20, self._slowly[key]))
-
-    def _backup_s(self, key: TaskKey) -> float:
-        return self._times.backup_s(key[0], self._runs.deadline_s(key))
-
-    def _learn_again(self, lease: Lease) -> None:
-        """Gives a lease the time that tasks are known to take by now, where that is longer than at its grant.
-
-        Where many are done at once, or this gateway itself is slow, all take long, and backups would make it slower.
-        """
-        if lease.granted_at is not None:
-            lease.backup_at = max(lease.backup_at, lease.granted_at + self._backup_s(lease.key))
-            lease.due_at = max(lease.due_at, lease.granted_at + self._allowed_s(lease.key))
-
     def _wake(self, lease: Lease) -> None:
         self.next_tick_at = min(
             self.next_tick_at, lease.lapses_at, lease.backup_at, lease.expires_at or lease.lapses_at
@@ -343,19 +320,19 @@ class Pool:
     def tick(self, now: float) -> None:
         """Lets leases be shared, lapse, and of lost clients expire; tells the broker that the others are worked on."""
         for lease in self.leases.taking_long(now):
-            self._learn_again(lease)
+            self._pace.lengthen(lease)
             if lease.backup_at <= now:
                 self.leases.share(lease)
                 self._slow[lease.id] = lease
         for lease in self.leases.lapsing(now):
-            self._learn_again(lease)
+            self._pace.lengthen(lease)
             if lease.lapses_at > now:
                 continue
             self.leases.lapse(lease)
             self._slow[lease.id] = lease
             if lease.due_at <= now:
                 log.info("client %s takes long", lease.record.client, extra=lease.about)
-                self._slowly[lease.key] += 1
+                self._pace.passed(lease.key)
                 self.fault(lease)
         for lease in self.leases.expired(now):
             log.info("client %s did not come back", lease.record.client, extra=lease.about)
