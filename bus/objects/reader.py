@@ -77,13 +77,29 @@ class ObjectReader:
         """The bytes from ``start`` up to ``end`` in chunks, in constant memory; a range begins at its first chunk.
 
         Where several things were said of an object, what turned out not to be true is not tried again; an upload that
-        a replica did not give whole comes from the stream's leader the next time.
+        a replica did not give whole comes from the stream's leader the next time, which is at once as long as no byte
+        was handed out.
         The whole object is verified, and its last chunk is held back until it is; a range is checked for gaps only.
 
         Raises:
             ObjectMissingError, ObjectCorruptError, ObjectTimeoutError: as ``get``.
             ValueError: the range does not lie inside the object.
         """
+        begun = False
+        while True:
+            known = len(self._doubted), len(self._damaged)
+            try:
+                async with contextlib.aclosing(self._stream(ref, start, end)) as parts:
+                    async for part in parts:
+                        begun = True
+                        yield part
+                return
+            except (ObjectCorruptError, ObjectMissingError):
+                # What was handed out cannot be taken back.
+                if begun or (len(self._doubted), len(self._damaged)) == known or not await self._another(ref):
+                    raise
+
+    async def _stream(self, ref: Ref | str, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
         meta, ref = await self._resolve(ref)
         stop = ref.size if end is None else end
         if not 0 <= start <= stop <= ref.size:
