@@ -21,7 +21,7 @@ from agents.engines import EngineUnavailableError, EngineUnknownError
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.default_task import DEFAULT_DIRECTORY
-from bus.errors import ObjectMissingError
+from bus.errors import FedbusError, ObjectMissingError
 from bus.words.values import Ref
 from data.shards import encode_shard
 
@@ -127,6 +127,23 @@ async def test_a_prefetch_that_fails_raises_what_failed_and_no_group_of_it(tmp_p
     (tmp_path / MANIFEST["files"]["trainable"]["sha256"]).unlink()
     with pytest.raises(ObjectMissingError):
         await trainer.prepare(task)
+
+
+@pytest.mark.parametrize("hostile", ["odd base", "short base", "base of NaN", "pictures", "channels", "labels", "no"])
+async def test_a_task_that_does_not_fit_is_refused_with_a_typed_error(objects: Objects, hostile: str) -> None:
+    task = a_task(objects)
+    base = (DEFAULT_DIRECTORY / "trainable.f32").read_bytes()
+    shapes = {"pictures": (4, 13, 57, 1), "channels": (4, 28, 28, 3)}
+    bases = {"odd base": base[:-1], "short base": base[:-4], "base of NaN": b"\xff" * len(base), "no": b""}
+    if hostile in bases:
+        task = a_task(objects, base_model=objects.put(bases[hostile]))
+    elif hostile in shapes:
+        shard = objects.put(encode_shard(np.ones(shapes[hostile], np.uint8)))
+        task = task.model_copy(update={"shard": shard, "labels": (1, 2, 3, 4)})
+    else:
+        task = task.model_copy(update={"labels": tuple(10**6 for _ in task.labels)})
+    with pytest.raises(FedbusError):
+        await EngineTrainer(objects).run(task, lambda _: None)  # type: ignore[arg-type]
 
 
 async def test_an_unknown_kind_of_task_is_refused_by_its_spec_alone(objects: Objects) -> None:
