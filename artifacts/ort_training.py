@@ -47,6 +47,7 @@ class NativeTrainer:
         self._optimizer: Any = None
         self._module: Any = None
         self._state: Any = None
+        self._trained = False
         self._open()
 
     def __del__(self) -> None:
@@ -57,6 +58,10 @@ class NativeTrainer:
 
         Raises OptimizerModelError when the optimizer model cannot take the rate.
         """
+        # A gradient that is no number stays in the session's buffers, whatever comes after it.
+        if self._trained and not np.isfinite(self.parameters()).all():
+            self._open()
+        self._trained = False
         if learning_rate is not None and learning_rate != self._rate:
             initializer = self.manifest.optimizer.learning_rate_initializer
             self.set_optimizer(with_learning_rate(self._optimizer_bytes(), initializer, learning_rate))
@@ -107,6 +112,7 @@ class NativeTrainer:
         """Take one optimizer step on the batch, float32 [n, C, H, W] and int64 [n]; return its loss before the step."""
         self._check_labels(labels, len(pixel_values))
         features = self.features(pixel_values)
+        self._trained = True
         fetches = ort.OrtValueVector()
         self._module.train_step([np.ascontiguousarray(features), labels], fetches)
         self._optimizer.optimizer_step()

@@ -106,7 +106,10 @@ class EngineTrainer:
         manifest, engine = await self._open(spec)
         kind = open_kind(spec.kind, manifest.model)
         examples, _ = kind.decode(await self._objects.get(task.shard))
-        base = np.frombuffer(await self._objects.get(spec.base_model), "<f4").astype(np.float32)
+        content = await self._objects.get(spec.base_model)
+        if len(content) % 4:
+            raise MalformedObjectError(f"the base model has {len(content)} bytes, not whole float32 values")
+        base = np.frombuffer(content, "<f4").astype(np.float32)
 
         def work() -> Finished:
             with self._session:

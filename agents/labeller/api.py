@@ -21,6 +21,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
+from agents.labeller.bounded import ReplyTooLongError, bounded_client
 from agents.labeller.errors import ApiRefusedError, ApiUnavailableError
 from agents.labeller.prompt import MalformedReply, Prompt
 from agents.labeller.settings import LabellerSettings
@@ -149,6 +150,8 @@ class LabelApi:
             # Of the whole request: the client's own limit begins anew with each byte that trickles in.
             async with asyncio.timeout(self._settings.request_timeout_s):
                 raw = await create(model=self._model, **body)  # type: ignore[call-overload]
+        except ReplyTooLongError as error:
+            raise _NoReply(str(error)) from None
         except TimeoutError:
             raise _NoReply(f"no whole answer within {self._settings.request_timeout_s:g} s") from None
         finally:
@@ -223,6 +226,7 @@ async def label_api(
         base_url=settings.openai_base_url,
         timeout=settings.request_timeout_s,
         max_retries=0,
+        http_client=bounded_client(settings.request_timeout_s),
     ) as client:
         yield LabelApi(client, settings, model=model, prompt=prompt, concurrency=concurrency)
 

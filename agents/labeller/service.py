@@ -21,13 +21,14 @@ from agents.runtime.tasks import together, until
 from agents.words.events import ImagesLabelled, RunFinished, RunStarted
 from agents.words.run_config import RunDataset, UserShard
 from bus.client import Bus
-from bus.errors import ConflictingEventError, ObjectMissingError
+from bus.errors import ConflictingEventError, ObjectCorruptError, ObjectMissingError
 from bus.process.crash_points import crash_point
 from bus.words.envelope import Event, Stored
 from bus.words.problems import what_is_wrong
 from bus.words.subjects import events_of_type
-from bus.words.values import Ref
+from bus.words.values import MAX_IMAGES_PER_USER, Ref
 from bus.work.worker import work
+from data.errors import ShardError
 from data.shards import decode_shard
 
 RUNS_AT_ONCE = 4
@@ -58,7 +59,7 @@ class Labeller:
             return
         try:
             await self._label(started, done, stored.event)
-        except LabellingError as error:
+        except (LabellingError, ShardError, ObjectMissingError, ObjectCorruptError) as error:
             log.error("%s [%s] %s", error.message, error.code, error.hint, extra={"run": started.run})
             reason = f"labelling: {error.message}" + (f" ({error.hint})" if error.hint else "")
             # Somebody may have ended it meanwhile, and the first end counts.
@@ -106,7 +107,10 @@ class Labeller:
                 yield provider
 
     async def _images(self, shard: Ref) -> NDArray[np.uint8]:
-        return decode_shard(await self._bus.objects.get(shard))[0]
+        images = decode_shard(await self._bus.objects.get(shard))[0]
+        if len(images) > MAX_IMAGES_PER_USER:
+            raise LabellingError(f"shard {shard.sha256} has {len(images)} images, more than {MAX_IMAGES_PER_USER}")
+        return images
 
     async def _say(
         self,

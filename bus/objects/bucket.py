@@ -6,14 +6,16 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from nats.js.api import PubAck
 from nats.js.errors import APIError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from bus.broker.answers import WRONG_LAST_SEQUENCE
 from bus.broker.connection import Connection
@@ -28,30 +30,55 @@ MEDIA_TYPE, FIRST_SEQUENCE = "media-type", "first-sequence"
 _CHUNKS, _METAS = f"$O.{BUCKET}.C.", f"$O.{BUCKET}.M."
 _WINDOW = 8
 _ACK_S = 10.0
+_MOST = 1 << 50
+"""Bytes or chunks: more is no object."""
+_PRINTABLE = re.compile(r"[ -~]{1,100}")
 
 
 class Options(BaseModel):
     """Stock default of the chunk size."""
 
-    max_chunk_size: int = 128 * 1024
+    max_chunk_size: int = Field(default=128 * 1024, ge=1, le=_MOST)
+
+
+class Claim(NamedTuple):
+    """Where somebody says that an object's bytes lie: they are there and have its digest, or it is not true."""
+
+    nuid: str
+    size: int
+    chunks: int
+    chunk_size: int
+    first: int
 
 
 class Meta(BaseModel):
-    """The meta message of an object, as far as fedbus reads it."""
+    """The meta message of an object, as far as fedbus reads it; any role may write one, and it need not be true."""
 
     model_config = ConfigDict(extra="ignore")
 
     name: str
-    nuid: str
-    size: int = 0
-    chunks: int = 0
+    nuid: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=250)]
+    size: int = Field(default=0, ge=0, le=_MOST)
+    chunks: int = Field(default=0, ge=0, le=_MOST)
     deleted: bool = False
     headers: dict[str, list[str]] | None = None
     options: Options = Options()
 
     def header(self, key: str, default: str) -> str:
-        """The first value of a header."""
-        return ((self.headers or {}).get(key) or [default])[0]
+        """The first value of a header; the default for one that is no header of HTTP either."""
+        value = ((self.headers or {}).get(key) or [default])[0]
+        return value if _PRINTABLE.fullmatch(value) else default
+
+    @property
+    def first_sequence(self) -> int:
+        """Of the chunks, or 0 where that is not said."""
+        value = self.header(FIRST_SEQUENCE, "0")
+        return int(value) if value.isdecimal() and len(value) < 19 else 0
+
+    @property
+    def claim(self) -> Claim:
+        """What it says of the object's bytes."""
+        return Claim(self.nuid, self.size, self.chunks, self.options.max_chunk_size, self.first_sequence)
 
 
 @dataclass(frozen=True)
@@ -70,6 +97,9 @@ class Bucket:
         self.connection = connection
         self._pipeline = pipeline
         self._stall_s = stall_s
+        self._names: defaultdict[str, set[str]] = defaultdict(set)
+        """Of each upload, the objects that were ever said to be its bytes, as far as metas were read for this."""
+        self._named_up_to = 0
 
     async def find(self, name: str) -> tuple[Entry | None, int]:
         """An object that is there, and the sequence of whatever stands in its meta message's place (or 0)."""
@@ -78,7 +108,7 @@ class Bucket:
             return None, 0
         sequence = message.seq or 0
         assert message.time is not None
-        return _entry(message.data or b"", sequence, message.time), sequence
+        return _entry(message.data or b"", message.subject or "", sequence, message.time), sequence
 
     async def candidates(self, name: str) -> list[Meta]:
         """What was said of an object's parts, the newest first: any role may say something, and it need not be true."""
@@ -89,11 +119,11 @@ class Bucket:
         newest = {entry.meta.name: entry for entry in await self._entries(f"{_METAS}>")}
         return sorted(newest.values(), key=lambda entry: entry.sequence)
 
-    async def _entries(self, subject: str) -> list[Entry]:
-        """All that was said of the objects and can be read, the oldest first."""
-        async with contextlib.aclosing(self._stored(subject, 1, 256)) as metas:
-            found = [(one.subject, _entry(one.data, one.sequence, one.time)) async for one in metas]
-        return [entry for subject, entry in found if entry is not None and meta_subject(entry.meta.name) == subject]
+    async def _entries(self, subject: str, *, start: int = 1) -> list[Entry]:
+        """All that was said of the objects from a sequence on and can be read, the oldest first."""
+        async with contextlib.aclosing(self._stored(subject, start, 256)) as metas:
+            found = [_entry(one.data, one.subject, one.sequence, one.time) async for one in metas]
+        return [entry for entry in found if entry is not None]
 
     async def inspect(self, entry: Entry) -> tuple[bool, float]:
         """Whether all chunks of an object are there, and how old its meta message is, in seconds, for the broker."""
@@ -174,6 +204,11 @@ class Bucket:
         """
         subject = meta_subject(entry.meta.name)
         uploads = {one.nuid for one in await self.candidates(entry.meta.name)}
+        # Who says that another object's bytes are this one's must not have them deleted with it.
+        for said in await self._entries(f"{_METAS}>", start=self._named_up_to + 1):
+            self._names[said.meta.nuid].add(said.meta.name)
+            self._named_up_to = said.sequence
+        uploads = {nuid for nuid in uploads if self._names[nuid] <= {entry.meta.name}}
         _, last = await self.find(entry.meta.name)
         if entry.sequence != last and await self._says_something(subject, after=entry.sequence):
             return False
@@ -251,13 +286,17 @@ def meta_subject(name: str) -> str:
     return f"{_METAS}{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
-def _entry(body: bytes, sequence: int, stored_at: datetime) -> Entry | None:
-    """The object that a meta message describes; nothing when it was deleted or nobody can read it."""
+def _entry(body: bytes, subject: str, sequence: int, stored_at: datetime) -> Entry | None:
+    """The object that a meta message describes; nothing when it was deleted, or cannot be one.
+
+    Chunks come before what is said of them, and nobody says anything of an object under another's name.
+    """
     try:
         meta = Meta.model_validate_json(body)
     except ValidationError:
         return None
-    return None if meta.deleted else Entry(meta, sequence, stored_at)
+    possible = meta_subject(meta.name) == subject and meta.first_sequence < sequence
+    return Entry(meta, sequence, stored_at) if possible and not meta.deleted else None
 
 
 async def _acknowledged(future: asyncio.Future[Ack]) -> int:

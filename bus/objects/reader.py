@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from bus.broker.topology import BUCKET
 from bus.errors import ObjectCorruptError, ObjectMissingError, ObjectTimeoutError
-from bus.objects.bucket import FIRST_SEQUENCE, MEDIA_TYPE, Bucket, Meta
+from bus.objects.bucket import MEDIA_TYPE, Bucket, Claim, Meta
 from bus.words.values import Ref
 
 SMALL = 4 << 20
@@ -29,9 +29,9 @@ class ObjectReader:
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
-        self._doubted: set[str] = set()
+        self._doubted: set[Claim] = set()
         """Uploads that some replica did not give whole: its disk may have lost what the leader has."""
-        self._damaged: set[str] = set()
+        self._damaged: set[Claim] = set()
         """Uploads that were not what somebody said of them when they were read from the leader."""
 
     async def get(self, ref: Ref | str) -> bytes:
@@ -77,20 +77,39 @@ class ObjectReader:
         """The bytes from ``start`` up to ``end`` in chunks, in constant memory; a range begins at its first chunk.
 
         Where several things were said of an object, what turned out not to be true is not tried again; an upload that
-        a replica did not give whole comes from the stream's leader the next time.
+        a replica did not give whole comes from the stream's leader the next time, which is at once as long as no byte
+        was handed out.
         The whole object is verified, and its last chunk is held back until it is; a range is checked for gaps only.
 
         Raises:
             ObjectMissingError, ObjectCorruptError, ObjectTimeoutError: as ``get``.
             ValueError: the range does not lie inside the object.
         """
+        begun = False
+        while True:
+            known = len(self._doubted), len(self._damaged)
+            try:
+                async with contextlib.aclosing(self._stream(ref, start, end)) as parts:
+                    async for part in parts:
+                        begun = True
+                        yield part
+                return
+            except (ObjectCorruptError, ObjectMissingError):
+                # What was handed out cannot be taken back.
+                if begun or (len(self._doubted), len(self._damaged)) == known or not await self._another(ref):
+                    raise
+
+    async def _stream(self, ref: Ref | str, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
         meta, ref = await self._resolve(ref)
         stop = ref.size if end is None else end
         if not 0 <= start <= stop <= ref.size:
             raise ValueError(f"bytes {start} to {stop} of an object of {ref.size}")
-        if start == stop:
-            return
         check = hashlib.sha256() if start == 0 and stop == ref.size else None
+        if start == stop:
+            if check is not None and check.hexdigest() != ref.sha256:
+                with self._noting(meta):
+                    raise _corrupt(ref)
+            return
         with self._noting(meta):
             async with contextlib.aclosing(self._chunks(meta, ref, start, hashed=check is not None)) as chunks:
                 async for offset, chunk in chunks:
@@ -133,9 +152,22 @@ class ObjectReader:
             yield memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     async def info(self, name: str) -> Ref | None:
-        """The reference of the object called ``sha256-<hex>``, or nothing when it is not there."""
-        entry, _ = await self.bucket.find(name)
-        return None if entry is None else ref_of(entry.meta)
+        """The reference of the object called ``sha256-<hex>``, or nothing when it is not there.
+
+        Where one thing was said of it, that is taken; where several were, the bytes are read to know which is true.
+
+        Raises:
+            ObjectTimeoutError: that took too long.
+        """
+        _, last = await self.bucket.find(name)
+        said = await self.bucket.candidates(name) if last else []
+        by_claim = {meta.claim: meta for meta in reversed(said)}
+        for claim in [] if len(by_claim) == 1 else reversed(by_claim):
+            ref = ref_of(by_claim[claim])
+            with contextlib.suppress(ObjectMissingError, ObjectCorruptError):
+                await self.check(ref)
+                return ref
+        return ref_of(said[0]) if said else None
 
     async def _write(self, ref: Ref | str, file: IO[bytes]) -> None:
         """Writes an object to an empty file and hashes it on the way, both in a thread."""
@@ -167,13 +199,13 @@ class ObjectReader:
         try:
             yield
         except (ObjectCorruptError, ObjectMissingError):
-            (self._damaged if meta.nuid in self._doubted else self._doubted).add(meta.nuid)
+            (self._damaged if meta.claim in self._doubted else self._doubted).add(meta.claim)
             raise
 
     async def _another(self, ref: Ref | str) -> bool:
         """Whether something else was said of an object, which nobody here has found untrue."""
         name = f"sha256-{ref}" if isinstance(ref, str) else ref.name
-        return any(one.nuid not in self._damaged for one in await self.bucket.candidates(name))
+        return any(one.claim not in self._damaged for one in await self.bucket.candidates(name))
 
     async def _resolve(self, ref: Ref | str) -> tuple[Meta, Ref]:
         name = f"sha256-{ref}" if isinstance(ref, str) else ref.name
@@ -189,7 +221,7 @@ class ObjectReader:
         """The newest thing said of an object that may be true, or the newest when none may be."""
 
         def may_be_true(meta: Meta) -> bool:
-            return meta.nuid not in self._damaged and (isinstance(ref, str) or meta.size == ref.size)
+            return meta.claim not in self._damaged and (isinstance(ref, str) or meta.size == ref.size)
 
         entry, last = await self.bucket.find(name)
         if entry is not None and may_be_true(entry.meta):
@@ -206,7 +238,7 @@ class ObjectReader:
         index, sequence, in_a_row = await self._beginning(meta, ref, skipped, hashed=hashed)
         found = False
         # What other messages lie between is known by its digest alone to be all there, or from the leader.
-        at_leader = meta.nuid in self._doubted or not (hashed or in_a_row)
+        at_leader = meta.claim in self._doubted or not (hashed or in_a_row)
         async with contextlib.aclosing(self.bucket.chunks(meta, sequence, _BATCH, at_leader=at_leader)) as messages:
             try:
                 async for message in messages:
@@ -230,7 +262,7 @@ class ObjectReader:
         """From which chunk to read an object whose first ``skipped`` are not wanted, at which sequence to look for it,
         and whether the chunks from there on follow one another without any other message between.
         """
-        first = int(meta.header(FIRST_SEQUENCE, "0"))
+        first = meta.first_sequence
         if hashed:
             return 0, first or 1, False
         # A part is not hashed: that no chunk is missing before it must be known from the leader.

@@ -113,7 +113,8 @@ class ObjectStore(ObjectReader):
             there, replaces = await self.bucket.find(ref.name)
             if there is not None:
                 complete, age = await self.bucket.inspect(there)
-                complete = complete and there.meta.nuid not in self._damaged and await self._is_sound(ref)
+                complete = complete and there.meta.size == ref.size and there.meta.claim not in self._damaged
+                complete = complete and await self._is_sound(ref)
                 if complete and (age < self._fresh_s or await self.bucket.touch(there)):
                     return
                 if complete:

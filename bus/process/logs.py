@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 CONTEXT = ("run", "round", "user", "trace")
 _ESCAPES = {code: f"\\x{code:02x}" for code in [*range(0x20), *range(0x7F, 0xA0)]}
 _LOGIN, _TOKEN = re.compile(r"//[^/\s]*@"), re.compile(r"(token=)[^&#/\s]+")
-_ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+_ESCAPES |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+# Ends of lines, and what turns the direction of the text after it.
+_ESCAPES |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
 
 
 def configure(role: str, json: bool = False, level: int = logging.INFO) -> None:

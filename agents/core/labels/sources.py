@@ -14,6 +14,7 @@ from agents.core.labels.errors import LabelsFileError, TruthMissingError
 from agents.core.labels.label_file import LabelFile
 from agents.core.labels.labels import Answer, UserLabels, settle
 from agents.core.labels.matching import LabelMatcher
+from bus.words.values import MAX_IMAGES_PER_USER
 
 _TRUTH = TypeAdapter(dict[str, list[int]])
 _ANSWERS = TypeAdapter(dict[str, list[str | None] | str | None])
@@ -42,6 +43,8 @@ class SimulatedLabeller:
         truth = self._truth.get(user)
         if truth is None or any(not 0 <= label < self._classes for label in truth):
             raise TruthMissingError(f"the truth of user {user} is missing or not within the classes")
+        if len(truth) > MAX_IMAGES_PER_USER:
+            raise TruthMissingError(f"user {user} has {len(truth)} true labels, more than {MAX_IMAGES_PER_USER}")
         return UserLabels(
             simulated_labels(truth, self._classes, error_rate=self._error_rate, seed=self._seed, user=user)
         )

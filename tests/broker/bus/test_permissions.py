@@ -257,6 +257,68 @@ async def test_what_another_role_says_of_an_object_hides_and_harms_nothing(guard
         assert await owner.objects.put(data) == ref
 
 
+LIES: dict[str, dict[str, object]] = {
+    "a first chunk that is no number": {"headers": {"first-sequence": ["abc"]}},
+    "a first chunk that is yet to come": {"headers": {"first-sequence": ["999999999999999999"]}},
+    "a first chunk before the first": {"headers": {"first-sequence": ["-5"]}},
+    "chunks of no bytes": {"options": {"max_chunk_size": 0}},
+    "chunks of one byte": {"options": {"max_chunk_size": 1}},
+    "less than no bytes": {"size": -1},
+    "no bytes": {"size": 0},
+    "seven bytes": {"size": 7},
+    "many bytes": {"size": 10**12},
+    "another's chunks": {"nuid": "nowhere"},
+    "everybody's chunks": {"nuid": ">"},
+    "a type that breaks a header": {"headers": {"media-type": ["text/html\r\nX: 1"]}},
+    "a type that is too long": {"headers": {"media-type": ["t" * 500]}},
+    "another name": {"name": "x"},
+    "that it is gone": {"deleted": True},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_whatever_another_role_says_of_an_object_it_is_found_and_read(guarded: EmbeddedServer, lie: str) -> None:
+    data = os.urandom(CHUNK + 5)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(9))
+        owner, thief, reader = [
+            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
+            for role in ("aggregator", "labeller", "gateway")
+        ]
+        ref = await owner.objects.put(data, media_type="text/plain")
+        (meta,) = await owner.objects.bucket.candidates(ref.name)
+        said = json.dumps(meta.model_dump() | LIES[lie]).encode()
+        await thief.connection.js.publish(meta_subject(ref.name), said)
+        found = await reader.objects.info(ref.name)
+        assert found is not None
+        assert (found.name, found.size, found.sha256) == (ref.name, ref.size, ref.sha256)
+        assert await reader.objects.get(ref.sha256) == data
+        assert await reader.objects.get(ref) == data
+        parts = [part async for part in reader.objects.stream(ref, start=CHUNK - 3)]
+        assert b"".join(parts) == data[CHUNK - 3 :]
+        assert await owner.objects.put(data, media_type="text/plain") == ref
+
+
+async def test_bytes_that_another_object_claims_as_its_own_are_not_deleted_with_it(guarded: EmbeddedServer) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(asyncio.timeout(30))
+        owner, thief, collector = [
+            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
+            for role in ("aggregator", "labeller", COLLECTOR)
+        ]
+        needed, unneeded = os.urandom(100), os.urandom(100)
+        ref, bait = await owner.objects.put(needed), await thief.objects.put(unneeded)
+        (theirs,) = await thief.objects.bucket.candidates(ref.name)
+        (own,) = await thief.objects.bucket.candidates(bait.name)
+        said = json.dumps(own.model_dump() | {"nuid": theirs.nuid}).encode()
+        await thief.connection.js.publish(meta_subject(bait.name), said)
+        entry, _ = await collector.objects.bucket.find(bait.name)
+        assert entry is not None
+        assert await collector.objects.bucket.delete(entry, "a test")
+        assert await owner.objects.info(bait.name) is None
+        assert await owner.objects.get(ref) == needed
+
+
 async def _parts(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part

@@ -20,6 +20,7 @@ from agents.words.events import Progress, RoundStarted, RunFinished, TaskAssigne
 from agents.words.run_config import RunDataset, UserShard
 from bus.client import Bus
 from bus.errors import PortTakenError
+from bus.objects.bucket import meta_subject
 from tests.broker.gateway.conftest import DEADLINE_S, LABELS, Gateway, serving, talking, update
 from tests.builders import config, run_started
 from tests.conftest import wait_for
@@ -55,6 +56,22 @@ async def test_a_range_is_served(gateway: Gateway, http: httpx.AsyncClient, aske
     assert answer.status_code == 206
     assert answer.content == DATA[first:end]
     assert answer.headers["content-range"] == f"bytes {first}-{end - 1}/{len(DATA)}"
+
+
+@pytest.mark.parametrize(
+    "lie", [{"deleted": True}, {"size": 7}, {"nuid": "nowhere"}, {"headers": {"media-type": ["\n"]}}]
+)
+async def test_an_object_of_which_something_untrue_is_said_is_served(
+    gateway: Gateway, http: httpx.AsyncClient, lie: dict[str, object]
+) -> None:
+    objects = gateway.bus.objects
+    ref = await objects.put(DATA)
+    (meta,) = await objects.bucket.candidates(ref.name)
+    await gateway.bus.connection.js.publish(meta_subject(ref.name), json.dumps(meta.model_dump() | lie).encode())
+    part = await http.get(f"/objects/{ref.sha256}", headers={"Range": "bytes=-10"})
+    assert (part.status_code, part.content) == (206, DATA[-10:])
+    whole = await http.get(f"/objects/{ref.sha256}")
+    assert (whole.status_code, whole.content) == (200, DATA)
 
 
 async def test_a_range_past_the_end_cannot_be_served(gateway: Gateway, http: httpx.AsyncClient) -> None:

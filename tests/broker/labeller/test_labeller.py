@@ -27,8 +27,9 @@ from agents.words.run_config import LabellingSpec, RunDataset
 from bus.client import Bus
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of, events_of_type
+from bus.words.values import Ref
 from data.dataset import DatasetManifest, ImageEntry, load_dataset, write_dataset
-from data.shards import decode_shard
+from data.shards import decode_shard, encode_shard
 from tests.builders import config
 from tests.conftest import wait_for
 from tests.unit.agents.labeller.label_server import COMPLETION_TOKENS, PROMPT_TOKENS, LabelServer, label_server
@@ -191,6 +192,40 @@ async def test_a_malformed_truth_object_ends_its_run_and_the_next_run_is_labelle
         finished = await ended(bus, unique_run)
         await wait_for(lambda: all_labelled(bus, good.run, 2))
     assert "truth" in finished.reason
+
+
+@pytest.mark.parametrize("hostile", ["many labels", "many images", "no shard", "no truth", "no bytes"])
+async def test_a_run_that_cannot_be_labelled_ends_and_the_labeller_goes_on(
+    bus: Bus, unique_run: str, hostile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    good = await start_run(bus, f"{unique_run}-source", labelling(2, 2), RunSources())
+    dataset = await dataset_of(bus, good)
+    (tmp_path / "labels.json").write_text(json.dumps({"user-000": ["bag"] * 1001, "user-001": ["bag"] * 2}))
+    monkeypatch.setenv("FEDBUS_LABELS_FILE", str(tmp_path / "labels.json"))
+    first, second = dataset.users
+    provider = "truth"
+    if hostile == "many labels":
+        content = json.dumps({user.user: [0] * 1001 for user in dataset.users}).encode()
+        dataset = dataset.model_copy(update={"truth": await bus.objects.put(content)})
+    elif hostile == "no truth":
+        gone = Ref(name="sha256-" + "ab" * 32, sha256="ab" * 32, size=9)
+        dataset = dataset.model_copy(update={"truth": gone})
+    else:
+        provider = "recorded"
+        content = encode_shard(np.zeros((1001, 2, 2, 1), np.uint8)) if hostile == "many images" else b"garbage"
+        shard = await bus.objects.put(content)
+        if hostile == "no bytes":
+            shard = shard.model_copy(update={"size": 0})
+        users = (first.model_copy(update={"shard": shard}), second)
+        dataset = dataset.model_copy(update={"users": users})
+    ref = await bus.objects.put(dataset.model_dump_json().encode())
+    config = labelling(2, 2, provider=provider)
+    async with background(serve(bus, asyncio.Event())):
+        await bus.publish(good.model_copy(update={"run": unique_run, "dataset": ref, "config": config}))
+        finished = await ended(bus, unique_run)
+        await wait_for(lambda: all_labelled(bus, good.run, 2))
+    assert finished.status == "failed"
+    assert finished.reason.startswith("labelling: ")
 
 
 def api(monkeypatch: pytest.MonkeyPatch, server: LabelServer, folder: Path) -> None:

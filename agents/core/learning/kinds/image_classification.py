@@ -13,6 +13,7 @@ from agents.core.learning.scores import ModelScores, losses, scores
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.pixels import pixel_table, to_pixel_values
+from data.errors import ShardError
 from data.shards import decode_shard
 
 
@@ -31,9 +32,12 @@ class ImageClassification:
         """The images, and the labels if there are any.
 
         Raises:
-            ShardError: the bytes are no shard of images.
+            ShardError: the bytes are no shard of images, or their images have other channels than the model's.
         """
-        return Shard(*decode_shard(shard))
+        images, labels = decode_shard(shard)
+        if images.shape[3] != len(self._table):
+            raise ShardError(f"images of {images.shape[3]} channels for a model of {len(self._table)}")
+        return Shard(images, labels)
 
     def inputs(self, examples: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalised pixels."""

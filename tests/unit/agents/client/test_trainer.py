@@ -16,12 +16,13 @@ import pytest
 from agents.client.trainer import EngineTrainer
 from agents.core.learning.augment import default_augmentation
 from agents.core.learning.decoding import decode_update
+from agents.core.learning.encodings import NonFiniteUpdateError
 from agents.core.learning.kinds import TaskKindUnknownError
 from agents.engines import EngineUnavailableError, EngineUnknownError
 from agents.words.events import TaskAssigned
 from agents.words.run_config import TaskSpec
 from artifacts.default_task import DEFAULT_DIRECTORY
-from bus.errors import ObjectMissingError
+from bus.errors import FedbusError, ObjectMissingError
 from bus.words.values import Ref
 from data.shards import encode_shard
 
@@ -82,7 +83,7 @@ def a_task(objects: Objects, *, manifest: dict[str, Any] | None = None, **spec: 
 
 
 async def test_a_task_is_trained_and_says_where(objects: Objects, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = EngineTrainer(objects)  # type: ignore[arg-type]
+    trainer = EngineTrainer(objects)
     with caplog.at_level(logging.INFO, "agents.client.trainer"):
         done = await trainer.run(a_task(objects), lambda _: None)
     assert done.metrics.platform == "native"
@@ -101,6 +102,17 @@ async def test_each_round_trains_at_its_own_rate_in_the_same_engine(objects: Obj
     assert 0 < largest[1] < 0.01 * largest[0]
     opened = [file["sha256"] for role, file in MANIFEST["files"].items() if file and role != "trainable"]
     assert [objects.taken.count(digest) for digest in opened] == [1] * len(opened)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+async def test_after_a_model_that_is_no_number_another_is_trained_as_ever(objects: Objects, value: float) -> None:
+    good, count = a_task(objects), MANIFEST["trainable_count"]
+    bad = a_task(objects, base_model=objects.put(np.full(count, value, "<f4").tobytes()))
+    trainer = EngineTrainer(objects)
+    before = await trainer.run(good, lambda _: None)
+    with pytest.raises(NonFiniteUpdateError):
+        await trainer.run(bad, lambda _: None)
+    assert (await trainer.run(good, lambda _: None)).data == before.data
 
 
 async def test_the_optimizer_of_an_old_spec_is_not_even_fetched(objects: Objects) -> None:
@@ -127,6 +139,23 @@ async def test_a_prefetch_that_fails_raises_what_failed_and_no_group_of_it(tmp_p
     (tmp_path / MANIFEST["files"]["trainable"]["sha256"]).unlink()
     with pytest.raises(ObjectMissingError):
         await trainer.prepare(task)
+
+
+@pytest.mark.parametrize("hostile", ["odd base", "short base", "base of NaN", "pictures", "channels", "labels", "no"])
+async def test_a_task_that_does_not_fit_is_refused_with_a_typed_error(objects: Objects, hostile: str) -> None:
+    task = a_task(objects)
+    base = (DEFAULT_DIRECTORY / "trainable.f32").read_bytes()
+    shapes = {"pictures": (4, 13, 57, 1), "channels": (4, 28, 28, 3)}
+    bases = {"odd base": base[:-1], "short base": base[:-4], "base of NaN": b"\xff" * len(base), "no": b""}
+    if hostile in bases:
+        task = a_task(objects, base_model=objects.put(bases[hostile]))
+    elif hostile in shapes:
+        shard = objects.put(encode_shard(np.ones(shapes[hostile], np.uint8)))
+        task = task.model_copy(update={"shard": shard, "labels": (1, 2, 3, 4)})
+    else:
+        task = task.model_copy(update={"labels": tuple(10**6 for _ in task.labels)})
+    with pytest.raises(FedbusError):
+        await EngineTrainer(objects).run(task, lambda _: None)  # type: ignore[arg-type]
 
 
 async def test_an_unknown_kind_of_task_is_refused_by_its_spec_alone(objects: Objects) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,6 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, _completion(text))
         elif action == "drip":
             self._drip(_completion(text))
+        elif action == "flood":
+            self._flood(b"\0" * 65_536)
+        elif action == "bomb":
+            self._flood(zlib.compress(b" " * (64 << 20), 1), {"Content-Encoding": "deflate"})
         elif action in WRAPPERS:
             self._send(200, _completion(WRAPPERS[action](answers)))
         elif action.startswith("usage"):
@@ -175,6 +180,17 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.server_state.released.wait(0.05):
                     break
                 self.wfile.write(bytes([byte]))
+        self.close_connection = True
+
+    def _flood(self, part: bytes, headers: dict[str, str] | None = None) -> None:
+        """The same bytes until the client has gone, or had a gigabyte."""
+        self.send_response(200)
+        for key, value in {"Content-Length": str(1 << 30), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range((1 << 30) // len(part)):
+                self.wfile.write(part)
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
@@ -262,6 +263,19 @@ async def test_a_server_that_drips_is_given_up_after_the_time_of_a_whole_request
     with pytest.raises(ApiUnavailableError, match=r"no whole answer within 0.4 s"):
         await labelling.label(0)
     assert monotonic() - begin < 5
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("action", ["flood", "bomb"])
+async def test_a_server_that_sends_without_an_end_is_cut_off_before_it_fills_the_memory(
+    labelling: Labelling, server: LabelServer, action: str
+):
+    labelling.settings = labelling.settings.model_copy(update={"attempts": 2})
+    server.always = action
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ApiUnavailableError, match=r"the answer has more than \d+ bytes"):
+        await labelling.label(0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150 << 10
     assert len(server.requests) == 2
 
 

@@ -26,11 +26,11 @@ def test_a_line_has_role_message_and_context(capsys: pytest.CaptureFixture[str])
 def test_foreign_text_cannot_forge_lines_or_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     configure("gateway")
     logging.getLogger("x").warning(
-        "client says %s", "a\n12:00:00 gateway fine\x1b[2J\x7f\x9b\u2028", extra={"user": "u\r"}
+        "client says %s", "a\n12:00:00 gateway fine\x1b[2J\x7f\x9b\u2028\u202e\u2066", extra={"user": "u\r"}
     )
     out = capsys.readouterr().err
     assert out.count("\n") == 1
-    assert "WARNING: client says a\\n12:00:00 gateway fine\\x1b[2J\\x7f\\x9b\\u2028  user=u\\r" in out
+    assert "WARNING: client says a\\n12:00:00 gateway fine\\x1b[2J\\x7f\\x9b\\u2028\\u202e\\u2066  user=u\\r" in out
 
 
 def test_json_lines_carry_context_and_traceback(capsys: pytest.CaptureFixture[str]) -> None:
