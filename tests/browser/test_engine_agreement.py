@@ -108,5 +108,16 @@ async def test_a_round_with_another_learning_rate_takes_effect_in_the_same_engin
     assert again["delta"] == usual["delta"]
 
 
+async def test_after_a_model_that_is_no_number_the_next_task_is_trained_as_ever(
+    chromium: Browser, harness_page: Path
+) -> None:
+    size = (ARTIFACTS / "trainable.f32").stat().st_size // 4
+    broken = recorded_task(base=np.full(size, np.nan, "<f4").tobytes())
+    usual, spoiled, again = await harness(chromium, harness_page, recorded_task(), broken, recorded_task())
+    # JSON has no NaN.
+    assert set(spoiled["delta"]) == {None}
+    assert again["delta"] == usual["delta"]
+
+
 def delta_of(answer: dict[str, Any]) -> NDArray[np.float32]:
     return np.array(answer["delta"], np.float32)

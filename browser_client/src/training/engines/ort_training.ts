@@ -45,6 +45,7 @@ class OrtTraining implements Engine {
   #session: Ort.TrainingSession | null = null;
   #rate = NaN;
   #used = false;
+  #sound = true;
 
   constructor(
     private readonly ort: typeof Ort,
@@ -61,10 +62,12 @@ class OrtTraining implements Engine {
       );
     }
     // A session can neither change its optimizer model nor clear Adam's moments: only a new one starts afresh.
-    if (this.#used || learningRate !== this.#rate) await this.#close();
+    // And a gradient that is no number stays in its buffers, whatever comes after it.
+    if (this.#used || !this.#sound || learningRate !== this.#rate) await this.#close();
     this.#session ??= await this.#open(learningRate);
     this.#rate = learningRate;
     this.#used = false;
+    this.#sound = true;
     await this.#session.loadParametersBuffer(new Uint8Array(base.buffer, base.byteOffset, base.byteLength), true);
   }
 
@@ -105,6 +108,7 @@ class OrtTraining implements Engine {
   async trainStep(features: Float32Array<ArrayBuffer>, targets: readonly number[]): Promise<number> {
     const session = this.#opened();
     this.#used = !this.manifest.optimizer.stateless;
+    this.#sound = false;
     const results = await session.runTrainStep(this.#feeds(features, BigInt64Array.from(targets, BigInt)));
     await session.runOptimizerStep();
     await session.lazyResetGrad();
@@ -113,7 +117,9 @@ class OrtTraining implements Engine {
 
   async parameters(): Promise<Float32Array<ArrayBuffer>> {
     const value = (await this.#opened().getContiguousParameters(true)) as Ort.Tensor;
-    return Float32Array.from(value.data as Float32Array);
+    const parameters = Float32Array.from(value.data as Float32Array);
+    this.#sound = parameters.every(Number.isFinite);
+    return parameters;
   }
 
   async release(): Promise<void> {
