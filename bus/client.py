@@ -265,10 +265,13 @@ class Bus:
 
 
 async def _prepared(link: Connection, replicas: int | None) -> None:
-    """Sees to it that the streams exist; one who may not make them waits until somebody else has."""
+    """Sees to it that the streams exist; one who may not make them waits until somebody else has, and says so once."""
+    said = False
     while True:
         try:
             return await link.persist(lambda: ensure_topology(link.js, replicas=replicas))
         except PermissionDeniedError as error:
-            log.warning("%s; waiting until the operator has made the streams", error.message)
+            if not said:
+                log.warning("%s; waiting until the operator has made the streams", error.message)
+            said = True
             await asyncio.sleep(STREAMS_PAUSE_S)
