@@ -31,8 +31,9 @@ def said(kind: str, run: str) -> Payload:
     return data.model_copy(update={"run": run})
 
 
+# On each subject there is one event that counts.
 streams = st.lists(
-    st.tuples(st.sampled_from(("started", "labelled", "planned", "finished")), st.sampled_from(NAMES)), max_size=30
+    st.tuples(st.sampled_from(("started", "labelled", "planned", "finished")), st.sampled_from(NAMES)), unique=True
 )
 
 

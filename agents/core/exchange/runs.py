@@ -104,8 +104,10 @@ class Runs:
         self.sequence = max(self.sequence, stored.sequence)
         data = stored.event.data
         self.need(ref.ref.sha256 for ref in references(data))
-        if isinstance(data, RunStarted):
-            self._runs.setdefault(data.run, RunFacts(data, stored.sequence, dataset))
+        if isinstance(data, RunStarted) and data.run not in self._runs:
+            # What was said of it before counts for nothing.
+            self._ends.pop(data.run, None)
+            self._runs[data.run] = RunFacts(data, stored.sequence, dataset)
             self._deny(data, dataset)
         run = self._runs.get(data.run)
         if run is not None:
@@ -121,8 +123,8 @@ class Runs:
             case RunStarted():
                 self._old.setdefault(data.run, OldRun(stored.sequence, data.config.rounds, data.users))
                 self._deny(data, dataset)
-            case RunFinished():
-                self._ends.setdefault(data.run, data.status)
+            case RunFinished() if data.run in self._old:
+                self._ends[data.run] = data.status
 
     def recalled(self) -> None:
         """All of the past is known."""

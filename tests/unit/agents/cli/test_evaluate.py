@@ -17,6 +17,7 @@ from agents.cli.evaluate import evaluate
 from agents.runtime.shipped import DEFAULT_ARTIFACTS, DEFAULT_HELD_OUT_DATA
 from artifacts.manifest import load_manifest
 from data.dataset import load_dataset
+from data.errors import ShardError
 from data.shards import encode_shard
 
 MANIFEST = load_manifest(DEFAULT_ARTIFACTS)
@@ -113,8 +114,11 @@ def test_damaged_safetensors_are_no_model(shard: Path, tmp_path: Path, damage: s
 
 def test_images_of_another_size_or_without_labels_are_refused(tmp_path: Path):
     path = tmp_path / "shard.safetensors"
-    path.write_bytes(encode_shard(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64)))
+    path.write_bytes(encode_shard(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int64)))
     with pytest.raises(ComparisonError, match="28 x 28"):
+        compare_models(DEFAULT_ARTIFACTS, DEFAULT_ARTIFACTS, path, artifacts=DEFAULT_ARTIFACTS)
+    path.write_bytes(encode_shard(np.zeros((2, 28, 28, 3), np.uint8), np.zeros(2, np.int64)))
+    with pytest.raises(ShardError, match="3 channels"):
         compare_models(DEFAULT_ARTIFACTS, DEFAULT_ARTIFACTS, path, artifacts=DEFAULT_ARTIFACTS)
     path.write_bytes(encode_shard(np.zeros((2, 28, 28, 1), np.uint8)))
     with pytest.raises(ComparisonError, match="no images with labels"):
