@@ -64,6 +64,7 @@ chaos: setup-dev  ## Kill, stop and cut off every part at every crash point; pri
 
 fuzz: $(VENV)/installed-fuzz  ## Give every parser of foreign input its share of a million inputs; non-zero if one breaks.
 	@$(PY) -m tests.fuzz $(ARGS)
+	@$(PY) -m pytest tests/property tests/unit -q --hypothesis-profile=explore
 
 load: setup-dev ## 500 clients at once for ten minutes, then 10,000 users in one round; nothing may be lost.
 	@$(PY) -m benchmarks.load --clients 500 --minutes 10 $(ARGS)

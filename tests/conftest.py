@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 from uuid import uuid4
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -25,6 +26,11 @@ LONGEST = ("chaos", "commands", "browser", "broker/cluster", "installed", "broke
 SURVIVED = "survived"
 """The property of a chaos test's report that is a row of the table at the end."""
 
+
+# No test is timed, and the same tests see the same examples; ``make fuzz`` looks for others.
+hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("same", hypothesis.settings.get_profile("explore"), derandomize=True)
+hypothesis.settings.load_profile("same")
 
 # The width of tables is the tests' own: readline, which pytest loads, tells child processes that of a terminal.
 for _name in ("COLUMNS", "LINES"):

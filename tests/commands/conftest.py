@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -107,3 +108,12 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
         yield one
     finally:
         await one.close()
+
+
+@pytest.fixture
+def usual_ports() -> None:
+    """Nothing listens where fedbus looks first: somebody's own fedbus on this machine would answer a test's."""
+    for port in (4222, 8700):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"something listens on port {port}; stop it, and this test can run")

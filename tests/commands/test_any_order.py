@@ -27,6 +27,7 @@ def broker_of(shell: Shell) -> str:
     return known.nats_url
 
 
+@pytest.mark.usefixtures("usual_ports")
 async def test_an_agent_waits_for_a_broker_that_comes_later_on_another_port(shell: Shell) -> None:
     agent = await shell.start("agent", "evaluator")
     await agent.says("no broker at nats://127.0.0.1:4222")
@@ -37,6 +38,7 @@ async def test_an_agent_waits_for_a_broker_that_comes_later_on_another_port(shel
     assert await agent.stop() == 0
 
 
+@pytest.mark.usefixtures("usual_ports")
 async def test_a_client_waits_for_a_gateway_that_comes_later_on_another_port(shell: Shell) -> None:
     client = await shell.start("client", "--native", "1")
     await client.says("waiting for the gateway at http://127.0.0.1:8700")

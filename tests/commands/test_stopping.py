@@ -96,6 +96,7 @@ async def test_all_at_once_with_the_broker_among_them_are_gone_in_time_and_log_n
     assert [one.said for one in running if "ERROR" in one.said or "Traceback" in one.said] == []
 
 
+@pytest.mark.usefixtures("usual_ports")
 async def test_an_agent_that_never_had_a_broker_ends_within_two_seconds(shell: Shell) -> None:
     agent = await shell.start("agent", "dispatcher")
     await agent.says("no broker")

@@ -337,6 +337,4 @@ def test_no_task_is_lost_stuck_or_in_two_hands_whatever_is_said_and_whenever_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(commits, "PARALLEL", 1)
-    run_state_machine_as_test(
-        ConversationMachine, settings=settings(max_examples=300, stateful_step_count=80, deadline=None)
-    )
+    run_state_machine_as_test(ConversationMachine, settings=settings(max_examples=300, stateful_step_count=80))

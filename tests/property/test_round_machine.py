@@ -226,7 +226,7 @@ class RoundMachine(RuleBasedStateMachine):
         return [one for one in self.stream.events if isinstance(one.event.data, kinds)]
 
 
-RoundMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+RoundMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestRoundMachine = RoundMachine.TestCase
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.dataset import Dataset, DatasetManifest, ImageEntry, ImageFormat, load_dataset
@@ -96,7 +96,6 @@ def test_each_top_level_folder_is_a_user() -> None:
         by_folder(["bob/1.png", "2.png"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.data())
 def test_skewed_classes_never_lose_or_repeat_an_image(labels: list[int], data: st.DataObject) -> None:
     users = data.draw(st.integers(1, len(labels)))

@@ -123,7 +123,7 @@ def test_a_truncated_file_is_refused(suffix: str, tmp_path: Path) -> None:
 
 
 # A damaged header may ask for megapixels, which takes its time on a busy machine; pytest has the time limit.
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]), st.integers(0, 400), st.binary(max_size=8))
 def test_a_damaged_file_gives_a_picture_or_a_picture_error(kind: str, position: int, noise: bytes) -> None:
     stream = io.BytesIO()

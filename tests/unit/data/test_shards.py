@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
@@ -74,14 +74,12 @@ def test_a_shard_beyond_the_limit_is_refused_unread(monkeypatch: pytest.MonkeyPa
         decode_shard(b"x" * 101)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_nothing_but_shard_errors(content: bytes) -> None:
     with pytest.raises(ShardError):
         decode_shard(content)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 250), st.integers(0, 255))
 def test_a_damaged_shard_decodes_or_raises_a_shard_error(position: int, value: int) -> None:
     content = bytearray(encode_shard(pictures(1), np.array([1])))

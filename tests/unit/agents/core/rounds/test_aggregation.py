@@ -148,7 +148,7 @@ def test_who_reads_the_round_before_or_after_its_end_and_in_whatever_order_makes
     assert set(late) == {given.bits(early)}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.floats(0, 1000, width=32), st.integers(0, 20)), min_size=1, max_size=7),
     st.floats(0.5, 3),

@@ -81,7 +81,7 @@ def bits(result: Made | None) -> tuple[bytes, bytes] | None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("encoding", ["float32", "float16", "int8", "topk:0.5"])
 @pytest.mark.parametrize("clip", [None, 10.0])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(updates=UPDATES, data=st.data())
 def test_any_order_of_arrival_gives_the_same_bits(
     strategy: str, encoding: str, clip: float | None, updates: Updates, data: st.DataObject

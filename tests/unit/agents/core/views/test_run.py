@@ -212,7 +212,7 @@ def test_progress_that_comes_late_does_not_bring_a_finished_task_back() -> None:
     assert states(case.view)["u1"] == "assigned"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 1_000_000))
 def test_the_sums_are_those_of_the_tasks_whatever_happens(seed: int) -> None:
     for one in storm(seed, 80).view.rounds.values():
