@@ -140,6 +140,9 @@ class EventReader:
         if self._reader is None or self._reader.buffered:
             return
         if newest <= self._last:
+            if self._target is not None:
+                # What was taken for one of its own at the start is not.
+                self._target = min(self._target, self._last)
             await self._look_for_gaps(newest)
             return
         if self._idle_at != self._last:
@@ -209,11 +212,13 @@ class EventReader:
         found = 0
         for one in self._filters:
             last = await self._connection.last_message(EVENT_STREAM, one)
+            if last is None and (await stream_state(self._connection, EVENT_STREAM, one)).subjects:
+                # There is one: it came between the two questions, or cannot be read.
+                last = await self._connection.last_message(EVENT_STREAM, one)
+                if last is None:
+                    found = max(found, await self._last_sequence())
             if last is not None:
                 found = max(found, last.seq or 0)
-            elif (await stream_state(self._connection, EVENT_STREAM, one)).subjects:
-                # There is one, and it cannot be read.
-                found = max(found, await self._last_sequence())
         return found
 
     async def _last_sequence(self) -> int:

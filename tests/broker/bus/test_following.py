@@ -3,13 +3,18 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from agents.words.events import Heartbeat, Progress, RoundFailed
+from bus.broker.direct_get import stream_state
 from bus.broker.server import EmbeddedServer, embedded_server
 from bus.broker.settings import BusSettings
 from bus.client import Bus, CaughtUp
 from bus.errors import BrokerUnavailableError
+from bus.stream import event_reader
 from bus.words.envelope import Stored
 from bus.words.subjects import events_of
 from tests.broker.bus.conftest import failed
@@ -197,3 +202,37 @@ async def test_readers_of_a_closed_connection_end_with_an_error(nats: EmbeddedSe
         await bus.connection.nc.close()
         results = await asyncio.wait_for(asyncio.gather(reading, return_exceptions=True), 10)
     assert isinstance(results[0], BrokerUnavailableError)
+
+
+async def test_a_reader_of_a_part_catches_up_although_its_first_event_comes_while_it_asks_what_there_is(
+    bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an agent does that starts in the moment in which the first run does."""
+    told: list[int] = []
+
+    async def comes_between(*asked: Any, **how: Any) -> Any:
+        if not told:
+            told.append((await bus.publish(failed(unique_run))).sequence)
+            # And one more that this reader does not ask for.
+            await bus.publish(failed(f"{unique_run}-other"))
+        return await stream_state(*asked, **how)
+
+    monkeypatch.setattr(event_reader, "stream_state", comes_between)
+    async with asyncio.timeout(20), bus.follow(events_of(unique_run), live=False) as items:
+        found = [item async for item in items]
+    assert [one.sequence for one in found] == [told[0], told[0]]
+    assert isinstance(found[-1], CaughtUp)
+
+
+async def test_a_reader_that_took_anothers_event_for_its_own_catches_up_all_the_same(
+    bus: Bus, unique_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_reader, "IDLE_S", 0.1)
+    own = await bus.publish(failed(unique_run))
+    other = await bus.publish(failed(f"{unique_run}-other"))
+    reader = event_reader.EventReader(bus.connection, (events_of(unique_run),), after=0, live=False)
+    reader._target = other.sequence
+    async with asyncio.timeout(20):
+        found = [item async for item in reader]
+    await reader.close()
+    assert [one.sequence for one in found] == [own.sequence, own.sequence]
