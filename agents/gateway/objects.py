@@ -73,11 +73,11 @@ class Objects:
         try:
             ref = await self._find(sha256)
             return await self._answer(request, ref) if ref else PlainTextResponse("no such object\n", 404)
-        except ObjectMissingError:
-            self._known.pop(sha256, None)
-            return PlainTextResponse("no such object\n", 404)
         except FedbusError as error:
+            # What was heard of it may not be true.
             self._known.pop(sha256, None)
+            if isinstance(error, ObjectMissingError):
+                return PlainTextResponse("no such object\n", 404)
             log.error("an object cannot be read: %s", error)
             return PlainTextResponse("the object cannot be read\n", 502)
 

@@ -1,10 +1,9 @@
 /** Fetches objects by digest: streamed, resumed after a cut, verified, and kept in Cache Storage for every tab. */
 import { sha256Hex } from './digest';
+import { ATTEMPTS, pauseMs } from './patiently';
 import type { Ref } from '../words/protocol';
 
 const CACHE_NAME = 'fedbus-objects';
-const ATTEMPTS = 6;
-const FIRST_DELAY_MS = 250;
 /** A download that brings no byte for this long is cut and begun anew where it stopped. */
 const SILENCE_MS = 20_000;
 
@@ -89,7 +88,7 @@ export class ObjectStore {
           `object ${ref.sha256} stopped at byte ${into.loaded} of ${ref.size}`,
         );
       }
-      await this.sleep(FIRST_DELAY_MS * 2 ** attempt);
+      await this.sleep(pauseMs(attempt));
     }
   }
 

@@ -1,5 +1,5 @@
 /** A worker that is made anew while it does not load: each has modules of its own, so that nothing failed for good. */
-import { ATTEMPTS, pauseMs } from './patiently';
+import { ATTEMPTS, pauseMs } from '../objects/patiently';
 
 /** The part of Worker that is used, so that tests can run a fake one. */
 export type WorkerLike = Pick<Worker, 'postMessage' | 'terminate' | 'onmessage' | 'onerror'>;

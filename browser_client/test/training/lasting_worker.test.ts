@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { LastingWorker, type WorkerLike } from '../../src/training/lasting_worker';
-import { ATTEMPTS, patiently, pauseMs } from '../../src/training/patiently';
+import { ATTEMPTS, patiently, pauseMs } from '../../src/objects/patiently';
 
 class FakeWorker implements WorkerLike {
   onmessage: WorkerLike['onmessage'] = null;

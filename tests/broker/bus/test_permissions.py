@@ -230,14 +230,19 @@ async def test_a_role_cannot_hear_the_answers_to_another(guarded: EmbeddedServer
             assert f'subscription to "{subject.lower()}"' in await refusal(lambda nc, to=subject: nc.subscribe(to))
 
 
+async def three_roles(stack: contextlib.AsyncExitStack, server: EmbeddedServer) -> list[Bus]:
+    """Who puts an object, who says something untrue of it, and who reads it."""
+    return [
+        await stack.enter_async_context(Bus.connect(server.settings_for(role), name=role, wait_s=10))
+        for role in ("aggregator", "labeller", "gateway")
+    ]
+
+
 async def test_what_another_role_says_of_an_object_hides_and_harms_nothing(guarded: EmbeddedServer) -> None:
     data = os.urandom(CHUNK + 5)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(asyncio.timeout(30))
-        owner, thief, reader = [
-            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
-            for role in ("aggregator", "labeller", "gateway")
-        ]
+        owner, thief, reader = await three_roles(stack, guarded)
         ref = await owner.objects.put(data)
         (meta,) = await owner.objects.bucket.candidates(ref.name)
         js = thief.connection.js
@@ -281,10 +286,7 @@ async def test_whatever_another_role_says_of_an_object_it_is_found_and_read(guar
     data = os.urandom(CHUNK + 5)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(asyncio.timeout(9))
-        owner, thief, reader = [
-            await stack.enter_async_context(Bus.connect(guarded.settings_for(role), name=role, wait_s=10))
-            for role in ("aggregator", "labeller", "gateway")
-        ]
+        owner, thief, reader = await three_roles(stack, guarded)
         ref = await owner.objects.put(data, media_type="text/plain")
         (meta,) = await owner.objects.bucket.candidates(ref.name)
         said = json.dumps(meta.model_dump() | LIES[lie]).encode()

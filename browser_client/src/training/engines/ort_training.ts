@@ -4,7 +4,7 @@ import { type Engine, EngineError, type EngineFiles, type EngineMaker, type Engi
 import { withLearningRate } from '../learning_rate';
 import { type Manifest, ORT_TRAINING } from '../manifest';
 import { forwardBatch } from '../memory';
-import { patiently } from '../patiently';
+import { patiently } from '../../objects/patiently';
 
 const BINARY = 'ort-training-wasm-simd-threaded';
 
